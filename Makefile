@@ -1,0 +1,48 @@
+# Every target does its own set-up, in .venv and .tl4. Stamps are written last: without one, set-up starts from nothing.
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+# The second leg: a later TransformerLens, without HookedTransformer, laid over the one that constraints.txt pins.
+TL4_VERSION := 4.3.0
+
+BIN := .venv/bin
+VENV := .venv/.ready
+TL4 := .tl4/.ready-$(TL4_VERSION)
+# One thread per worker: two workers with two threads each would spend their time waiting for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+.PHONY: demo test test-3.9 test-4 lint setup clean
+.NOTPARALLEL:
+
+demo: $(VENV)
+	$(BIN)/tl-rome demo
+
+test: test-3.9 test-4
+
+test-3.9: $(VENV)
+	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST)
+
+test-4: $(VENV) $(TL4)
+	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST)
+
+lint: $(VENV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+setup: $(VENV) $(TL4)
+
+$(VENV): pyproject.toml constraints.txt
+	@echo "Setting up .venv: a few minutes the first time."
+	test -e $@ || $(PYTHON) -m venv --clear .venv
+	@rm -f $@
+	$(BIN)/python -m pip install -qq -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(TL4): | $(VENV)
+	rm -rf .tl4
+	$(BIN)/python -m pip install -qq --no-deps --target .tl4 transformer-lens==$(TL4_VERSION)
+	@touch $@
+
+clean:
+	rm -rf .venv .tl4 .pytest_cache .ruff_cache build dist
