@@ -1,0 +1,41 @@
+"""Errors that a user can act on: what happened, with the values, then the remedy.
+
+Every error this package raises on purpose is a `TLRomeError`. Those caused by an argument are also `ValueError`,
+so that code written against the standard library keeps working.
+"""
+
+
+class TLRomeError(Exception):
+    """Base of every error raised on purpose by tl_rome."""
+
+
+class InputError(TLRomeError, ValueError):
+    """An argument, template, target, prompt or setting that cannot be used as given."""
+
+
+class SubjectError(InputError):
+    """The subject cannot be placed on whole tokens of the prompt: absent, empty, or ending inside a token."""
+
+
+class UnsupportedModelError(TLRomeError):
+    """A model whose layout, tokenizer or class this package does not know how to handle."""
+
+
+class ModelUnavailableError(TLRomeError):
+    """A model that could not be obtained: unknown name, no network, or a damaged cache."""
+
+
+class NumericsError(TLRomeError):
+    """Weights, activations or statistics that are not finite, or a matrix that cannot be factored."""
+
+
+class StorageError(TLRomeError):
+    """A file that is damaged, of another schema version, or cannot be written."""
+
+
+class ModelMismatchError(StorageError):
+    """A stored result that belongs to another model than the one it was handed to."""
+
+
+class EditStateError(TLRomeError):
+    """An edit applied or undone when the weights are not in the state that this needs."""
