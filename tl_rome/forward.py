@@ -1,0 +1,207 @@
+"""Running part of a model: up to a hook point, from a layer, from a position, with a shared prefix.
+
+Changing a state at layer l and position t changes nothing below l and nothing before t. `read` stops a run as soon as
+the wanted activations are there; `BlockRunner` runs single blocks on the positions from t on, for any number of rows,
+with the keys and values of earlier positions taken from a recorded run. Both stay inside TransformerLens blocks, so
+hooks fire in them as ever (they see only the positions and rows that are run).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.errors import UnsupportedModelError
+from tl_rome.sites import ActivationHook, HookedModel, Site, check_hook, is_hooked_transformer
+
+Hooks = Sequence[tuple[str, ActivationHook]]
+Attended = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
+"""One layer's cached attention keys and values, in the model class's own layout; rows come first."""
+
+
+class _Stop(Exception):
+    """Raised inside a hook to end a forward pass whose remaining work nobody needs."""
+
+
+def device_of(model: HookedModel) -> torch.device:
+    """Device of the model's first block, where its tokens are sent."""
+    return next(model.blocks[0].parameters()).device
+
+
+def read(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], names: Iterable[str], *, hooks: Hooks = ()
+) -> dict[str, Float[Tensor, "batch pos ..."]]:
+    """Activations at hook points; the forward pass ends once the last of them has been read.
+
+    Args:
+        model: Left as found.
+        tokens: Right-padded token ids; padding needs no mask, since later positions cannot reach earlier ones.
+        names: Hook points to read.
+        hooks: Further hooks to run with; they act before an activation is read.
+
+    Raises:
+        InputError: If a hook point does not exist.
+    """
+    found: dict[str, Tensor] = {}
+    wanted = {check_hook(model, name) for name in names}
+
+    def reader(name: str) -> ActivationHook:
+        def keep(value: Tensor, hook: object) -> None:
+            found[name] = value
+            if len(found) == len(wanted):
+                raise _Stop
+
+        return keep
+
+    with model.hooks(fwd_hooks=[*hooks, *((name, reader(name)) for name in wanted)]):
+        try:
+            model(tokens.to(device_of(model)))
+        except _Stop:
+            pass
+    missing = wanted - found.keys()
+    if missing:
+        raise UnsupportedModelError(f"hook points {sorted(missing)} exist but did not fire in a forward pass")
+    return found
+
+
+def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+    """Logits from the last block's output: final norm, unembedding and soft cap, at just the rows given."""
+    flat = resid.reshape(1, -1, resid.shape[-1])
+    logits = model.unembed(model.ln_final(flat))  # type: ignore[attr-defined]
+    cap = getattr(model.cfg, "output_logits_soft_cap", None)
+    if cap is not None and cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.reshape(*resid.shape[:-1], -1)
+
+
+def new_cache(model: HookedModel, rows: int) -> Any:
+    """An empty key-value cache of the kind that this model's class takes."""
+    if is_hooked_transformer(model):
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        return TransformerLensKeyValueCache.init_cache(model.cfg, device_of(model), rows)
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def run_cached(model: HookedModel, tokens: Int[Tensor, "rows pos"], cache: Any) -> Float[Tensor, "rows pos d_vocab"]:
+    """Logits of the next positions after those in the cache, which grows by them."""
+    if is_hooked_transformer(model):
+        return model(tokens, past_kv_cache=cache)
+    return model(tokens, past_key_values=cache, use_cache=True)
+
+
+def attended(model: HookedModel, cache: Any) -> list[Attended]:
+    """What a cache holds, per layer."""
+    if is_hooked_transformer(model):
+        return [(entry.past_keys, entry.past_values) for entry in cache]
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+class _Prefix:
+    """Stands in for a Hugging Face cache inside one attention layer: constant keys and values before the new ones."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._past = keys, values
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return past and new, joined along positions."""
+        past_keys, past_values = self._past
+        return torch.cat([past_keys, key], dim=-2), torch.cat([past_values, value], dim=-2)
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Number of past positions."""
+        return self._past[0].shape[-2]
+
+
+class BlockRunner:
+    """Runs single blocks on positions `start` to the end of one prompt's length, for any rows.
+
+    Rows are residual streams of runs that share a prompt length; each row brings the attention keys and values of its
+    positions before `start`. On a TransformerBridge the arguments of each block (positions, mask) are noted from one
+    real pass over these positions and used again.
+
+    Args:
+        model: Left as found.
+        tokens: A prompt of the length in question, [1, pos]; only its length matters to other rows.
+        start: First position that the rows carry.
+
+    Raises:
+        UnsupportedModelError: If running block by block does not give what the model itself computes.
+    """
+
+    def __init__(self, model: HookedModel, tokens: Int[Tensor, "1 pos"], start: int) -> None:
+        self.model = model
+        self.start = start
+        self._hooked = is_hooked_transformer(model)
+        self._block_args: list[tuple[tuple, dict[str, Any], list[str]]] = []
+        cache = new_cache(model, 1)
+        if start > 0:
+            run_cached(model, tokens[:, :start], cache)
+        if self._hooked:
+            return
+        handles = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in model.blocks]
+        try:
+            run_cached(model, tokens[:, start:], cache)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(self._block_args) != model.cfg.n_layers:
+            raise UnsupportedModelError(f"blocks ran {len(self._block_args)} times, not {model.cfg.n_layers}")
+
+    def _note(self, _block: object, args: tuple, kwargs: dict[str, Any]) -> None:
+        cache_names = [name for name in ("past_key_values", "layer_past") if name in kwargs]
+        others = {name: value for name, value in kwargs.items() if name not in ("hidden_states", *cache_names)}
+        self._block_args.append((args[1:], others, cache_names))
+
+    def __call__(
+        self, layer: int, resid: Float[Tensor, "rows pos d_model"], past: Attended
+    ) -> Float[Tensor, "rows pos d_model"]:
+        """Run one block.
+
+        Args:
+            layer: Block index.
+            resid: The block's input at positions from `start` on.
+            past: This layer's keys and values at positions before `start`, one row for each row.
+        """
+        block = self.model.blocks[layer]
+        if self._hooked:
+            from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+
+            return block(resid, past_kv_cache_entry=TransformerLensKeyValueCacheEntry(*past, frozen=True))
+        args, kwargs, cache_names = self._block_args[layer]
+        output = block(resid, *args, **kwargs, **dict.fromkeys(cache_names, _Prefix(*past)))
+        return output[0] if isinstance(output, tuple) else output
+
+    def crop(self, cached: Attended, rows: Int[Tensor, " rows"] | slice = slice(None)) -> Attended:
+        """The part of a recorded layer's keys and values before `start`, for the rows given."""
+        axis = 1 if self._hooked else 2
+        keys, values = (part[rows].narrow(axis, 0, self.start) for part in cached)
+        return keys, values
+
+
+def record(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], names: Iterable[str], *, hooks: Hooks = ()
+) -> tuple[dict[str, Float[Tensor, "batch pos ..."]], list[Attended]]:
+    """Activations at hook points and every layer's attention keys and values, from one full run."""
+    names = [check_hook(model, name) for name in names]
+    found: dict[str, Tensor] = {}
+
+    def reader(name: str) -> ActivationHook:
+        def keep(value: Tensor, hook: object) -> None:
+            found[name] = value
+
+        return keep
+
+    cache = new_cache(model, tokens.shape[0])
+    with model.hooks(fwd_hooks=[*hooks, *((name, reader(name)) for name in names)]):
+        run_cached(model, tokens.to(device_of(model)), cache)
+    return found, attended(model, cache)
+
+
+def last_resid(model: HookedModel) -> str:
+    """Hook point of the last block's output."""
+    return Site("resid_post", model.cfg.n_layers - 1).hook

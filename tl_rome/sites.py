@@ -1,0 +1,194 @@
+"""Where things are in a TransformerLens model: hook names, W_out, and what its classes and versions name differently.
+
+Two classes are supported: HookedTransformer (TransformerLens 3.9) and TransformerBridge (3.9 and 4.x). This file is the
+only one that knows the names of their hook points and weights; `forward` is the only one that knows how their blocks
+are called.
+
+Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_out + b_out with rows as keys, so the
+    paper's W (which maps column keys to column values) is W_out transposed, and its update v u^T is the outer product u
+    v^T here.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tl_rome.errors import InputError, UnsupportedModelError
+
+EMBED = "hook_embed"
+"""Hook point of the token embeddings, before positions are added."""
+
+ActivationHook = Callable[..., Tensor | None]
+"""A TransformerLens forward hook: called as `hook_function(activation, hook=hook_point)`; may return a replacement."""
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """What this package asks of a model: HookedTransformer and TransformerBridge both have it."""
+
+    cfg: Any
+    tokenizer: Any
+    blocks: Any
+    hook_dict: Any
+
+    def hooks(self, fwd_hooks: list) -> Any:
+        """Context manager that adds forward hooks and takes them away again."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on tokens [batch, pos] and return logits [batch, pos, d_vocab]."""
+        ...
+
+
+def is_hooked_transformer(model: HookedModel) -> bool:
+    """Whether the model is a HookedTransformer; False means TransformerBridge.
+
+    Raises:
+        UnsupportedModelError: If it is neither.
+    """
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if "HookedTransformer" in names:
+        return True
+    if "TransformerBridge" in names:
+        return False
+    raise UnsupportedModelError(
+        f"{type(model).__name__} is neither a HookedTransformer nor a TransformerBridge; "
+        "wrap it with tl_rome.load_model(name_or_folder) or TransformerBridge.boot_transformers"
+    )
+
+
+def check_layer(model: HookedModel, layer: int) -> int:
+    """Return the layer if the model has it.
+
+    Raises:
+        InputError: If it is outside 0 ... n_layers - 1.
+    """
+    if not 0 <= layer < model.cfg.n_layers:
+        raise InputError(f"layer {layer} is out of range: this model has layers 0 to {model.cfg.n_layers - 1}")
+    return layer
+
+
+def check_hook(model: HookedModel, name: str) -> str:
+    """Return the hook name if the model has such a hook point.
+
+    TransformerBridge 3.9 ignores unknown names silently, so every name is checked before it is used.
+
+    Raises:
+        InputError: If it has none, naming the closest ones that exist.
+    """
+    if name not in model.hook_dict:
+        close = difflib.get_close_matches(name, list(model.hook_dict), n=4, cutoff=0.5)
+        raise InputError(f"this model has no hook point {name!r}; closest: {', '.join(close) or 'none'}")
+    return name
+
+
+@dataclass(frozen=True)
+class Site:
+    """A component of one layer, named as TransformerLens names its hook points.
+
+    Args:
+        component: "resid_post", "mlp_out", "attn_out", or any other `hook_*` of a block without its prefix;
+            a dotted name reaches inside, as in "attn.hook_z" or "mlp.hook_post".
+        layer: Block index from 0.
+    """
+
+    component: str
+    layer: int
+
+    @property
+    def hook(self) -> str:
+        """Full hook name, such as `blocks.5.hook_mlp_out`."""
+        return f"blocks.{self.layer}.{self.component if '.' in self.component else 'hook_' + self.component}"
+
+    def check(self, model: HookedModel) -> str:
+        """The hook name, checked against the model.
+
+        Raises:
+            InputError: If the layer is out of range or the hook point does not exist.
+        """
+        check_layer(model, self.layer)
+        return check_hook(model, self.hook)
+
+
+def key_hook(layer: int) -> str:
+    """Hook point whose value is the exact input of W_out (gated MLPs included): the key k of eq. 12."""
+    return f"blocks.{layer}.mlp.hook_post"
+
+
+def w_in(model: HookedModel, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+    """The live weight W_in of one MLP, which edits never touch.
+
+    Raises:
+        InputError: If the layer is out of range.
+        UnsupportedModelError: If the block has no single two-dimensional W_in.
+    """
+    check_layer(model, layer)
+    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_in", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise UnsupportedModelError(f"layer {layer} has no plain MLP (its W_in is {type(weight).__name__})")
+    return weight
+
+
+def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """The live weight W_out of one MLP; writing to it in place under `torch.no_grad` changes the model.
+
+    Raises:
+        InputError: If the layer is out of range.
+        UnsupportedModelError: If the block has no single two-dimensional W_out (mixtures of experts, attention-only).
+    """
+    check_layer(model, layer)
+    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_out", None)
+    shape = (model.cfg.d_mlp, model.cfg.d_model)
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in model.hook_dict:
+        found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise UnsupportedModelError(
+            f"layer {layer} has no plain MLP output matrix of shape {shape} (found {found}), so it cannot be edited; "
+            "dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
+        )
+    return weight
+
+
+def b_out(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
+    """Bias of W_out, zeros where the model has none."""
+    bias = getattr(model.blocks[layer].mlp, "b_out", None)
+    weight = w_out(model, layer)
+    return bias if isinstance(bias, Tensor) else torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+
+
+@contextmanager
+def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """See, and optionally replace, the exact output of W_out + b_out: the value of eq. 13.
+
+    `hook_mlp_out` is that value except where a norm follows the MLP (Gemma 2); a bridge then names the inner point
+    `mlp.out.hook_out`, and for HookedTransformer the MLP module's own output is taken.
+
+    Args:
+        model: The model; its hooks are as before afterwards.
+        layer: Block index.
+        function: Gets the output [batch, pos, d_model]; returns a replacement or None.
+    """
+    inner = f"blocks.{layer}.mlp.out.hook_out"
+    if is_hooked_transformer(model):
+        def see(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+            return function(output)
+
+        mlp: nn.Module = model.blocks[layer].mlp
+        handle = mlp.register_forward_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+    else:
+        name = inner if inner in model.hook_dict else Site("mlp_out", layer).check(model)
+        with model.hooks(fwd_hooks=[(name, lambda value, hook: function(value))]):
+            yield
