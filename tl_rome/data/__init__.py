@@ -1,0 +1,1 @@
+"""Data that ships with the package, written by its authors: names of subjects and key statistics."""
