@@ -1,0 +1,12 @@
+"""Changing a fact: rank-one edits of an MLP's W_out (section 4, appendices B.1 and F)."""
+
+from tl_rome.editors.config import RELEASED as RELEASED
+from tl_rome.editors.config import RomeConfig as RomeConfig
+from tl_rome.editors.config import default_layer as default_layer
+from tl_rome.editors.contexts import sample_contexts as sample_contexts
+from tl_rome.editors.covariance import KeyCovariance as KeyCovariance
+from tl_rome.editors.edit import Edit as Edit
+from tl_rome.editors.edit import RankOneUpdate as RankOneUpdate
+from tl_rome.editors.receipt import Receipt as Receipt
+from tl_rome.editors.rome import Rome as Rome
+from tl_rome.editors.rome import rome as rome

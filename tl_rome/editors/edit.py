@@ -1,0 +1,173 @@
+"""An edit as a value: what it changes, where it came from, what it did; applied to a model and taken back bit for bit.
+
+W_out is [d_mlp, d_model] and rows are keys, so the paper's vu^T is the outer product of u (keys) and v (values) here.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.editors.receipt import Receipt
+from tl_rome.errors import EditStateError, NumericsError, StorageError
+from tl_rome.facts import EditRequest
+from tl_rome.sites import HookedModel, w_out
+from tl_rome.storage import check_fingerprint, load, save
+
+_KIND = "edit"
+
+
+@dataclass(frozen=True, eq=False)
+class RankOneUpdate:
+    """A rank-one change of one layer's W_out.
+
+    Raises:
+        NumericsError: If a value is not finite.
+    """
+
+    layer: int
+    """Block index."""
+    u: Float[Tensor, " d_mlp"]
+    """Key direction, C^-1 k* up to scale; selects the subject."""
+    v: Float[Tensor, " d_model"]
+    """Value direction; what is added to the MLP's output is (k . u) v."""
+
+    def __post_init__(self) -> None:
+        if not bool(self.u.isfinite().all() and self.v.isfinite().all()):
+            raise NumericsError(f"the update of layer {self.layer} is not finite")
+
+    @property
+    def delta(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The change of W_out; float64."""
+        return torch.outer(self.u.double(), self.v.double())
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A finished edit. The model it was made on is as it was before; `applied` or `apply` puts the edit in.
+
+    An `Edit` can be applied to any model with the fingerprint of the one it was made on, whatever its class.
+    """
+
+    updates: tuple[RankOneUpdate, ...]
+    """At most one per layer."""
+    request: EditRequest
+    """What was asked for."""
+    receipt: Receipt
+    """What the edit did."""
+    model: str
+    """Fingerprint of the model."""
+    provenance: Mapping[str, Any]
+    """How it was made: editor settings, contexts, seed, BOS policy, covariance; JSON-serialisable."""
+    _undo: list[tuple[weakref.ref, dict[int, tuple[Tensor, Tensor]]]] = field(default_factory=list, repr=False)
+
+    def __str__(self) -> str:
+        return str(self.receipt)
+
+    @contextmanager
+    def applied(self, model: HookedModel) -> Iterator[HookedModel]:
+        """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
+
+        Raises:
+            ModelMismatchError: If the edit is for another model.
+            EditStateError: If it is applied already, or the weights were changed by others inside the block.
+        """
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            self.undo(model)
+
+    def apply(self, model: HookedModel) -> None:
+        """Write the edit into the model's weights, in place, and keep the old ones for `undo`.
+
+        Raises:
+            ModelMismatchError: If the edit is for another model.
+            EditStateError: If it is applied to this model already.
+            NumericsError: If the new weights would not be finite in the model's dtype.
+        """
+        check_fingerprint(model, self.model, "this edit")
+        if self._position(model) is not None:
+            raise EditStateError("this edit is applied to this model already; undo it first")
+        changes: dict[int, tuple[Tensor, Tensor]] = {}
+        for update in self.updates:
+            before = w_out(model, update.layer).detach().clone()
+            after = (before.double() + update.delta.to(before.device)).to(before.dtype)
+            if not bool(after.isfinite().all()):
+                raise NumericsError(f"the edited W_out of layer {update.layer} is not finite in {before.dtype}")
+            changes[update.layer] = before, after
+        self._write(model, {layer: after for layer, (_, after) in changes.items()})
+        self._undo.append((weakref.ref(model), changes))
+
+    def undo(self, model: HookedModel) -> None:
+        """Put the weights back exactly as they were before `apply`.
+
+        Raises:
+            EditStateError: If the edit is not applied to this model, or its weights have been changed since.
+        """
+        position = self._position(model)
+        if position is None:
+            raise EditStateError("this edit is not applied to this model, so there is nothing to undo")
+        changes = self._undo[position][1]
+        for layer, (_, after) in changes.items():
+            if not torch.equal(w_out(model, layer), after):
+                raise EditStateError(
+                    f"W_out of layer {layer} has changed since this edit was applied; "
+                    "undo what was applied later first, in reverse order"
+                )
+        self._write(model, {layer: before for layer, (before, _) in changes.items()})
+        del self._undo[position]
+
+    @staticmethod
+    def _write(model: HookedModel, weights: Mapping[int, Tensor]) -> None:
+        with torch.no_grad():
+            for layer, weight in weights.items():
+                w_out(model, layer).copy_(weight)
+
+    def _position(self, model: HookedModel) -> int | None:
+        return next((i for i, (held, _) in enumerate(self._undo) if held() is model), None)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a small safetensors file with the vectors, the receipt and all provenance.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        tensors = {f"{update.layer}.{name}": getattr(update, name) for update in self.updates for name in "uv"}
+        header = {
+            "layers": [update.layer for update in self.updates],
+            "request": asdict(self.request),
+            "receipt": asdict(self.receipt),
+            "model": self.model,
+            "provenance": dict(self.provenance),
+        }
+        return save(path, _KIND, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | Path, model: HookedModel | None = None) -> "Edit":
+        """Read an edit that `save` wrote.
+
+        Args:
+            path: The file.
+            model: If given, the edit is checked to belong to it at once, otherwise when it is applied.
+
+        Raises:
+            StorageError: If the file is damaged or holds something else.
+            ModelMismatchError: If the edit is for another model.
+        """
+        tensors, header = load(path, _KIND)
+        try:
+            updates = tuple(RankOneUpdate(n, tensors[f"{n}.u"], tensors[f"{n}.v"]) for n in header["layers"])
+            request, receipt = EditRequest(**header["request"]), Receipt(**header["receipt"])
+            edit = cls(updates, request, receipt, header["model"], header["provenance"])
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
+        if model is not None:
+            check_fingerprint(model, edit.model, str(path))
+        return edit
