@@ -160,8 +160,8 @@ def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
 
 def b_out(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
     """Bias of W_out, zeros where the model has none."""
-    bias = getattr(model.blocks[layer].mlp, "b_out", None)
     weight = w_out(model, layer)
+    bias = getattr(model.blocks[layer].mlp, "b_out", None)
     return bias if isinstance(bias, Tensor) else torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
 
 

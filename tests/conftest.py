@@ -1,0 +1,114 @@
+"""Fixtures for all tests: tiny models of every family in every class of this leg, the embedded model, the shared data.
+
+Models are loaded once per session and shared: treat them as read-only and leave no hooks behind. A test that writes
+weights takes `fresh_tiny`. `TL_ROME_LEG` says which TransformerLens the run is about ("3.9" or "4"); a run that got
+another one stops instead of skipping the tests that it was made for.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import N_CTX, N_LAYERS, build_family, transformer_lens_major
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop when the TransformerLens at hand is not the one this leg is about."""
+    leg = os.environ.get("TL_ROME_LEG")
+    if leg is None:
+        return
+    if leg not in ("3.9", "4"):
+        raise pytest.UsageError(f"TL_ROME_LEG is {leg!r}; use '3.9' or '4'")
+    if leg == "3.9":
+        try:
+            from transformer_lens import HookedTransformer  # noqa: F401
+        except ImportError as error:
+            raise pytest.UsageError(f"TL_ROME_LEG=3.9, but HookedTransformer cannot be imported: {error}") from error
+    elif transformer_lens_major() != 4:
+        raise pytest.UsageError(f"TL_ROME_LEG=4, but transformer_lens has major version {transformer_lens_major()}")
+
+
+@pytest.fixture(scope="session")
+def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give `family_dir(family)`: the folder of a tiny model in Hugging Face layout, saved once per worker."""
+    folders: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in folders:
+            folders[family] = build_family(family, tmp_path_factory.mktemp("families") / f"tiny-{family}")
+        return folders[family]
+
+    return get
+
+
+def _load_tiny(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    from tl_rome.models import load_model
+
+    model = load_model(str(folder), kind=kind, dtype=dtype, device="cpu", progress=False, **options)
+    size = sum(p.numel() for p in model.parameters())
+    assert size < 200_000, f"{folder.name} is not tiny: {size} parameters"
+    assert model.cfg.n_ctx == N_CTX
+    assert model.cfg.n_layers == N_LAYERS
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny(family_dir: Callable[[str], Path]) -> Callable[..., Any]:
+    """Give `tiny(family, kind, dtype=torch.float32)`: a shared tiny model, to be left as it was found."""
+    models: dict[tuple[str, str, torch.dtype], Any] = {}
+
+    def get(family: str, kind: str, dtype: torch.dtype = torch.float32) -> Any:
+        key = (family, kind, dtype)
+        if key not in models:
+            models[key] = _load_tiny(family_dir(family), kind, dtype, {})
+        return models[key]
+
+    return get
+
+
+@pytest.fixture
+def fresh_tiny(family_dir: Callable[[str], Path]) -> Callable[..., Any]:
+    """Give `fresh_tiny(family, kind, dtype=torch.float32, **load_model_options)`: a new model to write to."""
+
+    def get(family: str, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        return _load_tiny(family_dir(family), kind, dtype, options)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Callable[[str], Any]:
+    """Give `smollm2(kind)`: the real embedded model, shared. Tests that use it are marked slow."""
+    models: dict[str, Any] = {}
+
+    def get(kind: str) -> Any:
+        from tl_rome.models import load_model
+
+        if kind not in models:
+            models[kind] = load_model("smollm2-135m", kind=kind, device="cpu", progress=False)
+        return models[kind]
+
+    return get
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that takes the real model as slow."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Give the folder with the reference data, `shared` beside the checkout or `TL_ROME_SHARED`."""
+    folder = Path(os.environ.get("TL_ROME_SHARED") or REPOSITORY.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no reference data: {folder} does not exist (set TL_ROME_SHARED)")
+    return folder
