@@ -21,6 +21,10 @@ Attended = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 """One layer's cached attention keys and values, in the model class's own layout; rows come first."""
 
 
+_TOLERANCE = 0.05
+"""Relative error that rounding alone may cause, in bfloat16 too; a wrong run is off by far more."""
+
+
 class _Stop(Exception):
     """Raised inside a hook to end a forward pass whose remaining work nobody needs."""
 
@@ -130,19 +134,19 @@ class BlockRunner:
         start: First position that the rows carry.
 
     Raises:
-        UnsupportedModelError: If running block by block does not give what the model itself computes.
+        UnsupportedModelError: If the model does not run each block once, with a key-value cache.
     """
 
     def __init__(self, model: HookedModel, tokens: Int[Tensor, "1 pos"], start: int) -> None:
         self.model = model
         self.start = start
         self._hooked = is_hooked_transformer(model)
-        self._block_args: list[tuple[tuple, dict[str, Any], list[str]]] = []
-        cache = new_cache(model, 1)
-        if start > 0:
-            run_cached(model, tokens[:, :start], cache)
+        self._block_args: list[tuple[tuple, dict[str, Any]]] = []
         if self._hooked:
             return
+        self._noted_cache = cache = new_cache(model, 1)
+        if start > 0:
+            run_cached(model, tokens[:, :start], cache)
         handles = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in model.blocks]
         try:
             run_cached(model, tokens[:, start:], cache)
@@ -153,9 +157,10 @@ class BlockRunner:
             raise UnsupportedModelError(f"blocks ran {len(self._block_args)} times, not {model.cfg.n_layers}")
 
     def _note(self, _block: object, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache_names = [name for name in ("past_key_values", "layer_past") if name in kwargs]
-        others = {name: value for name, value in kwargs.items() if name not in ("hidden_states", *cache_names)}
-        self._block_args.append((args[1:], others, cache_names))
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        if not any(value is self._noted_cache for value in (*args, *others.values())):
+            raise UnsupportedModelError("the model's blocks take no key-value cache")
+        self._block_args.append((args[1:], others))
 
     def __call__(
         self, layer: int, resid: Float[Tensor, "rows pos d_model"], past: Attended
@@ -172,11 +177,38 @@ class BlockRunner:
             from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
             return block(resid, past_kv_cache_entry=TransformerLensKeyValueCacheEntry(*past, frozen=True))
-        args, kwargs, cache_names = self._block_args[layer]
-        output = block(resid, *args, **kwargs, **dict.fromkeys(cache_names, _Prefix(*past)))
+        args, kwargs = self._block_args[layer]
+        prefix = _Prefix(*past)
+        args = [prefix if value is self._noted_cache else value for value in args]
+        kwargs = {name: prefix if value is self._noted_cache else value for name, value in kwargs.items()}
+        output = block(resid, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def crop(self, cached: Attended, rows: Int[Tensor, " rows"] | slice = slice(None)) -> Attended:
+    def check(
+        self,
+        resid: Float[Tensor, "rows pos d_model"],
+        cached: Sequence[Attended],
+        expected: Float[Tensor, "rows pos d_model"],
+    ) -> None:
+        """Make sure that running block by block gives what the model itself computed.
+
+        Args:
+            resid: The first block's input in a recorded run, at positions from `start` on.
+            cached: Every layer's keys and values in that run, at all positions.
+            expected: The last block's output in that run, at positions from `start` on.
+
+        Raises:
+            UnsupportedModelError: If it does not: the model does more than pass one stream from block to block.
+        """
+        for layer, past in enumerate(cached):
+            resid = self(layer, resid, self.crop(past))
+        error = ((resid - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)).max().item()
+        if error > _TOLERANCE:
+            raise UnsupportedModelError(f"running block by block is off by {error:.1%} from the model itself")
+
+    def crop(
+        self, cached: Attended, rows: Int[Tensor, " chosen"] | slice = slice(None)
+    ) -> tuple[Float[Tensor, "chosen ..."], Float[Tensor, "chosen ..."]]:
         """The part of a recorded layer's keys and values before `start`, for the rows given."""
         axis = 1 if self._hooked else 2
         keys, values = (part[rows].narrow(axis, 0, self.start) for part in cached)

@@ -1,6 +1,5 @@
 """Heat maps in the paper's manner: layers along x, tokens along y, subject tokens starred (figure 3)."""
 
-import warnings
 from typing import TYPE_CHECKING
 
 from tl_rome.patching.result import TraceResult
@@ -30,22 +29,39 @@ def plot_trace(result: TraceResult, ax: "Axes | None" = None, *, title: str | No
     if ax is None:
         import matplotlib.pyplot as plt
 
-        _, ax = plt.subplots(figsize=(3.6 + result.scores.shape[0] * 0.07, 1.4 + 0.2 * len(result.labels)), dpi=150)
+        _, ax = plt.subplots(figsize=figure_size(result), dpi=150, layout="constrained")
     cmap, what = _STYLE.get(result.component, ("Greys", result.component))
     n_layers = result.scores.shape[0]
     low = result.corrupted_score
     mesh = ax.pcolormesh(result.scores.T.numpy(), cmap=cmap, vmin=low, vmax=max(result.scores.max().item(), low + 1e-9))
-    ax.invert_yaxis()
+    ax.set_ylim(len(result.labels), 0)  # not inverted: axes that share their y axis would invert it once each
     ax.set_xticks([layer + 0.5 for layer in range(0, n_layers, 5)], [str(layer) for layer in range(0, n_layers, 5)])
     rows = [position + 0.5 for position in range(len(result.labels))]
     inside = range(result.subject.start, result.subject.end)
     starred = [label + "*" if position in inside else label for position, label in enumerate(result.labels)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        ax.set_yticks(rows, starred, parse_math=False)
+    ax.set_yticks(rows, [_drawable(label) for label in starred], parse_math=False)
+    ax.tick_params(axis="y", length=0)
     run = f"runs of {result.window} " if result.window > 1 else ""
-    ax.set_title(title or f"Restoring {run}{what}", fontsize=9)
+    ax.set_title(title or f"Restoring {run}{what}", fontsize="medium")
     ax.set_xlabel("centre of the restored layers" if result.window > 1 else "restored layer")
-    bar = ax.figure.colorbar(mesh, ax=ax)
-    bar.set_label(f"P({result.answer.strip()})", parse_math=False)
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
+    bar.set_label(_drawable(f"P({result.answer.strip()})"), parse_math=False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     return ax
+
+
+def figure_size(result: TraceResult) -> tuple[float, float]:
+    """Width and height, in inches, at which a trace's labels have room."""
+    n_layers, positions = result.scores.shape
+    return 3.6 + 0.07 * n_layers, 1.2 + 0.22 * positions
+
+
+def _drawable(text: str) -> str:
+    r"""Escape what the current fonts cannot draw (`\u6771`), where matplotlib would draw a box and warn each time."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in FontProperties().get_family()]
+    return "".join(
+        char if any(font.get_char_index(ord(char)) for font in fonts) else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import Attended, BlockRunner, device_of, final_logits
+from tl_rome.forward import Attended, BlockRunner, device_of, final_logits, last_resid
 from tl_rome.patching.runs import Metric, Runs
 from tl_rome.sites import ActivationHook, HookedModel, Site
 
@@ -35,7 +35,7 @@ def trace_sweep(
     model = runs.model
     clean = runs.clean(component)
     corrupted, attended = runs.corrupted(["resid_pre", "resid_post"])
-    top = Site("resid_post", model.cfg.n_layers - 1).hook
+    bottom, top = Site("resid_pre", 0).hook, last_resid(model)
     tokens = runs.prompt.tokens[None].to(device_of(model))
     together = max(1, max_rows // runs.samples)
     baseline = metric(final_logits(model, corrupted[top][:, -1])).double().mean().item()
@@ -43,6 +43,9 @@ def trace_sweep(
     for position in range(tokens.shape[1]):
         if position >= runs.span.start:
             runner = BlockRunner(model, tokens, position)
+            if position == runs.span.start:
+                first_row = [(keys[:1], values[:1]) for keys, values in attended]
+                runner.check(corrupted[bottom][:1, position:], first_row, corrupted[top][:1, position:])
             for first in range(0, len(windows), together):
                 cells = windows[first : first + together]
                 column = _Column(runs, runner, component, clean, corrupted, attended)

@@ -1,0 +1,180 @@
+"""Sites: keys, values and W_out are what every family and class computes with, and hooks come and go cleanly."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import FAMILIES, KINDS, N_LAYERS
+
+from tl_rome.errors import InputError, UnsupportedModelError
+from tl_rome.forward import read
+from tl_rome.sites import (
+    EMBED,
+    HookedModel,
+    Site,
+    b_out,
+    check_hook,
+    check_layer,
+    is_hooked_transformer,
+    key_hook,
+    value_hook,
+    w_out,
+)
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+TOKENS = torch.arange(300, 314).view(2, 7)
+
+
+class Stub(HookedModel):
+    """Has what this package asks of a model, but is neither class."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+class Boom(Exception):
+    pass
+
+
+def boom(*_args, **_kwargs):
+    raise Boom
+
+
+def relative_error(found, expected):
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
+def count_hooks(model):
+    on_points = {name: len(point.fwd_hooks) for name, point in model.hook_dict.items()}
+    on_modules = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+    return on_points, on_modules
+
+
+@each_kind
+@each_family
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_key_times_w_out_plus_bias_is_the_value(tiny, family, kind, dtype, tolerance):
+    model, seen = tiny(family, kind, dtype), {}
+    for layer in range(N_LAYERS):
+        mlp_out = Site("mlp_out", layer).hook
+        with value_hook(model, layer, lambda value: seen.update(value=value)):
+            found = read(model, TOKENS, [key_hook(layer), mlp_out])
+        computed = found[key_hook(layer)] @ w_out(model, layer) + b_out(model, layer)
+        assert relative_error(computed, seen["value"]) < tolerance
+        if family == "gemma2":  # a norm stands between the value and the residual stream
+            assert relative_error(seen["value"], found[mlp_out]) > 0.1
+        else:
+            assert torch.equal(seen["value"], found[mlp_out])
+
+
+@each_kind
+@each_family
+def test_replacing_the_value_equals_changing_w_out(fresh_tiny, family, kind):
+    model, layer, keys = fresh_tiny(family, kind), 1, {}
+    original = model(TOKENS)
+    saved = w_out(model, layer).clone()
+    delta = torch.randn(saved.shape, generator=torch.Generator().manual_seed(0))
+
+    def note(key, hook):
+        keys["k"] = key
+
+    with model.hooks([(key_hook(layer), note)]), value_hook(model, layer, lambda value: value + keys["k"] @ delta):
+        replaced = model(TOKENS)
+    with torch.no_grad():
+        w_out(model, layer).add_(delta)
+    written = model(TOKENS)
+    assert relative_error(written, original) > 0.1
+    assert relative_error(replaced, written) < 1e-5
+    with torch.no_grad():
+        w_out(model, layer).copy_(saved)
+    assert torch.equal(model(TOKENS), original)
+
+
+@each_kind
+@each_family
+def test_a_bias_stands_in_where_there_is_none(tiny, family, kind):
+    bias = b_out(tiny(family, kind), 0)
+    assert bias.shape == (tiny(family, kind).cfg.d_model,)
+    assert bool(bias.any()) is (family in {"gpt2", "gptj", "neox"})
+
+
+@each_kind
+def test_hooks_are_gone_after_an_exception(tiny, kind):
+    model = tiny("gpt2", kind)
+    before = count_hooks(model)
+    with pytest.raises(Boom), value_hook(model, 1, boom):
+        model(TOKENS)
+    with pytest.raises(Boom):
+        read(model, TOKENS, [Site("resid_post", 1).hook], hooks=[(EMBED, boom)])
+    assert count_hooks(model) == before
+
+
+@each_kind
+def test_value_hook_acts_only_inside_its_context_and_on_its_layer(tiny, kind):
+    model, seen = tiny("llama", kind), []
+    with value_hook(model, 2, seen.append):
+        model(TOKENS)
+    model(TOKENS)
+    assert [tuple(value.shape) for value in seen] == [(2, 7, model.cfg.d_model)]
+
+
+@each_kind
+def test_the_classes_are_told_apart(tiny, kind):
+    assert is_hooked_transformer(tiny("gpt2", kind)) is (kind == "hooked")
+
+
+def test_another_class_is_refused_with_a_remedy():
+    with pytest.raises(UnsupportedModelError, match=r"^Stub is neither .*; wrap it with tl_rome.load_model"):
+        is_hooked_transformer(Stub())
+
+
+@pytest.mark.parametrize(
+    ("component", "hook"),
+    [
+        ("resid_post", "blocks.3.hook_resid_post"),
+        ("attn.hook_z", "blocks.3.attn.hook_z"),
+        ("mlp.hook_post", key_hook(3)),
+    ],
+)
+@each_kind
+def test_components_are_named_as_transformer_lens_names_them(tiny, kind, component, hook):
+    assert Site(component, 3).hook == hook
+    assert Site(component, 3).check(tiny("gpt2", kind)) == hook
+
+
+@each_kind
+def test_an_unknown_hook_point_names_close_ones(tiny, kind):
+    with pytest.raises(InputError, match=r"no hook point 'blocks.0.hook_mlp_ou'; closest: .*blocks.0.hook_mlp_out"):
+        check_hook(tiny("gpt2", kind), "blocks.0.hook_mlp_ou")
+    with pytest.raises(InputError, match=r"no hook point 'xyzzy'; closest: none"):
+        read(tiny("gpt2", kind), TOKENS, ["xyzzy"])
+
+
+@each_kind
+@pytest.mark.parametrize("layer", [-1, N_LAYERS, 1000])
+def test_a_layer_out_of_range_is_named_with_the_range(tiny, kind, layer):
+    model = tiny("gpt2", kind)
+    for function in (check_layer, w_out, b_out, lambda model, layer: Site("mlp_out", layer).check(model)):
+        with pytest.raises(InputError, match=rf"layer {layer} is out of range: this model has layers 0 to 3"):
+            function(model, layer)
+
+
+@pytest.mark.parametrize(
+    ("mlp", "hook_points", "found"),
+    [
+        (SimpleNamespace(W_out=torch.zeros(2, 8, 4)), {key_hook(0): None}, r"\(2, 8, 4\)"),
+        (SimpleNamespace(W_out=torch.zeros(4, 8)), {key_hook(0): None}, r"\(4, 8\)"),
+        (SimpleNamespace(W_out=torch.zeros(8, 4)), {}, r"\(8, 4\)"),
+        (SimpleNamespace(), {key_hook(0): None}, "NoneType"),
+        (None, {key_hook(0): None}, "NoneType"),
+    ],
+    ids=["experts", "transposed", "no key hook", "no W_out", "attention only"],
+)
+def test_an_mlp_without_a_plain_w_out_is_refused(mlp, hook_points, found):
+    cfg = SimpleNamespace(n_layers=1, d_mlp=8, d_model=4)
+    model = Stub(cfg=cfg, blocks=[SimpleNamespace(mlp=mlp)], hook_dict=hook_points)
+    with pytest.raises(UnsupportedModelError, match=rf"no plain MLP output matrix of shape \(8, 4\) \(found {found}\)"):
+        w_out(model, 0)
+    with pytest.raises(UnsupportedModelError, match="cannot be edited"):
+        b_out(model, 0)
