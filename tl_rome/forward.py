@@ -91,11 +91,24 @@ def new_cache(model: HookedModel, rows: int) -> Any:
     return DynamicCache()
 
 
-def run_cached(model: HookedModel, tokens: Int[Tensor, "rows pos"], cache: Any) -> Float[Tensor, "rows pos d_vocab"]:
-    """Logits of the next positions after those in the cache, which grows by them."""
+def run_cached(
+    model: HookedModel, tokens: Int[Tensor, "rows pos"], cache: Any, mask: Int[Tensor, "rows all_pos"] | None = None
+) -> Float[Tensor, "rows pos d_vocab"]:
+    """Logits of the next positions after those in the cache, which grows by them.
+
+    Args:
+        model: Left as found.
+        tokens: The next tokens.
+        cache: As `new_cache` or an earlier call left it.
+        mask: 1 for real tokens and 0 for padding on the left, over cached and new positions; None if there is none.
+    """
+    new = tokens.shape[1]
     if is_hooked_transformer(model):
-        return model(tokens, past_kv_cache=cache)
-    return model(tokens, past_key_values=cache, use_cache=True)
+        return model(tokens, past_kv_cache=cache, attention_mask=None if mask is None else mask[:, -new:])
+    if mask is None:
+        return model(tokens, past_key_values=cache, use_cache=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+    return model(tokens, past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions)
 
 
 def attended(model: HookedModel, cache: Any) -> list[Attended]:
@@ -122,34 +135,42 @@ class _Prefix:
 
 
 class BlockRunner:
-    """Runs single blocks on positions `start` to the end of one prompt's length, for any rows.
+    """Runs single blocks on positions `start` to the end, for any rows of the length of the given tokens.
 
-    Rows are residual streams of runs that share a prompt length; each row brings the attention keys and values of its
-    positions before `start`. On a TransformerBridge the arguments of each block (positions, mask) are noted from one
-    real pass over these positions and used again.
+    Rows are residual streams; each brings the attention keys and values of its positions before `start`. On a
+    TransformerBridge the arguments of each block (positions, mask) are noted from one real pass and used again.
 
     Args:
         model: Left as found.
-        tokens: A prompt of the length in question, [1, pos]; only its length matters to other rows.
+        tokens: One prompt, which stands for any rows of its length; or, with padding, one prompt for each row.
         start: First position that the rows carry.
+        padding: Padding tokens on the left of each row, where prompts whose parts before `start` differ in length have
+            been aligned.
 
     Raises:
         UnsupportedModelError: If the model does not run each block once, with a key-value cache.
     """
 
-    def __init__(self, model: HookedModel, tokens: Int[Tensor, "1 pos"], start: int) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        tokens: Int[Tensor, "rows pos"],
+        start: int,
+        padding: Int[Tensor, " rows"] | None = None,
+    ) -> None:
         self.model = model
         self.start = start
+        self._mask = _mask(tokens, padding)
         self._hooked = is_hooked_transformer(model)
         self._block_args: list[tuple[tuple, dict[str, Any]]] = []
         if self._hooked:
             return
-        self._noted_cache = cache = new_cache(model, 1)
+        self._noted_cache = cache = new_cache(model, len(tokens))
         if start > 0:
-            run_cached(model, tokens[:, :start], cache)
+            run_cached(model, tokens[:, :start], cache, None if self._mask is None else self._mask[:, :start])
         handles = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in model.blocks]
         try:
-            run_cached(model, tokens[:, start:], cache)
+            run_cached(model, tokens[:, start:], cache, self._mask)
         finally:
             for handle in handles:
                 handle.remove()
@@ -176,7 +197,8 @@ class BlockRunner:
         if self._hooked:
             from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-            return block(resid, past_kv_cache_entry=TransformerLensKeyValueCacheEntry(*past, frozen=True))
+            entry = TransformerLensKeyValueCacheEntry(*past, frozen=True)
+            return block(resid, past_kv_cache_entry=entry, attention_mask=self._mask)
         args, kwargs = self._block_args[layer]
         prefix = _Prefix(*past)
         args = [prefix if value is self._noted_cache else value for value in args]
@@ -215,10 +237,33 @@ class BlockRunner:
         return keys, values
 
 
+def _mask(tokens: Int[Tensor, "rows pos"], padding: Int[Tensor, " rows"] | None) -> Int[Tensor, "rows pos"] | None:
+    """Attention mask of rows that are padded on the left, None where no row is."""
+    if padding is None or not bool(padding.any()):
+        return None
+    return (torch.arange(tokens.shape[1], device=tokens.device) >= padding[:, None]).long()
+
+
 def record(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], names: Iterable[str], *, hooks: Hooks = ()
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    names: Iterable[str],
+    *,
+    hooks: Hooks = (),
+    padding: Int[Tensor, " batch"] | None = None,
 ) -> tuple[dict[str, Float[Tensor, "batch pos ..."]], list[Attended]]:
-    """Activations at hook points and every layer's attention keys and values, from one full run."""
+    """Activations at hook points and every layer's attention keys and values, from one full run.
+
+    Args:
+        model: Left as found.
+        tokens: Token ids.
+        names: Hook points to read.
+        hooks: Further hooks to run with.
+        padding: Padding tokens on the left of each row; what is recorded there has no meaning.
+
+    Raises:
+        InputError: If a hook point does not exist.
+    """
     names = [check_hook(model, name) for name in names]
     found: dict[str, Tensor] = {}
 
@@ -230,7 +275,7 @@ def record(
 
     cache = new_cache(model, tokens.shape[0])
     with model.hooks(fwd_hooks=[*hooks, *((name, reader(name)) for name in names)]):
-        run_cached(model, tokens.to(device_of(model)), cache)
+        run_cached(model, tokens.to(device_of(model)), cache, _mask(tokens, padding))
     return found, attended(model, cache)
 
 

@@ -164,7 +164,9 @@ class Edit:
         tensors, header = load(path, _KIND)
         try:
             updates = tuple(RankOneUpdate(n, tensors[f"{n}.u"], tensors[f"{n}.v"]) for n in header["layers"])
-            figures = {name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()}
+            figures: dict[str, Any] = {
+                name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()
+            }
             request, receipt = EditRequest(**header["request"]), Receipt(**figures)
             edit = cls(updates, request, receipt, header["model"], header["provenance"])
         except (KeyError, TypeError) as error:

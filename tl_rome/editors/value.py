@@ -6,8 +6,10 @@ put. The loss is
 
     mean over contexts of NLL(target) / tokens  +  kl_factor * KL  +  norm_penalty * ||delta|| / ||v0||^2
 
-Nothing below the layer depends on delta, so each step runs the blocks from the layer up and unembeds the scored
-positions only.
+Nothing below the layer and nothing before the subject's last token depends on delta. So each step runs the blocks
+from the layer up, on the positions from the subject's last token on, and unembeds the scored positions only; the keys
+and values of what comes before are computed once. Prompts are aligned at the subject's last token, with padding on the
+left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,9 +60,12 @@ class _Batch:
     """All prompts of one optimisation: the rewriting prompt in every context, then the essence prompt."""
 
     tokens: Int[Tensor, "rows pos"]
-    subject_last: Int[Tensor, " rows"]
+    """Padded on both sides, with every subject's last token at position `start`."""
+    padding: Int[Tensor, " rows"]
+    """Padding tokens on the left."""
+    start: int
     scored: Int[Tensor, "contexts target"]
-    """Position whose logits predict each target token."""
+    """Position, counted from `start`, whose logits predict each target token."""
     target: Int[Tensor, " target"]
 
     @classmethod
@@ -69,13 +74,15 @@ class _Batch:
         prompts: list[Prompt] = [encode_fact(model, fact, prefix) for prefix in contexts]
         essence = encode_fact(model, Fact(kl_template, fact.subject))
         target = encode_target(model, fact.target, prompts[0].text)
-        texts = [torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts]
-        batch = pad([*texts, essence.tokens])
-        starts = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
-        scored = starts[:, None] + torch.arange(len(target))
         last = torch.tensor([prompt.subject.last for prompt in [*prompts, essence]])
+        start = int(last.max())
+        texts = [torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts]
+        rows = zip([*texts, essence.tokens], start - last, strict=True)
+        tokens = pad([torch.nn.functional.pad(text, (int(missing), 0)) for text, missing in rows]).tokens
         device = device_of(model)
-        return cls(batch.tokens.to(device), last.to(device), scored.to(device), target.to(device))
+        first = torch.tensor([len(prompt.tokens) - 1 - prompt.subject.last for prompt in prompts])
+        scored = first[:, None] + torch.arange(len(target))
+        return cls(tokens.to(device), (start - last).to(device), start, scored.to(device), target.to(device))
 
 
 def optimise_value(
@@ -121,14 +128,14 @@ class _Loss:
 
     def __init__(self, model: HookedModel, layer: int, batch: _Batch, config: RomeConfig) -> None:
         self.model, self.layer, self.batch, self.config = model, layer, batch, config
-        self.rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         outputs: list[Tensor] = []
-        start = Site("resid_pre", layer).check(model)
-        with torch.no_grad(), value_hook(model, layer, outputs.append):
-            found, attended = record(model, batch.tokens, [start])
-        self.initial = outputs[0][0, batch.subject_last[0]].clone()
-        self.resid = found[start]
-        self.runner = BlockRunner(model, batch.tokens[:1], 0)
+        bottom = Site("resid_pre", layer).check(model)
+        with torch.no_grad():
+            with value_hook(model, layer, outputs.append):
+                found, attended = record(model, batch.tokens, [bottom], padding=batch.padding)
+            self.runner = BlockRunner(model, batch.tokens, batch.start, batch.padding)
+        self.initial = outputs[0][0, batch.start].clone()
+        self.resid = found[bottom][:, batch.start :]
         self.past = [self.runner.crop(cached) for cached in attended]
         self.essence: Tensor | None = None
 
@@ -136,11 +143,10 @@ class _Loss:
         """Total loss, differentiable in delta, and its parts."""
         target, config = self.batch.target, self.config
         resid = self._run(delta)
-        n_contexts = len(self.batch.scored)
-        scored = resid[self.rows[:n_contexts, None], self.batch.scored]
-        logprobs = final_logits(self.model, scored).log_softmax(-1)
-        nll_each = -logprobs.gather(2, target.expand(n_contexts, -1)[..., None])[..., 0].mean(1)
-        essence = final_logits(self.model, resid[-1, self.batch.subject_last[-1]][None]).log_softmax(-1)
+        contexts = torch.arange(len(self.batch.scored), device=resid.device)
+        logprobs = final_logits(self.model, resid[contexts[:, None], self.batch.scored]).log_softmax(-1)
+        nll_each = -logprobs.gather(2, target.expand(len(contexts), -1)[..., None])[..., 0].mean(1)
+        essence = final_logits(self.model, resid[-1:, 0]).log_softmax(-1)
         if self.essence is None:
             self.essence = essence.detach().clone()
         nll = nll_each.mean()
@@ -152,9 +158,7 @@ class _Loss:
 
     def _run(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "rows pos d_model"]:
         def add(output: Tensor) -> Tensor:
-            change = torch.zeros_like(output)
-            change[self.rows, self.batch.subject_last] = delta
-            return output + change
+            return torch.cat([output[:, :1] + delta, output[:, 1:]], dim=1)
 
         resid = self.resid
         with value_hook(self.model, self.layer, add):
