@@ -49,8 +49,9 @@ print(f"P(Paris): {hidden.clean_score:.3f} clean, {hidden.corrupted_score:.3f} w
 tl_rome.plot_trace(hidden);
 
 # %% [markdown]
-# Two islands: early and middle layers at the subject's last token, and late layers at the last token. The first is where
-# the subject is *recognised*, the second where the answer is about to be *said*.
+# Two islands: early and middle layers inside the subject, and late layers at the last token. The first is where the
+# subject is *recognised* (here at *iffel*, the token that leaves no doubt; on average over many facts it is the subject's
+# last token), the second where the answer is about to be *said*.
 #
 # Which part of a layer does it? A single MLP or attention output has little effect of its own, so we restore runs of ten
 # layers of one kind.
