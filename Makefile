@@ -11,7 +11,7 @@ TL4 := .tl4/.ready-$(TL4_VERSION)
 # One thread per worker: two workers with two threads each would spend their time waiting for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-.PHONY: demo test test-3.9 test-4 lint setup clean
+.PHONY: demo test test-3.9 test-4 lint notebooks setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
@@ -29,6 +29,9 @@ lint: $(VENV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+notebooks: $(VENV)
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 setup: $(VENV) $(TL4)
 

@@ -13,11 +13,12 @@ from tl_rome.sites import (
     HookedModel,
     Site,
     b_out,
-    check_hook,
+    check_hooks,
     check_layer,
     is_hooked_transformer,
     key_hook,
     value_hook,
+    w_in,
     w_out,
 )
 
@@ -146,7 +147,7 @@ def test_components_are_named_as_transformer_lens_names_them(tiny, kind, compone
 @each_kind
 def test_an_unknown_hook_point_names_close_ones(tiny, kind):
     with pytest.raises(InputError, match=r"no hook point 'blocks.0.hook_mlp_ou'; closest: .*blocks.0.hook_mlp_out"):
-        check_hook(tiny("gpt2", kind), "blocks.0.hook_mlp_ou")
+        check_hooks(tiny("gpt2", kind), [EMBED, "blocks.0.hook_mlp_ou"])
     with pytest.raises(InputError, match=r"no hook point 'xyzzy'; closest: none"):
         read(tiny("gpt2", kind), TOKENS, ["xyzzy"])
 
@@ -155,7 +156,7 @@ def test_an_unknown_hook_point_names_close_ones(tiny, kind):
 @pytest.mark.parametrize("layer", [-1, N_LAYERS, 1000])
 def test_a_layer_out_of_range_is_named_with_the_range(tiny, kind, layer):
     model = tiny("gpt2", kind)
-    for function in (check_layer, w_out, b_out, lambda model, layer: Site("mlp_out", layer).check(model)):
+    for function in (check_layer, w_in, w_out, b_out, lambda model, layer: Site("mlp_out", layer).check(model)):
         with pytest.raises(InputError, match=rf"layer {layer} is out of range: this model has layers 0 to 3"):
             function(model, layer)
 

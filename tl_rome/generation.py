@@ -42,11 +42,13 @@ def sample_tokens(
         Prompts and continuations, on the CPU.
 
     Raises:
-        InputError: If the result would be longer than the model's context.
+        InputError: If the result would be longer than the model's context, or `top_k` is not a number of tokens.
     """
     total = tokens.shape[1] + new_tokens
     if total > model.cfg.n_ctx:
         raise InputError(f"{tokens.shape[1]} + {new_tokens} tokens exceed the model's context of {model.cfg.n_ctx}")
+    if top_k is not None and not 1 <= top_k <= model.cfg.d_vocab:
+        raise InputError(f"top_k is {top_k}; use 1 to {model.cfg.d_vocab}, the model's vocabulary, or None for all")
     cache, device = new_cache(model, len(tokens)), device_of(model)
     steps, following = [tokens.cpu()], tokens
     for _ in tqdm(range(new_tokens), desc="sample", unit="token", disable=not progress):

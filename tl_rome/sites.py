@@ -10,7 +10,7 @@ Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -78,18 +78,22 @@ def check_layer(model: HookedModel, layer: int) -> int:
     return layer
 
 
-def check_hook(model: HookedModel, name: str) -> str:
-    """Return the hook name if the model has such a hook point.
+def check_hooks(model: HookedModel, names: Iterable[str]) -> list[str]:
+    """Return the hook names if the model has such hook points.
 
-    TransformerBridge 3.9 ignores unknown names silently, so every name is checked before it is used.
+    TransformerBridge 3.9 ignores unknown names silently, so every name is checked before it is used; all at once, since
+    a bridge makes its table of hook points anew at every look.
 
     Raises:
-        InputError: If it has none, naming the closest ones that exist.
+        InputError: If it lacks one, naming the closest ones that exist.
     """
-    if name not in model.hook_dict:
-        close = difflib.get_close_matches(name, list(model.hook_dict), n=4, cutoff=0.5)
-        raise InputError(f"this model has no hook point {name!r}; closest: {', '.join(close) or 'none'}")
-    return name
+    known = model.hook_dict
+    checked = list(names)
+    for name in checked:
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
+            raise InputError(f"this model has no hook point {name!r}; closest: {', '.join(close) or 'none'}")
+    return checked
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Site:
             InputError: If the layer is out of range or the hook point does not exist.
         """
         check_layer(model, self.layer)
-        return check_hook(model, self.hook)
+        return check_hooks(model, [self.hook])[0]
 
 
 def key_hook(layer: int) -> str:
@@ -179,6 +183,7 @@ def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tens
     """
     inner = f"blocks.{layer}.mlp.out.hook_out"
     if is_hooked_transformer(model):
+
         def see(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
             return function(output)
 

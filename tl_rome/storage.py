@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tl_rome.errors import ModelMismatchError, StorageError
@@ -65,18 +65,27 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     Raises:
         StorageError: If the file cannot be written.
     """
-    path = Path(path)
     meta = {_HEADER: json.dumps({"kind": kind, "schema": SCHEMA_VERSION, **header}, ensure_ascii=False)}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_whole(Path(path), to_bytes(plain, meta))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file, which appears whole or not at all; parent folders are made.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, meta)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {kind} to {path}: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -95,11 +104,11 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            header = {**json.loads((file.metadata() or {})[_HEADER])}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
         raise StorageError(f"{path} does not exist") from error
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise StorageError(f"{path} is damaged or is not a tl_rome file ({error}); make it again") from error
     if header.get("kind") != kind or header.get("schema") != SCHEMA_VERSION:
         raise StorageError(

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
+from tl_rome.blocks import BlockRunner
 from tl_rome.editors.config import RomeConfig
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
-from tl_rome.forward import BlockRunner, device_of, final_logits, record
+from tl_rome.forward import device_of, final_logits, record
 from tl_rome.sites import HookedModel, Site, value_hook
 from tl_rome.tokens import Prompt, encode_fact, encode_target, pad
 

@@ -46,7 +46,7 @@ def trace_plain(
     return scores
 
 
-def _restore_rows(value: Float[Tensor, " d_model"], rows: Tensor, position: int) -> ActivationHook:
+def _restore_rows(value: Float[Tensor, "..."], rows: Tensor, position: int) -> ActivationHook:
     def hook_function(activation: Tensor, hook: object) -> Tensor:
         activation = activation.clone()
         activation[rows.to(activation.device), position] = value

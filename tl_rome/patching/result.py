@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.errors import NumericsError
+from tl_rome.errors import NumericsError, StorageError
 from tl_rome.storage import load, save
 from tl_rome.tokens import SubjectSpan
 
@@ -89,8 +89,10 @@ class TraceResult:
             StorageError: If the file is damaged or holds something else.
         """
         tensors, header = load(path, _KIND)
-        names = cls.__dataclass_fields__.keys() & header.keys()
-        fields = {name: header[name] for name in names}
-        fields["subject"] = SubjectSpan(**header["subject"])
-        fields["labels"] = tuple(header["labels"])
-        return cls(scores=tensors["scores"].to(torch.float64), **fields)
+        fields = {name: header[name] for name in cls.__dataclass_fields__.keys() & header.keys()}
+        try:
+            fields["subject"] = SubjectSpan(**header["subject"])
+            fields["labels"] = tuple(header["labels"])
+            return cls(scores=tensors["scores"].to(torch.float64), **fields)
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} lacks part of a trace ({error}); make it again") from error

@@ -84,10 +84,10 @@ class Runs:
 
         return [(EMBED, corrupt)]
 
-    def clean(self, component: str) -> dict[int, Float[Tensor, "pos d_model"]]:
+    def clean(self, component: str) -> dict[int, Float[Tensor, "pos ..."]]:
         """The component's clean values by layer."""
         sites = [Site(component, layer) for layer in range(self.model.cfg.n_layers)]
-        found = read(self.model, self.prompt.tokens[None], [site.check(self.model) for site in sites])
+        found = read(self.model, self.prompt.tokens[None], [site.hook for site in sites])
         return {site.layer: found[site.hook][0] for site in sites}
 
     def corrupted(
@@ -95,7 +95,7 @@ class Runs:
     ) -> tuple[dict[str, Float[Tensor, "samples pos d_model"]], list[Attended]]:
         """Corrupted values by hook name, and each layer's corrupted attention keys and values."""
         layers = range(self.model.cfg.n_layers)
-        names = [Site(component, layer).check(self.model) for component in components for layer in layers]
+        names = [Site(component, layer).hook for component in components for layer in layers]
         tokens = self.prompt.tokens.repeat(self.samples, 1)
         return record(self.model, tokens.to(device_of(self.model)), names, hooks=self.corrupt_hooks())
 

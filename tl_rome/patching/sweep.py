@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import Attended, BlockRunner, device_of, final_logits, last_resid
+from tl_rome.blocks import BlockRunner
+from tl_rome.forward import Attended, device_of, final_logits, last_resid
 from tl_rome.patching.runs import Metric, Runs
 from tl_rome.sites import ActivationHook, HookedModel, Site
 

@@ -21,9 +21,11 @@ def layer_window(layer: int, n_layers: int, width: int, clipping: Clipping = "re
         clipping: "released" is l - width//2 onwards, "draft" is l - (width-1)//2 onwards; equal for odd widths.
 
     Raises:
-        InputError: If the width is below 1.
+        InputError: If the width is below 1 or the clipping is unknown.
     """
     if width < 1:
         raise InputError(f"a window needs a width of at least 1 layer, got {width}")
+    if clipping not in ("released", "draft"):
+        raise InputError(f"clipping {clipping!r} is unknown; choose 'released' or 'draft'")
     start = layer - (width // 2 if clipping == "released" else (width - 1) // 2)
     return range(max(0, start), min(n_layers, start + width))

@@ -1,0 +1,96 @@
+"""Noise on the subject's embeddings: its scale, its source and its shape."""
+
+import pytest
+import torch
+from families import KINDS
+
+from tl_rome.errors import InputError
+from tl_rome.patching import AddedNoise, GaussianNoise, example_subjects, noise_scale
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+EMBEDDINGS = torch.full((3, 400), 7.0)
+SUBJECTS = ("The Eiffel Tower", "Łucja", "New York")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_gaussian_noise_is_independent_with_the_standard_deviation_asked_for():
+    noise = GaussianNoise(0.3, samples=20)(EMBEDDINGS, seeded()) - EMBEDDINGS
+    assert noise.shape == (20, 3, 400)
+    assert noise.mean().abs() < 0.01
+    assert noise.std() == pytest.approx(0.3, rel=0.03)
+    assert torch.corrcoef(noise.flatten(0, 1)).fill_diagonal_(0).abs().max() < 0.25  # of 60 rows
+
+
+def test_seeds_decide_the_draws_and_global_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    first, again, other = (GaussianNoise(1.0)(EMBEDDINGS, seeded(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_draws_do_not_depend_on_dtype_or_scale():
+    noise = GaussianNoise(2.0)(EMBEDDINGS.double(), seeded()) - 7
+    single = GaussianNoise(1.0)(EMBEDDINGS, seeded())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single - 7, (noise / 2).float(), rtol=0, atol=1e-6)
+    assert GaussianNoise(1.0)(EMBEDDINGS.bfloat16(), seeded()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("sigma", "samples"), [(0.0, 10), (-1.0, 10), (float("nan"), 10), (1.0, 0)])
+def test_noise_that_is_none_is_refused(sigma, samples):
+    with pytest.raises(InputError, match=f"sigma > 0 and at least 1 sample, got {sigma} and {samples}"):
+        GaussianNoise(sigma, samples)
+
+
+def test_added_noise_is_added_as_given():
+    noise = torch.randn(2, 3, 400, generator=seeded(), dtype=torch.float64)
+    corrupted = AddedNoise(noise)(EMBEDDINGS, seeded())
+    assert torch.equal(corrupted, (EMBEDDINGS.double() + noise).float())
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 400), (2, 3, 399)])
+def test_noise_of_another_shape_is_refused_with_both_shapes(shape):
+    message = rf"noise is for \({shape[1]}, {shape[2]}\) \(tokens, d_model\), the subject has \(3, 400\)"
+    with pytest.raises(InputError, match=message):
+        AddedNoise(torch.zeros(shape))(EMBEDDINGS, seeded())
+
+
+@each_kind
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_noise_scale_is_three_standard_deviations_of_subject_token_embeddings(tiny, family, kind):
+    model = tiny(family, kind)
+    ids = [token for subject in SUBJECTS for token in model.tokenizer(subject)["input_ids"]]
+    expected = model.W_E[ids].double().std().item()
+    assert noise_scale(model, SUBJECTS) == pytest.approx(3 * expected, rel=1e-9)
+    assert noise_scale(model, iter(SUBJECTS), multiple=1.0) == pytest.approx(expected, rel=1e-9)
+
+
+@each_kind
+def test_noise_scale_does_not_count_bos(tiny, fresh_tiny, kind):
+    model = fresh_tiny("gpt2", kind, prepend_bos=True)
+    assert noise_scale(model, SUBJECTS) == noise_scale(tiny("gpt2", kind), SUBJECTS)
+
+
+@pytest.mark.skipif(len(KINDS) < 2, reason="this TransformerLens has one class")
+def test_noise_scale_is_the_same_in_both_classes_where_embeddings_are_multiplied(tiny):
+    # Gemma multiplies embeddings by sqrt(d_model); the noise is added after that in both classes.
+    hooked, bridge = (noise_scale(tiny("gemma2", kind), SUBJECTS) for kind in KINDS)
+    assert hooked == pytest.approx(bridge, rel=1e-5)
+    assert hooked > 4 * noise_scale(tiny("llama", "hooked"), SUBJECTS)
+
+
+@each_kind
+def test_noise_scale_without_subjects_is_refused(tiny, kind):
+    with pytest.raises(InputError, match="no subjects to measure embeddings on"):
+        noise_scale(tiny("gpt2", kind), [])
+
+
+def test_example_subjects_ship_with_the_package(tiny):
+    subjects = example_subjects()
+    assert len(set(subjects)) == len(subjects) >= 50
+    assert all(subject == subject.strip() != "" for subject in subjects)
+    assert noise_scale(tiny("gpt2", KINDS[0])) == noise_scale(tiny("gpt2", KINDS[0]), subjects)

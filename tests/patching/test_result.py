@@ -1,0 +1,58 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from trace_example import RESULT
+
+from tl_rome import storage
+from tl_rome.errors import NumericsError, StorageError
+from tl_rome.patching import TraceResult
+
+
+def test_effects_are_differences_from_the_corrupted_score():
+    torch.testing.assert_close(RESULT.effects, torch.arange(24, dtype=torch.float64).view(8, 3) / 30)
+    assert RESULT.total_effect == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("layer", "position"), [(0, 0), (5, 2), (7, 1)])
+def test_the_strongest_cell_is_layer_then_position(layer, position):
+    scores = RESULT.scores.clone()
+    scores[layer, position] = 0.95
+    assert replace(RESULT, scores=scores).strongest() == (layer, position, 0.95)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_score_that_is_not_finite_is_refused(value):
+    scores = RESULT.scores.clone()
+    scores[0, 2] = value
+    with pytest.raises(NumericsError, match="score is not finite"):
+        replace(RESULT, scores=scores)
+
+
+def test_round_trip(tmp_path):
+    result = replace(RESULT, answer=" 東京", window=10, component="mlp_out")
+    found = TraceResult.load(result.save(tmp_path / "trace.safetensors"))
+    assert torch.equal(found.scores, result.scores)
+    assert found.scores.dtype == torch.float64
+    for name in (field.name for field in fields(TraceResult) if field.name != "scores"):
+        assert getattr(found, name) == getattr(result, name)
+        assert type(getattr(found, name)) is type(getattr(result, name))
+
+
+def test_damaged_and_other_files_are_refused(tmp_path):
+    path = RESULT.save(tmp_path / "trace.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(StorageError, match=r"trace.safetensors is damaged .*; make it again"):
+        TraceResult.load(path)
+    storage.save(path, "edit", {"scores": RESULT.scores}, {})
+    with pytest.raises(StorageError, match="holds 'edit' in schema 1, not 'trace'"):
+        TraceResult.load(path)
+
+
+@pytest.mark.parametrize("missing", ["scores", "subject", "labels", "answer"])
+def test_a_file_that_lacks_a_part_is_damaged(tmp_path, missing):
+    path = RESULT.save(tmp_path / "trace.safetensors")
+    tensors, header = ({k: v for k, v in part.items() if k != missing} for part in storage.load(path, "trace"))
+    storage.save(path, "trace", {**tensors, "other": RESULT.scores}, header)
+    with pytest.raises(StorageError, match=f"trace.safetensors lacks part of a trace .*{missing}.*; make it again"):
+        TraceResult.load(path)

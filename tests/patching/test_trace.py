@@ -1,0 +1,445 @@
+"""Causal tracing: the sweep, the plain way, a re-implementation and the authors' numbers agree; models are borrowed."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, KINDS, N_CTX, N_LAYERS
+
+from tl_rome.errors import InputError, NumericsError, SubjectError, UnsupportedModelError
+from tl_rome.facts import Fact
+from tl_rome.patching import AddedNoise, GaussianNoise, causal_trace, layer_window, noise_scale
+from tl_rome.patching.plain import trace_plain
+from tl_rome.patching.runs import Runs
+from tl_rome.patching.sweep import SWEPT, trace_sweep
+from tl_rome.sites import w_out
+from tl_rome.storage import fingerprint
+from tl_rome.tokens import encode_fact, encode_target
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_component = pytest.mark.parametrize("component", SWEPT)
+both_classes = pytest.mark.skipif(len(KINDS) < 2, reason="this TransformerLens has one class")
+FACT = Fact("In {} is", "Eiffel Tower")  # four tokens, the subject two of them
+NOISE = GaussianNoise(0.7, samples=2)
+
+
+def trace(model, component="resid_post", *, fact=FACT, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return causal_trace(
+        model, fact, component, generator=generator, **{"corruption": NOISE, "progress": False, **options}
+    )
+
+
+def relative_error(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def both_ways(model, component, **options):
+    """Relative difference of the two methods' scores, which must not be all alike."""
+    swept, plain = (trace(model, component, method=method, **options) for method in ("sweep", "plain"))
+    assert (swept.method, plain.method) == ("sweep", "plain")
+    assert plain.effects.abs().max() > 0.02 * plain.corrupted_score, "restoring has no effect to compare"
+    return relative_error(swept.scores, plain.scores)
+
+
+# ---------------------------------------------------------------------------------------------------- the same numbers
+
+
+@each_kind
+@each_family
+@pytest.mark.parametrize(
+    ("component", "window"), [("resid_post", 1), ("resid_post", 3), ("mlp_out", 3), ("attn_out", 1)]
+)
+def test_sweep_equals_plain(tiny, family, kind, component, window):
+    assert both_ways(tiny(family, kind, torch.float64), component, window=window) < 1e-6
+
+
+@each_kind
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_sweep_equals_plain_in_single_precision(tiny, family, kind):
+    assert both_ways(tiny(family, kind), "mlp_out", window=2) < 1e-4
+
+
+@each_component
+@pytest.mark.parametrize("clipping", ["released", "draft"])
+@pytest.mark.parametrize("window", [1, 2, 4, 10])
+def test_sweep_equals_plain_for_every_window(tiny, component, clipping, window):
+    assert both_ways(tiny("gpt2", KINDS[0], torch.float64), component, window=window, clipping=clipping) < 1e-6
+
+
+@pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("attn_out", 2)])
+@pytest.mark.parametrize("method", ["sweep", "plain"])
+def test_the_bound_on_rows_does_not_change_scores(tiny, component, window, method):
+    model = tiny("llama", KINDS[0], torch.float64)
+    expected = trace(model, component, window=window, method=method).scores
+    for max_rows in (1, 6):  # one cell at a time, and three of the four
+        found = trace(model, component, window=window, method=method, max_rows=max_rows).scores
+        assert relative_error(found, expected) < 1e-6
+
+
+def trace_by_definition(model, fact, component, window, noise):
+    """Scores from the subject on by the definition: one cell, one sample, one row and one whole run at a time."""
+    prompt = encode_fact(model, fact)
+    tokens, span = prompt.tokens[None], prompt.subject.slice
+    clean_logits, clean = model.run_with_cache(tokens)
+    answer = clean_logits[0, -1].argmax()
+
+    def score(draw, layers, position):
+        def corrupt(embeddings, hook):
+            embeddings = embeddings.clone()
+            embeddings[0, span] += draw
+            return embeddings
+
+        def restore(name):
+            def hook_function(activation, hook):
+                activation = activation.clone()
+                activation[0, position] = clean[name][0, position]
+                return activation
+
+            return name, hook_function
+
+        hooks = [("hook_embed", corrupt), *(restore(f"blocks.{layer}.hook_{component}") for layer in layers)]
+        return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1].softmax(-1)[answer].item()
+
+    def mean_score(layers, position):
+        return sum(score(draw, layers, position) for draw in noise) / len(noise)
+
+    half = window // 2
+    covered = [[k for k in range(N_LAYERS) if layer - half <= k < layer - half + window] for layer in range(N_LAYERS)]
+    positions = range(span.start, tokens.shape[1])
+    scores = [[mean_score(layers, position) for position in positions] for layers in covered]
+    return torch.tensor(scores, dtype=torch.float64), clean_logits[0, -1].softmax(-1)[answer].item(), mean_score([], 0)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("family", "component", "window", "before"),
+    [
+        ("gpt2", "resid_post", 1, "In"),
+        ("gpt2", "mlp_out", 2, "In"),
+        ("gpt2", "attn_out", 3, "In"),
+        ("gemma2", "mlp_out", 3, "In"),  # with a BOS token
+        ("gemma2", "attn_out", 2, "the " * 66 + "the"),  # beyond its sliding window of 64
+        ("mistral", "resid_post", 1, "the " * 66 + "the"),
+    ],
+)
+def test_the_sweep_equals_the_definition(tiny, family, kind, component, window, before):
+    model, fact = tiny(family, kind, torch.float64), Fact(before + " {} is", "Eiffel Tower")
+    span = encode_fact(model, fact).subject
+    generator = torch.Generator().manual_seed(5)
+    noise = 0.7 * torch.randn(2, len(span), model.cfg.d_model, generator=generator, dtype=torch.float64)
+    expected, clean, corrupted = trace_by_definition(model, fact, component, window, noise)
+    result = trace(model, component, fact=fact, window=window, corruption=AddedNoise(noise))
+    assert result.method == "sweep"
+    assert result.clean_score == pytest.approx(clean, rel=1e-6)
+    assert result.corrupted_score == pytest.approx(corrupted, rel=1e-6)
+    assert relative_error(result.scores[:, span.start :], expected) < 1e-6
+
+
+@both_classes
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("component", ["mlp_out", "attn_out"])
+def test_both_classes_give_the_same_trace(tiny, family, component):
+    hooked, bridge = (trace(tiny(family, kind), component, window=2) for kind in KINDS)
+    assert relative_error(bridge.scores, hooked.scores) < 1e-4
+    assert bridge.clean_score == pytest.approx(hooked.clean_score, rel=1e-4)
+    assert bridge.corrupted_score == pytest.approx(hooked.corrupted_score, rel=1e-4)
+    assert (bridge.model, bridge.labels, bridge.answer) == (hooked.model, hooked.labels, hooked.answer)
+
+
+# ------------------------------------------------------------------------------------------------------- what they mean
+
+
+@each_kind
+@each_family
+def test_what_restoring_cannot_or_must_do(tiny, family, kind):
+    model = tiny(family, kind)
+    result = trace(model)
+    before = result.scores[:, : result.subject.start]
+    assert before.numel() > 0
+    torch.testing.assert_close(before, torch.full_like(before, result.corrupted_score), rtol=1e-5, atol=0)
+    assert result.scores[-1, -1].item() == pytest.approx(result.clean_score, rel=1e-5)
+    others = result.scores[-1, :-1]  # the last layer's other positions are never read
+    torch.testing.assert_close(others, torch.full_like(others, result.corrupted_score), rtol=1e-5, atol=0)
+
+
+@each_kind
+def test_the_sweep_leaves_positions_before_the_subject_exactly_at_the_corrupted_score(tiny, kind):
+    result = trace(tiny("llama", kind), "mlp_out")
+    assert (result.effects[:, : result.subject.start] == 0).all()
+
+
+@each_kind
+def test_the_result_says_what_was_done(tiny, kind):
+    model = tiny("gpt2", kind)
+    prompt = encode_fact(model, FACT)
+    result = trace(model, "attn_out", clipping="draft")
+    assert result.scores.shape == (N_LAYERS, len(prompt.tokens))
+    assert result.scores.dtype == torch.float64
+    assert (result.component, result.window, result.clipping, result.method) == ("attn_out", 10, "draft", "sweep")
+    assert (result.labels, result.subject, result.prepend_bos) == (prompt.labels, prompt.subject, False)
+    assert (result.samples, result.corruption) == (2, "GaussianNoise(sigma=0.7, samples=2)")
+    assert result.model == fingerprint(model)
+    predicted = model.tokenizer.decode(model(prompt.tokens[None])[0, -1].argmax())
+    assert result.answer == result.predicted == predicted
+    assert trace(model).window == 1
+
+
+def test_defaults_are_ten_draws_at_the_models_noise_scale(tiny):
+    model = tiny("gpt2", KINDS[0])
+    default = trace(model, corruption=None)
+    given = trace(model, corruption=GaussianNoise(noise_scale(model), samples=10))
+    assert default.corruption == given.corruption
+    assert torch.equal(default.scores, given.scores)
+
+
+@each_kind
+def test_seeds_decide_the_scores(tiny, kind):
+    model = tiny("gpt2", kind)
+    assert torch.equal(trace(model, seed=1).scores, trace(model, seed=1).scores)
+    assert not torch.equal(trace(model, seed=1).scores, trace(model, seed=2).scores)
+
+
+@each_kind
+def test_the_first_token_of_a_given_target_is_scored(tiny, kind):
+    model = tiny("gpt2", kind)
+    fact = Fact(FACT.template, FACT.subject, "Łucja Rome")
+    tokens = encode_fact(model, fact).tokens
+    first = encode_target(model, fact.target, fact.prompt)[0]
+    result = trace(model, fact=fact)
+    assert result.clean_score == pytest.approx(model(tokens[None])[0, -1].softmax(-1)[first].item(), rel=1e-5)
+    assert result.scores[-1, -1].item() == pytest.approx(result.clean_score, rel=1e-5)
+    assert result.answer != result.predicted == trace(model).answer
+
+
+@each_kind
+@pytest.mark.parametrize("component", ["resid_post", "mlp_out"])
+def test_a_bos_token_shifts_the_subject(fresh_tiny, kind, component):
+    without, model = (fresh_tiny("gpt2", kind, torch.float64, prepend_bos=bos) for bos in (False, True))
+    plain_start = encode_fact(without, FACT).subject.start
+    result = trace(model, component, window=2)
+    assert result.prepend_bos
+    assert result.labels[0] == model.tokenizer.bos_token
+    assert result.subject.start == plain_start + 1
+    assert both_ways(model, component, window=2) < 1e-6
+
+
+@each_kind
+@pytest.mark.parametrize(("inner", "outer"), [("mlp.hook_post", "mlp_out"), ("attn.hook_z", "attn_out")])
+def test_any_hook_point_of_a_block_can_be_restored(tiny, kind, inner, outer, caplog):
+    # The outer activation is a linear function of the inner one, so that restoring either is the same.
+    model = tiny("gpt2", kind, torch.float64)
+    with caplog.at_level(logging.INFO, "tl_rome"):
+        result = trace(model, inner, window=2)
+    assert result.method == "plain"
+    assert f"{inner} is not covered by the sweep" in caplog.text
+    assert relative_error(result.scores, trace(model, outer, window=2).scores) < 1e-6
+
+
+@each_kind
+def test_a_model_that_cannot_be_swept_is_traced_cell_by_cell(tiny, kind, monkeypatch, caplog):
+    from tl_rome.blocks import BlockRunner
+
+    run = BlockRunner.__call__
+    monkeypatch.setattr(BlockRunner, "__call__", lambda *args: 1.2 * run(*args))
+    model = tiny("gpt2", kind, torch.float64)
+    result = trace(model, "mlp_out", window=2)
+    assert "off by" in caplog.text
+    assert "tracing cell by cell instead" in caplog.text
+    assert result.method == "plain"
+    assert torch.equal(result.scores, trace(model, "mlp_out", window=2, method="plain").scores)
+
+
+@each_kind
+def test_the_sweep_runs_less(tiny, kind):
+    model, ran = tiny("gpt2", kind), []
+    for method in ("sweep", "plain"):
+        with model.hooks([("blocks.1.hook_resid_pre", lambda resid, hook: ran.append(resid.shape[:2].numel()))]):
+            trace(model, "mlp_out", window=2, method=method)
+        ran.append(None)
+    sweep, plain = ran[: ran.index(None)], ran[ran.index(None) + 1 : -1]
+    assert sum(sweep) < 0.6 * sum(plain)
+
+
+# ------------------------------------------------------------------------------------------------------------- warnings
+
+
+@each_kind
+def test_another_answer_than_the_models_own_is_logged(tiny, kind, caplog):
+    model = tiny("gpt2", kind)
+    own = trace(model)
+    assert "first choice" not in caplog.text
+    trace(model, fact=Fact(FACT.template, FACT.subject, "Łucja"))
+    assert f"the model's first choice is {own.predicted!r}, not the traced answer" in caplog.text
+
+
+@each_kind
+def test_a_corruption_that_helps_the_answer_is_logged(tiny, kind, caplog):
+    outcomes = set()
+    for target in ("Rome", "Paris", "French"):
+        caplog.clear()
+        result = trace(tiny("gpt2", kind), fact=Fact(FACT.template, FACT.subject, target))
+        helped = result.corrupted_score >= result.clean_score
+        assert (f"corrupting the subject did not lower P({result.answer!r})" in caplog.text) is helped
+        outcomes.add(helped)
+    assert outcomes == {True, False}, "both outcomes should occur"
+
+
+@each_kind
+@pytest.mark.parametrize("method", ["sweep", "plain"])
+def test_progress_counts_positions_and_is_shown_only_when_asked_for(tiny, kind, method, capsys):
+    result = trace(tiny("gpt2", kind), method=method)
+    assert capsys.readouterr() == ("", "")
+    trace(tiny("gpt2", kind), method=method, progress=True)
+    assert f"{len(result.labels)}/{len(result.labels)}" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ borrowed models
+
+
+class Boom(Exception):
+    pass
+
+
+def boom(*_args):
+    raise Boom
+
+
+@dataclass
+class Found:
+    """What a trace must leave as it is."""
+
+    model: object
+
+    def __post_init__(self):
+        self.state = self._look()
+        self.weights = [parameter.clone() for parameter in self.model.parameters()]
+
+    def _look(self):
+        return (
+            torch.is_grad_enabled(),
+            torch.get_rng_state().tolist(),
+            [parameter.requires_grad for parameter in self.model.parameters()],
+            [len(point.fwd_hooks) for point in self.model.hook_dict.values()],
+            [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.model.modules()],
+        )
+
+    def check(self):
+        assert self._look() == self.state
+        assert all(torch.equal(a, b) for a, b in zip(self.model.parameters(), self.weights, strict=True))
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("component", "method"), [*((component, "sweep") for component in SWEPT), ("mlp.hook_post", "plain")]
+)
+def test_the_model_is_left_as_it_was(fresh_tiny, kind, component, method):
+    model = fresh_tiny("gemma2", kind)
+    model.blocks[1].mlp.W_out.requires_grad_(True)
+    model.add_hook("blocks.0.hook_resid_pre", lambda resid, hook: resid * 1.1)  # the user's own
+    found = Found(model)
+    trace(model, component, window=2, method=method)
+    found.check()
+
+
+@each_kind
+@pytest.mark.parametrize("method", ["sweep", "plain"])
+def test_the_model_is_left_as_it_was_after_an_exception(tiny, kind, method):
+    model = tiny("gpt2", kind)
+    found = Found(model)
+    with pytest.raises(Boom):
+        trace(model, corruption=boom, method=method)
+    found.check()
+    runs = Runs(model, encode_fact(model, FACT), NOISE, torch.Generator().manual_seed(0))
+    windows = [layer_window(layer, N_LAYERS, 2) for layer in range(N_LAYERS)]
+    for run in (trace_sweep, trace_plain):
+        with pytest.raises(Boom):
+            run(runs, "mlp_out", windows, boom, max_rows=9)
+        with pytest.raises(Boom), model.hooks([("blocks.2.hook_mlp_out", lambda value, hook: boom())]):
+            run(runs, "mlp_out", windows, boom, max_rows=9)
+    found.check()
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("component", "options", "message"),
+    [
+        ("mlp_outt", {}, r"no hook point 'blocks.0.hook_mlp_outt'; closest: .*hook_mlp_out"),
+        ("mlp_out", {"window": 0}, "at least 1 layer, got 0"),
+        ("mlp_out", {"method": "fast"}, "method 'fast' is unknown; choose 'sweep' or 'plain'"),
+        ("mlp_out", {"fact": Fact("the " * N_CTX + "{} is", "Rome")}, f"context only {N_CTX}; shorten the text"),
+        ("mlp_out", {"fact": Fact("{}n is", "Rome", "x")}, "ends inside the token"),
+        ("mlp_out", {"corruption": AddedNoise(torch.zeros(2, 7, 32))}, r"noise is for \(7, 32\) .*, the subject has"),
+        (
+            "mlp_out",
+            {"corruption": lambda embeddings, generator: embeddings},
+            r"corruption returned shape \(2, 32\); it must be \(samples, 2, 32\)",
+        ),
+        ("mlp_out", {"corruption": lambda embeddings, generator: embeddings[None][:0]}, r"returned shape \(0, 2, 32\)"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused(tiny, kind, component, options, message):
+    model = tiny("gpt2", kind)
+    found = Found(model)
+    with pytest.raises(InputError, match=message):
+        trace(model, component, **options)
+    found.check()
+
+
+def test_an_absent_subject_is_refused_before_any_model_is_needed():
+    with pytest.raises(SubjectError, match="does not occur in"):
+        Fact.from_prompt("In Rome they speak", "Paris")
+
+
+def test_another_class_of_model_is_refused():
+    from test_sites import Stub
+
+    with pytest.raises(UnsupportedModelError, match="neither a HookedTransformer nor a TransformerBridge"):
+        trace(Stub())
+
+
+@each_kind
+@pytest.mark.parametrize("method", ["sweep", "plain"])
+def test_weights_and_corruptions_that_are_not_finite_are_refused(fresh_tiny, kind, method):
+    model = fresh_tiny("gpt2", kind)
+    with pytest.raises(NumericsError, match=r"score is not finite.*corruption"):
+        trace(model, method=method, corruption=lambda embeddings, generator: embeddings[None] * float("nan"))
+    with torch.no_grad():
+        w_out(model, 2)[3, 4] = float("nan")
+    with pytest.raises(NumericsError, match="not finite; look for NaN or inf weights"):
+        trace(model, method=method)
+
+
+# ------------------------------------------------------------------------------------------------- the authors' numbers
+
+
+def check_golden(model, folder, name, component):
+    with np.load(folder / "golden" / f"{name}.npz") as golden:
+        fact = Fact.from_prompt(str(golden["prompt"]), str(golden["subject"]))
+        result = trace(model, component, fact=fact, corruption=AddedNoise(torch.from_numpy(golden["noise"])))
+        assert encode_fact(model, fact).tokens.tolist() == golden["input_ids"].tolist()
+        assert [result.subject.start, result.subject.end] == golden["subject_range"].tolist()
+        assert result.answer == str(golden["answer"])
+        assert result.method == "sweep"
+        assert result.clean_score == pytest.approx(float(golden["high_score"]), abs=1.5e-6)
+        assert result.corrupted_score == pytest.approx(float(golden["low_score"]), abs=1.5e-6)
+        scores = torch.from_numpy(golden["scores"]).double().T
+        torch.testing.assert_close(result.scores, scores, rtol=0, atol=1.5e-6)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(("name", "component"), [("hidden", "resid_post"), ("mlp", "mlp_out"), ("attn", "attn_out")])
+def test_traces_of_the_reference_implementation(smollm2, shared_data, number, name, component):
+    check_golden(smollm2("bridge"), shared_data, f"trace_{number}_{name}", component)
+
+
+@both_classes
+def test_a_trace_of_the_reference_implementation_in_the_other_class(smollm2, shared_data):
+    # One of the six: each takes half a minute, and above both classes are compared on every family and component.
+    check_golden(smollm2("hooked"), shared_data, "trace_2_mlp", "mlp_out")

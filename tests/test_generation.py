@@ -1,0 +1,118 @@
+"""Sampling with a cache: greedy equals an argmax loop without one, draws come from the generator that is handed in."""
+
+import math
+
+import pytest
+import torch
+from families import FAMILIES, KINDS
+
+from tl_rome.errors import InputError
+from tl_rome.generation import continue_texts, sample_tokens
+from tl_rome.tokens import encode
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+PROMPTS = ("The Eiffel Tower is located in", "Rome", "Paris", "The mother tongue of Łucja is")
+TOKENS = torch.randint(2, 500, (2, 60), generator=torch.Generator().manual_seed(0))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def greedy_without_cache(model, tokens, new_tokens):
+    for _ in range(new_tokens):
+        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    return tokens
+
+
+@each_kind
+@each_family
+def test_greedy_equals_a_loop_without_cache(tiny, family, kind):
+    model = tiny(family, kind)  # 60 + 8 tokens reach beyond the sliding windows of 64
+    found = sample_tokens(model, TOKENS, 8, generator=seeded(), top_k=1)
+    assert torch.equal(found, greedy_without_cache(model, TOKENS, 8))
+    assert len(found[:, 60:].unique()) > 1, "a model that repeats itself shows little"
+
+
+@each_kind
+@pytest.mark.parametrize("top_k", [5, None])
+def test_seeds_decide_the_text_and_global_random_state_is_left_alone(tiny, kind, top_k):
+    model, state = tiny("gpt2", kind), torch.get_rng_state()
+    first, again, other = (sample_tokens(model, TOKENS, 20, generator=seeded(s), top_k=top_k) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.skipif(len(KINDS) < 2, reason="this TransformerLens has one class")
+@each_family
+def test_both_classes_write_the_same_text(tiny, family):
+    hooked, bridge = (sample_tokens(tiny(family, kind), TOKENS, 10, generator=seeded(3)) for kind in KINDS)
+    assert torch.equal(hooked, bridge)
+
+
+@each_kind
+@pytest.mark.parametrize("top_k", [3, None])
+def test_draws_follow_the_models_distribution(tiny, kind, top_k):
+    model, rows = tiny("gpt2", kind), 4000
+    probs = model(TOKENS[:1, :3])[0, -1].softmax(dim=-1)
+    if top_k is not None:
+        probs = torch.where(probs >= probs.topk(top_k).values[-1], probs, 0)
+        probs = probs / probs.sum()
+    drawn = sample_tokens(model, TOKENS[:1, :3].expand(rows, -1), 1, generator=seeded(), top_k=top_k)[:, -1]
+    found = drawn.bincount(minlength=len(probs)) / rows
+    expected_error = (2 / math.pi * probs * (1 - probs) / rows).sqrt()
+    assert (found - probs).abs().sum() < 3 * expected_error.sum()
+    assert not found[probs == 0].any()
+
+
+@each_kind
+def test_texts_are_continued_in_order_and_as_if_alone(tiny, kind):
+    model = tiny("llama", kind)
+    together = continue_texts(model, PROMPTS, 6, generator=seeded(), top_k=1)
+    alone = [continue_texts(model, [prompt], 6, generator=seeded(), top_k=1)[0] for prompt in PROMPTS]
+    assert together == alone
+    expected = greedy_without_cache(model, encode(model, PROMPTS[0])[None], 6)[0, -6:]
+    assert together[0] == model.tokenizer.decode(expected)
+    assert len(set(together)) == len(PROMPTS)
+
+
+@each_kind
+def test_bos_is_part_of_the_run_but_not_of_the_text(tiny, kind):
+    model = tiny("gemma2", kind)
+    (text,) = continue_texts(model, ["Rome is"], 4, generator=seeded(), top_k=1)
+    tokens = torch.tensor(
+        [[model.tokenizer.bos_token_id, *model.tokenizer("Rome is", add_special_tokens=False).input_ids]]
+    )
+    assert text == model.tokenizer.decode(greedy_without_cache(model, tokens, 4)[0, -4:])
+
+
+@each_kind
+def test_nothing_to_do_is_done(tiny, kind):
+    model = tiny("gpt2", kind)
+    assert continue_texts(model, [], 5, generator=seeded()) == []
+    assert continue_texts(model, ["Rome is"], 0, generator=seeded()) == [""]
+
+
+@each_kind
+def test_the_context_can_be_filled_but_not_exceeded(tiny, kind):
+    model = tiny("gpt2", kind)
+    assert sample_tokens(model, TOKENS, 68, generator=seeded()).shape == (2, model.cfg.n_ctx)
+    with pytest.raises(InputError, match=r"60 \+ 69 tokens exceed the model's context of 128"):
+        sample_tokens(model, TOKENS, 69, generator=seeded())
+
+
+@each_kind
+@pytest.mark.parametrize("top_k", [0, -1, 10_000])
+def test_an_impossible_top_k_is_refused(tiny, kind, top_k):
+    with pytest.raises(InputError, match=f"top_k is {top_k}; use 1 to "):
+        sample_tokens(tiny("gpt2", kind), TOKENS, 1, generator=seeded(), top_k=top_k)
+
+
+@each_kind
+def test_progress_is_shown_only_when_asked_for(tiny, kind, capsys):
+    sample_tokens(tiny("gpt2", kind), TOKENS, 2, generator=seeded())
+    assert capsys.readouterr() == ("", "")
+    sample_tokens(tiny("gpt2", kind), TOKENS, 2, generator=seeded(), progress=True)
+    assert "sample" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""Batched scores of multi-token targets equal one-by-one scores from the model's own logits."""
+
+import json
+
+import pytest
+import torch
+from families import FAMILIES, KINDS
+
+from tl_rome.errors import InputError
+from tl_rome.scoring import TargetScores, score_targets
+from tl_rome.sites import EMBED
+from tl_rome.tokens import encode, encode_target
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+PROMPTS = (
+    "The Eiffel Tower is located in the city of",
+    "Rome",
+    "The river Seine flows through Paris, and the river Tiber flows through",
+    "The mother tongue of Łucja is",
+    "Rome",
+)
+TARGETS = ("Rome", "is the capital of Italy, 東京", "a city", "Polish", "is")
+
+
+def scores_one_by_one(model, prompts, targets):
+    """Sum of log-probabilities (nats) and number of tokens of each target."""
+    for prompt, target in zip(prompts, targets, strict=True):
+        start, end = encode(model, prompt), encode_target(model, target, prompt)
+        logprobs = model(torch.cat([start, end])[None])[0].double().log_softmax(dim=-1)
+        steps = [logprobs[len(start) + i - 1, token].item() for i, token in enumerate(end)]
+        yield sum(steps), len(steps)
+
+
+@each_kind
+@each_family
+def test_scores_equal_one_by_one_scoring(tiny, family, kind):
+    model = tiny(family, kind)
+    logprob, n_tokens = zip(*scores_one_by_one(model, PROMPTS, TARGETS), strict=True)
+    assert len(set(n_tokens)) > 2, "the targets should differ in length"
+    expected = torch.tensor(logprob, dtype=torch.float64)
+    for max_tokens in (1, 40, 4096):
+        scores = score_targets(model, PROMPTS, TARGETS, max_tokens=max_tokens)
+        torch.testing.assert_close(scores.logprob, expected, rtol=1e-5, atol=0)
+        assert scores.n_tokens.tolist() == list(n_tokens)
+
+
+@each_kind
+@pytest.mark.parametrize(("max_tokens", "n_runs"), [(1, 5), (40, 2), (4096, 1)])
+def test_the_bound_holds_but_for_single_rows(tiny, kind, max_tokens, n_runs):
+    model, shapes = tiny("gpt2", kind), []
+
+    def note(embeddings, hook):
+        shapes.append(embeddings.shape[:2])
+
+    with model.hooks([(EMBED, note)]):
+        score_targets(model, PROMPTS, TARGETS, max_tokens=max_tokens)
+    assert len(shapes) == n_runs
+    assert all(rows * length <= max_tokens or rows == 1 for rows, length in shapes)
+    assert sum(rows for rows, _ in shapes) == len(PROMPTS)
+
+
+def test_probability_and_mean_loss_follow_from_the_log_probability():
+    scores = TargetScores(torch.tensor([-1.0, -6.0], dtype=torch.float64), torch.tensor([1, 3]))
+    torch.testing.assert_close(scores.prob, torch.tensor([-1.0, -6.0], dtype=torch.float64).exp())
+    torch.testing.assert_close(scores.nll, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+@each_kind
+def test_nothing_to_score_gives_no_scores(tiny, kind):
+    scores = score_targets(tiny("gpt2", kind), [], [])
+    assert scores.logprob.shape == scores.n_tokens.shape == (0,)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("prompts", "targets", "message"),
+    [
+        (["Rome is", "Paris is"], ["big"], "2 prompts but 1 targets; give one target per prompt"),
+        (["Rome is"], [" "], "target is empty"),
+        ([""], ["Rome"], "has no tokens"),
+        (["Rome " * 200], ["big"], "context only 128"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tiny, kind, prompts, targets, message):
+    with pytest.raises(InputError, match=message):
+        score_targets(tiny("gpt2", kind), prompts, targets)
+
+
+@each_kind
+def test_a_prompt_and_target_that_just_fill_the_context_are_scored(tiny, kind):
+    model = tiny("gpt2", kind)
+    prompt = "The" + " the" * (model.cfg.n_ctx - 2)
+    assert len(encode(model, prompt)) == model.cfg.n_ctx - 1
+    assert score_targets(model, [prompt], ["the"]).logprob.isfinite().all()
+    with pytest.raises(InputError, match=f"has {model.cfg.n_ctx + 1} tokens"):
+        score_targets(model, [prompt], ["the the"])
+
+
+@each_kind
+def test_scores_of_the_reference_implementation(smollm2, shared_data, kind):
+    golden = json.loads((shared_data / "golden/edit_0.json").read_text("utf-8"))
+    record, before = golden["record"], golden["before"]
+    rewrite = record["requested_rewrite"]
+    prompts = {
+        "rewrite": [rewrite["prompt"].format(rewrite["subject"])],
+        "paraphrase": record["paraphrase_prompts"],
+        "neighborhood": record["neighborhood_prompts"],
+    }
+    cases = [
+        (prompt, rewrite[target]["str"], losses[target])
+        for role, texts in prompts.items()
+        for prompt, losses in zip(texts, before[role], strict=True)
+        for target in ("target_new", "target_true")
+    ]
+    texts, targets, expected = zip(*cases, strict=True)
+    scores = score_targets(smollm2(kind), texts, targets)
+    assert len(expected) == 26
+    torch.testing.assert_close(scores.nll, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-5)

@@ -1,0 +1,88 @@
+"""What the command line prints, as rich tables; everything that came from a user or a model is plain text in them."""
+
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tl_rome.demo import FACT, GROUPS, NEW, Answer, DemoResult
+from tl_rome.editors import Receipt
+from tl_rome.patching import TraceResult
+
+
+def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> Group:
+    """The strongest cells of each trace of one prompt, subject tokens starred."""
+    some = next(iter(traces.values()))
+    answer = f"P({some.answer.strip()})"
+    table = _table("restored", "layer", "token", answer)
+    for name, result in traces.items():
+        for index in result.scores.flatten().argsort(descending=True)[:cells].tolist():
+            layer, position = divmod(index, result.scores.shape[1])
+            star = "*" if result.subject.start <= position < result.subject.end else ""
+            score = f"{result.scores[layer, position]:.3f}"
+            _add(table, name, str(layer), f"{position}: {result.labels[position]!r}{star}", score)
+        table.add_section()
+    effect = f"{answer} is {some.clean_score:.3f}, and {some.corrupted_score:.3f} with the subject corrupted"
+    return Group(Text(f"Trace of {prompt!r}: {effect}"), table)
+
+
+def receipt_table(receipt: Receipt) -> Group:
+    """An edit's receipt."""
+    table = _table("", "")
+    table.show_header = False
+    _add(table, f"P({receipt.target_new})", change(*receipt.prob_new, digits=4))
+    if receipt.prob_true is not None:
+        _add(table, f"P({receipt.target_true})", change(*receipt.prob_true, digits=4))
+    _add(table, "layer", f"{receipt.layer} ({receipt.layer_choice})")
+    _add(table, "preset", f"{receipt.preset}, {receipt.contexts} contexts")
+    _add(table, "covariance", receipt.covariance)
+    _add(table, "|dW| / |W|", f"{receipt.relative_change:.4f}")
+    _add(table, "divisor k.u", f"{receipt.divisor:.3g} (|k*| = {receipt.key_norm:.3g})")
+    _add(table, "loss", f"{receipt.final_loss:.3f} after {receipt.evaluations} evaluations")
+    _add(table, "seconds", f"{receipt.seconds:.1f}")
+    return Group(Text(f"Edit of {receipt.prompt!r} to {receipt.target_new!r}"), table)
+
+
+def answer_table(targets: Iterable[str], rows: Iterable[tuple[str, Answer, Answer]]) -> Table:
+    """Prompts with the first answer and each target's probability, before and after."""
+    table = _table("prompt", "before", "after", *(f"P({target})" for target in targets))
+    for prompt, before, after in rows:
+        _add(table, prompt, before.text, after.text, *_changes(before, after))
+    return table
+
+
+def demo_table(result: DemoResult) -> Table:
+    """All prompts of the demo; the last column says whether each did as it should."""
+    table = _table("prompt", "before", "after", f"P({FACT.target})", f"P({NEW})", "ok")
+    for group, title in GROUPS.items():
+        passed, asked = result.count(group)
+        table.add_row(Text(title, style="bold"), "", "", "", "", Text(f"{passed}/{asked}", style="bold"))
+        for row in result.rows:
+            if row.group == group:
+                cells = (row.prompt, row.before.text, row.after.text, *_changes(row.before, row.after))
+                verdict = Text("yes", style="green") if row.passed else Text("no", style="red")
+                table.add_row(*map(Text, cells), verdict)
+        table.add_section()
+    return table
+
+
+def change(before: float, after: float, digits: int = 2) -> str:
+    """Two probabilities."""
+    return f"{before:.{digits}f} → {after:.{digits}f}"
+
+
+def _changes(before: Answer, after: Answer) -> list[str]:
+    return [change(*pair) for pair in zip(before.probs, after.probs, strict=True)]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), no_wrap=column.startswith("P("))
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))
