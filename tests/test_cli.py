@@ -139,7 +139,7 @@ def test_text_with_markup_and_characters_without_a_glyph(folder, tmp_path):
 @each_kind
 def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, statistics, tmp_path, kind):
     out = tmp_path / "edit.safetensors"
-    asked = ["The Eiffel Tower stands in", "Big Ben is in"]
+    asked = ["The [red]Eiffel Tower[/] stands in [", "Big Ben is in"]
     printed = succeed(
         *("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--ask", asked[0], "--ask", asked[1]),
         *("--covariance", statistics, "--seed", 1, "--model", folder, "--kind", kind, "--out", out),
