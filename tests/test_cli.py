@@ -16,7 +16,7 @@ from families import KINDS, N_LAYERS, SENTENCES
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tl_rome import Edit, Fact, GaussianNoise, KeyCovariance, TraceResult, causal_trace, rome, score_targets
+from tl_rome import Edit, Fact, GaussianNoise, KeyCovariance, TraceResult, causal_trace, cli, rome, score_targets
 from tl_rome.cli import app
 from tl_rome.demo import FACT, NEW, ask, first_answer
 from tl_rome.patching import noise_scale
@@ -29,8 +29,8 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 def run(*arguments: Any) -> Result:
     """Call the command line in this process; any exception but an exit is raised."""
-    # Wide enough that no cell of a table is broken.
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+    cli._out.width, cli._out.height = 200, 50  # wide enough that no cell of a table is broken, on any terminal
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -134,7 +134,8 @@ def test_fingerprints_tell_families_seeds_and_dtypes_apart(tiny, tmp_path, kind)
         fingerprint(load_model(str(build_family("gpt2", tmp_path / str(seed), seed)), kind=kind, progress=False))
         for seed in (1, 2)
     ]
-    found = [*families, *seeds, fingerprint(tiny("gpt2", kind, torch.bfloat16))]
+    dtypes = [fingerprint(tiny("gpt2", kind, dtype)) for dtype in (torch.bfloat16, torch.float64)]
+    found = [*families, *seeds, *dtypes]
     assert len(set(found)) == len(found)
 
 

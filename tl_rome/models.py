@@ -42,7 +42,7 @@ def load_model(
         kind: TransformerLens class; None takes HookedTransformer where the installed TransformerLens has it. Converting
             to it needs memory for the weights twice, a bridge needs it once.
         dtype: Floating-point type of the weights.
-        device: Where the model goes; None is the first CUDA device if there is one, else the CPU.
+        device: Where the model goes; None is the best that TransformerLens trusts (CUDA, else the CPU).
         prepend_bos: Whether prompts begin with a BOS token; None follows the tokenizer's own default encoding.
         cache_dir: Cache folder in place of the package's own (embedded model) or the hub's (hub names).
         progress: Show progress bars and the warnings of transformers.
@@ -62,10 +62,12 @@ def load_model(
         raise InputError(f"model name is empty ({name!r}); give {smollm2.NAME!r}, a hub name or a folder")
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; use a floating-point type such as torch.float32 or torch.bfloat16")
-    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     with _quiet(progress):
+        from transformer_lens.utilities.devices import get_device
+
         from tl_rome.conversion import convert, has_hooked_transformer
 
+        target = torch.device(device if device is not None else get_device())
         if kind is None:
             kind = "hooked" if has_hooked_transformer() else "bridge"
         elif kind == "hooked" and not has_hooked_transformer():

@@ -6,7 +6,6 @@ import torch
 from families import FAMILIES, KINDS, SENTENCES
 from material import CONTEXTS, LAYER, REQUEST, covariance, editor
 
-import tl_rome
 from tl_rome.editors import KeyCovariance, Rome, default_layer, rome, sample_contexts
 from tl_rome.editors.config import RELEASED
 from tl_rome.editors.key import subject_keys
@@ -179,7 +178,7 @@ def golden(shared_data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_edit(smollm2, golden, kind):
-    """The authors' own code, from its own contexts and covariance: every vector within 1e-5 relative."""
+    """The authors' own code, from its own contexts and covariance: every vector within 1e-5 relative, in each class."""
     model, (record, contexts, arrays, moment) = smollm2(kind), golden
     rewrite = record["record"]["requested_rewrite"]
     request = EditRequest(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]["str"])
@@ -189,7 +188,8 @@ def test_golden_edit(smollm2, golden, kind):
     edit = Rome(statistics, tuple(contexts))(model, request)
     assert relative(edit.updates[0].u, arrays["u"]) < 1e-5
     assert relative(edit.updates[0].v, arrays["v"]) < 1e-5
-    assert edit.updates[0].delta.norm().item() == pytest.approx(float(arrays["upd_norm"]), rel=1e-5)
+    expected = torch.outer(*(torch.tensor(arrays[name]).double() for name in "uv"))
+    assert relative(edit.updates[0].delta, expected) < 1e-5
     columns = list(arrays["traj_cols"])
     for step, row in zip(edit.provenance["losses"], arrays["traj"], strict=True):
         assert step["loss"] == pytest.approx(row[columns.index("loss")], rel=5e-5)
@@ -200,14 +200,6 @@ def test_golden_edit(smollm2, golden, kind):
         for target in ("target_new", "target_true"):
             found = score_targets(model, prompts, [rewrite[target]["str"]] * len(prompts)).nll
             assert found.tolist() == pytest.approx([scores[target] for scores in after], rel=1e-4, abs=1e-5)
-
-
-@pytest.mark.skipif(len(KINDS) < 2, reason="this TransformerLens has one class only")
-def test_both_classes_give_the_same_edit_of_the_real_model(smollm2):
-    request = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
-    edits = [tl_rome.Rome.prepare(smollm2(kind), contexts=CONTEXTS)(smollm2(kind), request) for kind in KINDS]
-    assert relative(edits[0].updates[0].delta, edits[1].updates[0].delta) < 1e-4
-    assert all(edit.receipt.prob_new[1] > 0.9 for edit in edits)
 
 
 def test_a_corpus_gives_statistics_for_an_edit(tiny):

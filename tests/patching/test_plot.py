@@ -97,6 +97,9 @@ def test_a_prompt_of_one_token_and_a_model_of_one_layer(drawn_without_warnings):
 def test_odd_labels_are_drawn_as_text(drawn_without_warnings):
     labels = ("costs $x^2$", " $", "_{東")
     ax = drawn_without_warnings(plot_trace(replace(RESULT, labels=labels, answer=" 東$_京$")))
+    assert not any(
+        label.get_parse_math() for label in [*ax.get_yticklabels(), ax.collections[0].colorbar.ax.yaxis.label]
+    )
     # No font of matplotlib's own has these characters; an escape says more than a box, and drawing it does not warn.
     assert texts(ax.get_yticklabels()) == ["costs $x^2$*", " $*", r"_{\u6771"]
     assert ax.collections[0].colorbar.ax.get_ylabel() == r"P(\u6771$_\u4eac$)"
@@ -104,7 +107,10 @@ def test_odd_labels_are_drawn_as_text(drawn_without_warnings):
 
 @pytest.mark.filterwarnings("error")
 def test_no_setting_and_no_open_figure_is_left_changed():
-    settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
-    plot_trace(RESULT, Figure().subplots())
-    assert dict(matplotlib.rcParams) == settings
+    figures = pyplot.get_fignums()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings = dict(matplotlib.rcParams)
+        plot_trace(RESULT, Figure().subplots())
+        assert dict(matplotlib.rcParams) == settings
     assert pyplot.get_fignums() == figures

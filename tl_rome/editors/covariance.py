@@ -102,6 +102,12 @@ class KeyCovariance:
         Raises:
             NumericsError: If a key is not finite.
         """
+        _log.warning(
+            "estimating the key covariance of layer %d from %d tokens of text that the model samples itself; "
+            "a corpus is better: KeyCovariance.estimate(model, layer, texts, source=...)",
+            layer,
+            tokens,
+        )
         length = min(_SAMPLED_LENGTH, model.cfg.n_ctx - 1)
 
         def texts() -> Iterator[Int[Tensor, " pos"]]:

@@ -26,7 +26,7 @@ from tl_rome.blocks import BlockRunner
 from tl_rome.editors.config import RomeConfig
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
-from tl_rome.forward import device_of, final_logits, record
+from tl_rome.forward import device_of, final_logits, last_resid, record
 from tl_rome.sites import HookedModel, Site, value_hook
 from tl_rome.tokens import Prompt, encode_fact, encode_target, pad
 
@@ -102,6 +102,7 @@ def optimise_value(
     Raises:
         SubjectError: If the subject does not lie on whole tokens in some context.
         NumericsError: If the loss is not finite.
+        UnsupportedModelError: If the model's blocks cannot be run one by one.
     """
     batch = _Batch.make(model, fact, contexts, config.kl_template)
     with frozen(model), torch.enable_grad():
@@ -130,11 +131,12 @@ class _Loss:
     def __init__(self, model: HookedModel, layer: int, batch: _Batch, config: RomeConfig) -> None:
         self.model, self.layer, self.batch, self.config = model, layer, batch, config
         outputs: list[Tensor] = []
-        bottom = Site("resid_pre", layer).check(model)
+        first, bottom, top = Site("resid_pre", 0).hook, Site("resid_pre", layer).hook, last_resid(model)
         with torch.no_grad():
             with value_hook(model, layer, outputs.append):
-                found, attended = record(model, batch.tokens, [bottom], padding=batch.padding)
+                found, attended = record(model, batch.tokens, [first, bottom, top], padding=batch.padding)
             self.runner = BlockRunner(model, batch.tokens, batch.start, batch.padding)
+            self.runner.check(found[first][:, batch.start :], attended, found[top][:, batch.start :])
         self.initial = outputs[0][0, batch.start].clone()
         self.resid = found[bottom][:, batch.start :]
         self.past = [self.runner.crop(cached) for cached in attended]
