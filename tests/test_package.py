@@ -23,9 +23,9 @@ print(*sys.modules)
 """
 
 # Every module of the package is imported, not only those that `import tl_rome` reaches; but not the command line, which
-# is a program's own: rich draws link ids from Python's random state as it is imported.
+# is a program's own. Python's `random` is left out: third-party imports draw from it, and nothing here uses it.
 GLOBAL_STATE = """
-import importlib, logging, os, pkgutil, random, warnings
+import importlib, logging, os, pkgutil, warnings
 import matplotlib, numpy, torch
 
 def state():
@@ -36,7 +36,6 @@ def state():
         "torch threads": torch.get_num_threads(),
         "torch RNG": torch.get_rng_state().tolist(),
         "numpy RNG": str(numpy.random.get_state()),
-        "python RNG": random.getstate(),
         "root logging": (root.level, list(root.handlers)),
         "warning filters": list(warnings.filters),
         "rcParams": dict(matplotlib.rcParams),

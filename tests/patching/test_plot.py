@@ -51,6 +51,13 @@ def test_layers_run_along_x_and_starred_tokens_down_y(ax, drawn_without_warnings
     assert mesh.colorbar.ax.get_ylabel() == "P(Paris)"
 
 
+def test_the_first_token_is_on_top_on_axes_that_share_their_tokens_too():
+    axes = Figure().subplots(1, 2, sharey=True)
+    for ax in axes:
+        plot_trace(RESULT, ax)
+    assert all(ax.yaxis_inverted() for ax in axes)
+
+
 @pytest.mark.parametrize(
     ("component", "cmap", "what"),
     [
@@ -97,12 +104,11 @@ def test_a_prompt_of_one_token_and_a_model_of_one_layer(drawn_without_warnings):
 def test_odd_labels_are_drawn_as_text(drawn_without_warnings):
     labels = ("costs $x^2$", " $", "_{東")
     ax = drawn_without_warnings(plot_trace(replace(RESULT, labels=labels, answer=" 東$_京$")))
-    assert not any(
-        label.get_parse_math() for label in [*ax.get_yticklabels(), ax.collections[0].colorbar.ax.yaxis.label]
-    )
     # No font of matplotlib's own has these characters; an escape says more than a box, and drawing it does not warn.
     assert texts(ax.get_yticklabels()) == ["costs $x^2$*", " $*", r"_{\u6771"]
-    assert ax.collections[0].colorbar.ax.get_ylabel() == r"P(\u6771$_\u4eac$)"
+    bar_label = ax.collections[0].colorbar.ax.yaxis.label
+    assert bar_label.get_text() == r"P(\u6771$_\u4eac$)"
+    assert not any(label.get_parse_math() for label in [*ax.get_yticklabels(), bar_label])
 
 
 @pytest.mark.filterwarnings("error")
