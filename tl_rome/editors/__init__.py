@@ -6,7 +6,8 @@ from tl_rome.editors.config import default_layer as default_layer
 from tl_rome.editors.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.edit import Edit as Edit
-from tl_rome.editors.edit import RankOneUpdate as RankOneUpdate
 from tl_rome.editors.receipt import Receipt as Receipt
 from tl_rome.editors.rome import Rome as Rome
 from tl_rome.editors.rome import rome as rome
+from tl_rome.editors.update import DenseUpdate as DenseUpdate
+from tl_rome.editors.update import RankOneUpdate as RankOneUpdate

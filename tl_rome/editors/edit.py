@@ -1,7 +1,4 @@
-"""An edit as a value: what it changes, where it came from, what it did; applied to a model and taken back bit for bit.
-
-W_out is [d_mlp, d_model] and rows are keys, so the paper's vu^T is the outer product of u (keys) and v (values) here.
-"""
+"""An edit as a value: what it changes, where it came from, what it did; applied and taken back bit for bit."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -11,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.editors.receipt import Receipt
+from tl_rome.editors.update import Update, update_from
 from tl_rome.errors import EditStateError, NumericsError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, w_out
@@ -24,38 +21,13 @@ _KIND = "edit"
 
 
 @dataclass(frozen=True, eq=False)
-class RankOneUpdate:
-    """A rank-one change of one layer's W_out.
-
-    Raises:
-        NumericsError: If a value is not finite.
-    """
-
-    layer: int
-    """Block index."""
-    u: Float[Tensor, " d_mlp"]
-    """Key direction, C^-1 k* up to scale; selects the subject."""
-    v: Float[Tensor, " d_model"]
-    """Value direction; what is added to the MLP's output is (k . u) v."""
-
-    def __post_init__(self) -> None:
-        if not bool(self.u.isfinite().all() and self.v.isfinite().all()):
-            raise NumericsError(f"the update of layer {self.layer} is not finite")
-
-    @property
-    def delta(self) -> Float[Tensor, "d_mlp d_model"]:
-        """The change of W_out; float64."""
-        return torch.outer(self.u.double(), self.v.double())
-
-
-@dataclass(frozen=True, eq=False)
 class Edit:
     """A finished edit. The model it was made on is as it was before; `applied` or `apply` puts the edit in.
 
     An `Edit` can be applied to any model with the fingerprint of the one it was made on, whatever its class.
     """
 
-    updates: tuple[RankOneUpdate, ...]
+    updates: tuple[Update, ...]
     """At most one per layer."""
     request: EditRequest
     """What was asked for."""
@@ -139,7 +111,7 @@ class Edit:
         Raises:
             StorageError: If the file cannot be written.
         """
-        tensors = {f"{update.layer}.{name}": getattr(update, name) for update in self.updates for name in "uv"}
+        tensors = {f"{update.layer}.{name}": part for update in self.updates for name, part in update.tensors.items()}
         header = {
             "layers": [update.layer for update in self.updates],
             "request": asdict(self.request),
@@ -163,7 +135,12 @@ class Edit:
         """
         tensors, header = load(path, _KIND)
         try:
-            updates = tuple(RankOneUpdate(n, tensors[f"{n}.u"], tensors[f"{n}.v"]) for n in header["layers"])
+            layers = header["layers"]
+            parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+            for name, tensor in tensors.items():
+                layer, part = name.split(".")
+                parts[int(layer)][part] = tensor
+            updates = tuple(update_from(layer, parts[layer]) for layer in layers)
             figures: dict[str, Any] = {
                 name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()
             }

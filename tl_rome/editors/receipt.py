@@ -25,14 +25,14 @@ class Receipt:
     """Why this layer."""
     contexts: int
     """Prefixes averaged over, the empty one included."""
-    covariance: str
-    """Where the key statistics came from, and of how many tokens."""
+    covariance: str | None
+    """Where the key statistics came from, and of how many tokens; None for an editor that uses none."""
     relative_change: float
     """||delta W|| / ||W||, Frobenius norms."""
-    divisor: float
+    divisor: float | None
     """k . u with u of unit norm: what v* - W k is divided by; a small one makes a large, damaging edit."""
-    key_norm: float
-    """||k*||."""
+    key_norm: float | None
+    """||k*||, None where no key is used."""
     evaluations: int
     """Loss evaluations that v* took."""
     final_loss: float
@@ -47,8 +47,12 @@ class Receipt:
             lines.append(f"  P({self.target_true!r})  {self.prob_true[0]:.4f} -> {self.prob_true[1]:.4f}")
         lines += [
             f"  layer {self.layer} ({self.layer_choice}), preset {self.preset!r}, {self.contexts} contexts",
-            f"  covariance: {self.covariance}",
-            f"  |dW| / |W| = {self.relative_change:.4f}, divisor k.u = {self.divisor:.3g}, |k*| = {self.key_norm:.3g}",
+            f"  |dW| / |W| = {self.relative_change:.4f}",
+        ]
+        if self.covariance is not None:
+            lines.append(f"  covariance: {self.covariance}")
+            lines.append(f"  divisor k.u = {self.divisor:.3g}, |k*| = {self.key_norm:.3g}")
+        lines += [
             f"  loss {self.final_loss:.3f} after {self.evaluations} evaluations, {self.seconds:.1f} s",
         ]
         return "\n".join(lines)

@@ -19,9 +19,10 @@ from torch import Tensor
 from tl_rome.editors.config import RELEASED, RomeConfig, default_layer
 from tl_rome.editors.contexts import sample_contexts
 from tl_rome.editors.covariance import KeyCovariance
-from tl_rome.editors.edit import Edit, RankOneUpdate
+from tl_rome.editors.edit import Edit
 from tl_rome.editors.key import subject_keys
 from tl_rome.editors.receipt import Receipt
+from tl_rome.editors.update import RankOneUpdate
 from tl_rome.editors.value import OptimisedValue, optimise_value
 from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest
