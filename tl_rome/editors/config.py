@@ -1,45 +1,75 @@
-"""What ROME does in each of its sources, as plain values.
+"""What ROME does in each of its sources, as plain values of one implementation.
 
-`RELEASED` follows the authors' public code, from which the numbers of later papers come.
+The sources are the draft this project follows, the published text (Meng et al., NeurIPS 2022), the authors' public code
+("released"), from which the numbers of later papers come, and r-ROME (Gupta et al. 2024, arXiv 2403.07175), which found
+that the code divides by another key than the one it solves for. Where a text is silent the release is followed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tl_rome.errors import InputError
+
+KeyChoice = Literal["subject", "contexts", "prompt"]
+"""A key k*: of the bare subject text, averaged over contexts, or of the prompt without a prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RomeConfig:
-    """Settings of one ROME edit; none of them says anything about the model."""
+    """Settings of one ROME edit; none of them says anything about the model.
+
+    Raises:
+        InputError: If a number is out of its range or a choice is unknown.
+    """
 
     preset: str
     """Name of the source these values follow; written into every receipt."""
+    direction_key: KeyChoice = "contexts"
+    """The key that u = C^-1 k* is solved for."""
+    divisor_key: KeyChoice = "prompt"
+    """The key that W' maps to v*: its output W k is subtracted, and k . u is the divisor."""
+    optimiser: Literal["adam", "gradient_descent"] = "adam"
+    """How v* is found."""
     learning_rate: float
-    """Step size of Adam on v*."""
+    """Step size on v*."""
+    weight_decay: float = 0.0
+    """Adam's own L2 term: this times delta is added to the gradient."""
     max_evaluations: int
     """Evaluations of the loss; there is one update fewer."""
     stop_loss: float
     """Optimisation ends as soon as the total loss falls below this."""
+    sum_token_nll: bool = False
+    """Whether a target's NLL is the sum over its tokens (eq. 5, 13) rather than their mean."""
     kl_factor: float
     """Weight of KL(edited || original) of the next token after `kl_template`, at the subject's last token."""
     kl_template: str
     """Prompt whose distribution should stay as it is, so that the subject keeps its essence."""
     norm_penalty: float
     """Weight of ||delta|| / ||v0||^2 (the released code does not square the norm of delta)."""
-    clamp: float
-    """Largest ||delta|| as a multiple of ||v0||, enforced after every update."""
+    clamp: float | None
+    """Largest ||delta|| as a multiple of ||v0||, enforced after every update; None is no limit."""
     context_lengths: tuple[tuple[int, int], ...]
     """(length in tokens, how many) of the sampled texts that are put before the prompt as `"text. "`."""
     context_top_k: int
     """Contexts are sampled among this many most likely tokens."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.max_evaluations < 1 or self.clamp <= 0:
+        if self.learning_rate <= 0 or self.max_evaluations < 1 or (self.clamp is not None and self.clamp <= 0):
             raise InputError(f"learning rate, evaluations and clamp must be positive: {self}")
+        if self.optimiser not in ("adam", "gradient_descent"):
+            raise InputError(f"optimiser is {self.optimiser!r}; use 'adam' or 'gradient_descent'")
+        if self.optimiser == "gradient_descent" and self.weight_decay:
+            raise InputError("weight_decay is Adam's; use norm_penalty with gradient descent")
+        for name in ("direction_key", "divisor_key"):
+            if getattr(self, name) not in ("subject", "contexts", "prompt"):
+                raise InputError(f"{name} is {getattr(self, name)!r}; use 'subject', 'contexts' or 'prompt'")
 
 
 RELEASED = RomeConfig(
     preset="released",
+    direction_key="contexts",
+    divisor_key="prompt",
+    optimiser="adam",
     learning_rate=0.5,
     max_evaluations=20,
     stop_loss=5e-2,
@@ -51,6 +81,44 @@ RELEASED = RomeConfig(
     context_top_k=5,
 )
 """The authors' GPT-2 XL and GPT-J settings; for GPT-2 medium they clamp at 3."""
+
+R_ROME = replace(RELEASED, preset="r_rome", divisor_key="contexts")
+"""The release with the averaged key in both places: W' maps the mean key to v*."""
+
+P_ROME = replace(RELEASED, preset="p_rome", direction_key="prompt")
+"""The release with the unprefixed prompt's key in both places."""
+
+NEURIPS = replace(
+    R_ROME,
+    preset="neurips",
+    weight_decay=1.5e-3,
+    kl_factor=1e2,
+    norm_penalty=0.0,
+    clamp=None,
+    context_lengths=((2, 6), (3, 6), (4, 6), (5, 6), (6, 6), (7, 5), (8, 5), (9, 5), (10, 5)),
+)
+"""The published text, its numbers as printed: KL weight 1e2, 50 prefixes of 2 to 10 tokens, one key in both places."""
+
+DRAFT = RomeConfig(
+    preset="draft",
+    direction_key="subject",
+    divisor_key="subject",
+    optimiser="gradient_descent",
+    learning_rate=10.0,
+    max_evaluations=100,
+    stop_loss=5e-2,
+    sum_token_nll=True,
+    kl_factor=0.0,
+    kl_template="{} is a",
+    norm_penalty=0.0,
+    clamp=None,
+    context_lengths=(),
+    context_top_k=5,
+)
+"""Sections 4.2 and 4.3: key of the bare subject (eq. 12), NLL of one prompt (eq. 13) by gradient descent."""
+
+PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
+"""The presets by name."""
 
 _PUBLISHED_LAYERS = {(48, 1600): 17, (36, 1280): 12, (24, 1024): 8, (28, 4096): 5, (30, 576): 5}
 """By (n_layers, d_model): GPT-2 XL, L and M and GPT-J from the sources, SmolLM2-135M from a sweep on COUNTERFACT."""

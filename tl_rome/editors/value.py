@@ -6,6 +6,8 @@ put. The loss is
 
     mean over contexts of NLL(target) / tokens  +  kl_factor * KL  +  norm_penalty * ||delta|| / ||v0||^2
 
+The draft preset has the first term alone, summed over tokens, by plain gradient descent.
+
 Nothing below the layer and nothing before the subject's last token depends on delta. So each step runs the blocks
 from the layer up, on the positions from the subject's last token on, and unembeds the scored positions only; the keys
 and values of what comes before are computed once. Prompts are aligned at the subject's last token, with padding on the
@@ -108,7 +110,7 @@ def optimise_value(
     with frozen(model), torch.enable_grad():
         loss_of = _Loss(model, layer, batch, config)
         delta = torch.zeros_like(loss_of.initial, requires_grad=True)
-        optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
+        optimiser = _optimiser(delta, config)
         losses: list[dict[str, float]] = []
         for step in tqdm(range(config.max_evaluations), desc="optimise v*", unit="step", disable=not progress):
             loss, parts = loss_of(delta)
@@ -121,8 +123,15 @@ def optimise_value(
             loss.backward()
             optimiser.step()
             with torch.no_grad():
-                delta.mul_((config.clamp * loss_of.initial.norm() / delta.norm()).clamp(max=1.0))
+                if config.clamp is not None:
+                    delta.mul_((config.clamp * loss_of.initial.norm() / delta.norm()).clamp(max=1.0))
     return OptimisedValue((loss_of.initial + delta).detach(), loss_of.initial, tuple(losses))
+
+
+def _optimiser(delta: Float[Tensor, " d_model"], config: RomeConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "gradient_descent":
+        return torch.optim.SGD([delta], lr=config.learning_rate)
+    return torch.optim.Adam([delta], lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 class _Loss:
@@ -148,7 +157,8 @@ class _Loss:
         resid = self._run(delta)
         contexts = torch.arange(len(self.batch.scored), device=resid.device)
         logprobs = final_logits(self.model, resid[contexts[:, None], self.batch.scored]).log_softmax(-1)
-        nll_each = -logprobs.gather(2, target.expand(len(contexts), -1)[..., None])[..., 0].mean(1)
+        token_nll = -logprobs.gather(2, target.expand(len(contexts), -1)[..., None])[..., 0]
+        nll_each = token_nll.sum(1) if config.sum_token_nll else token_nll.mean(1)
         essence = final_logits(self.model, resid[-1:, 0]).log_softmax(-1)
         if self.essence is None:
             self.essence = essence.detach().clone()
