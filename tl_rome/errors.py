@@ -17,6 +17,10 @@ class SubjectError(InputError):
     """The subject cannot be placed on whole tokens of the prompt: absent, empty, or ending inside a token."""
 
 
+class RecordError(InputError):
+    """A COUNTERFACT record, or a file of them, that breaks the data set's own rules; names the record and the field."""
+
+
 class UnsupportedModelError(TLRomeError):
     """A model whose layout, tokenizer or class this package does not know how to handle."""
 

@@ -1,0 +1,190 @@
+"""One COUNTERFACT record: a requested rewrite with the prompts that test it (section 5, appendix D).
+
+Field names are the data set's own. The document's sample calls the subject `entity`, and its released form `subject`;
+both are read. A neighbour shares the *true* object: eq. 9 writes o* there, but the document's sample and the released
+data have o^c.
+"""
+
+import builtins
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tl_rome.errors import InputError, RecordError
+from tl_rome.facts import EditRequest
+
+_KINDS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
+
+PromptGroup = Literal["rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute"]
+"""Prompts that are scored alike; `neighborhood_plus` are those of CounterFact+."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An object o: its name, and its WikiData identifier where the source has one."""
+
+    str: builtins.str
+    """Name, without a leading space."""
+    id: builtins.str | None = None
+    """WikiData identifier such as Q90."""
+
+
+@dataclass(frozen=True)
+class RequestedRewrite:
+    """The tuple (s, r, o*) that should replace (s, r, o^c)."""
+
+    prompt: str
+    """Template with one `{}` in the subject's place."""
+    relation_id: str
+    """WikiData property such as P103."""
+    target_new: Target
+    """The object o* to write."""
+    target_true: Target
+    """The object o^c of the world."""
+    subject: str
+    """Name of the entity s."""
+
+
+@dataclass(frozen=True)
+class CounterFactRecord:
+    """A rewrite and its tests; lists of prompts may be empty, and then measure nothing.
+
+    Raises:
+        RecordError: If a target is empty or has white space around it, both targets are the same, the template has not
+            exactly one `{}`, a prompt is blank, or a paraphrase or generation prompt does not name the subject.
+    """
+
+    case_id: int
+    """Number of the record, unique in its data set."""
+    requested_rewrite: RequestedRewrite
+    """What should change."""
+    paraphrase_prompts: tuple[str, ...]
+    """Other ways to ask for the same fact: generalisation (eq. 7)."""
+    neighborhood_prompts: tuple[str, ...]
+    """The same relation of other subjects, whose object is o^c and should stay: specificity (eq. 9)."""
+    attribute_prompts: tuple[str, ...] = ()
+    """The same relation of other subjects, whose object is o*."""
+    generation_prompts: tuple[str, ...] = ()
+    """Beginnings that make a model reason from the fact: consistency and fluency."""
+    pararel_idx: int | None = None
+    """Number of the fact in its source."""
+
+    def __post_init__(self) -> None:
+        rewrite = self.requested_rewrite
+        try:
+            _ = self.request
+        except InputError as error:
+            raise RecordError(f"record {self.case_id}: requested_rewrite: {error}") from error
+        for name, target in (("target_new", rewrite.target_new), ("target_true", rewrite.target_true)):
+            if target.str != target.str.strip():
+                self._refuse(f"requested_rewrite.{name}", f"{target.str!r} has white space around it; leave it out")
+        if rewrite.target_new.str == rewrite.target_true.str:
+            self._refuse("requested_rewrite.target_new", f"{rewrite.target_new.str!r} is target_true; name another")
+        for field in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
+            for index, prompt in enumerate(getattr(self, field)):
+                if not prompt.strip():
+                    self._refuse(f"{field}[{index}]", "is blank; write a prompt or leave it out")
+                if field in ("paraphrase_prompts", "generation_prompts") and rewrite.subject not in prompt:
+                    problem = (
+                        f"{prompt!r} does not contain the subject {rewrite.subject!r} (matching is case-sensitive)"
+                    )
+                    self._refuse(f"{field}[{index}]", problem)
+
+    def _refuse(self, field: str, problem: str) -> None:
+        raise RecordError(f"record {self.case_id}: {field}: {problem}")
+
+    @property
+    def request(self) -> EditRequest:
+        """What an editor is asked to do."""
+        rewrite = self.requested_rewrite
+        return EditRequest(rewrite.prompt, rewrite.subject, rewrite.target_new.str, rewrite.target_true.str)
+
+    def prompts(self, group: PromptGroup) -> tuple[str, ...]:
+        """Prompts of one group, to be scored with both targets.
+
+        Those of CounterFact+ (Hoelscher-Obermaier et al. 2023) state the rewrite in front of each neighbourhood prompt.
+        """
+        rewrite = self.request.fact.prompt
+        if group == "rewrite":
+            return (rewrite,)
+        if group == "neighborhood_plus":
+            stated = f"{rewrite} {self.requested_rewrite.target_new.str}. "
+            return tuple(stated + prompt for prompt in self.neighborhood_prompts)
+        return getattr(self, f"{group}_prompts")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form of the released data; identifiers that are not known are left out."""
+        plain = {
+            **asdict(self),
+            **{name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)},
+        }
+        for name in ("target_new", "target_true"):
+            plain["requested_rewrite"][name] = _known(plain["requested_rewrite"][name])
+        return _known(plain)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "") -> "CounterFactRecord":
+        """Read the JSON form, with `subject` or `entity`.
+
+        Args:
+            data: One record.
+            where: What to call a record that has no case_id, such as "number 3 of facts.json".
+
+        Raises:
+            RecordError: If a field is missing or of the wrong type, or see `CounterFactRecord`.
+        """
+        if not isinstance(data, Mapping):
+            raise RecordError(f"{where or 'a record'} is a {type(data).__name__}, not an object; see appendix D")
+        reader = _Reader(f"record {data.get('case_id', where)}")
+        rewrite = reader.read(data, "requested_rewrite", Mapping)
+        inside = "requested_rewrite."
+        named = "entity" if "entity" in rewrite and "subject" not in rewrite else "subject"
+        return cls(
+            case_id=reader.read(data, "case_id", int),
+            requested_rewrite=RequestedRewrite(
+                prompt=reader.read(rewrite, "prompt", str, inside),
+                relation_id=reader.read(rewrite, "relation_id", str, inside),
+                target_new=reader.target(rewrite, "target_new"),
+                target_true=reader.target(rewrite, "target_true"),
+                subject=reader.read(rewrite, named, str, inside),
+            ),
+            paraphrase_prompts=reader.prompts(data, "paraphrase_prompts"),
+            neighborhood_prompts=reader.prompts(data, "neighborhood_prompts"),
+            attribute_prompts=reader.prompts(data, "attribute_prompts", optional=True),
+            generation_prompts=reader.prompts(data, "generation_prompts"),
+            pararel_idx=reader.read(data, "pararel_idx", int) if data.get("pararel_idx") is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Takes typed fields out of a JSON object, and names record and field where that fails."""
+
+    record: str
+    """What to call the record."""
+
+    def read(self, data: Mapping[str, Any], name: str, kind: type, inside: str = "") -> Any:
+        if data.get(name) is None:
+            raise RecordError(f"{self.record}: {inside}{name} is missing")
+        if not isinstance(data[name], kind) or isinstance(data[name], bool):
+            raise RecordError(f"{self.record}: {inside}{name} is {data[name]!r}; {_KINDS[kind]} is needed")
+        return data[name]
+
+    def target(self, rewrite: Mapping[str, Any], name: str) -> Target:
+        target = self.read(rewrite, name, Mapping, "requested_rewrite.")
+        inside = f"requested_rewrite.{name}."
+        known = self.read(target, "id", str, inside) if target.get("id") is not None else None
+        return Target(self.read(target, "str", str, inside), known)
+
+    def prompts(self, data: Mapping[str, Any], name: str, *, optional: bool = False) -> tuple[str, ...]:
+        if optional and data.get(name) is None:
+            return ()
+        texts: Sequence[Any] = self.read(data, name, list)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise RecordError(f"{self.record}: {name}[{index}] is {text!r}; a text is needed")
+        return tuple(texts)
+
+
+def _known(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value is not None}

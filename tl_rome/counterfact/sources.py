@@ -1,0 +1,133 @@
+"""Reading COUNTERFACT from where it is: the sample that ships, a file, or a data set of the `datasets` library.
+
+Two layouts are known on the hub: the released records ("azhx/counterfact"), and the flat table of prompts and targets
+for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.errors import RecordError, StorageError
+
+SAMPLE = "sample"
+"""Name of the records that ship with the package."""
+_SAMPLE_FILE = "counterfact_sample.jsonl"
+
+
+def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -> list[CounterFactRecord]:
+    """Read records.
+
+    Args:
+        source: "sample"; a `.json` file (one record or a list of them), `.jsonl` or `.parquet` file; a folder that
+            `datasets` wrote or can read; or the name of a data set on the hub, such as "azhx/counterfact".
+        split: Part of a data set of several parts; None takes all of them, one after the other.
+
+    Returns:
+        The records in the order of the source.
+
+    Raises:
+        RecordError: If the source has no record or a malformed one; the message names the record and the field.
+        StorageError: If the source cannot be read.
+    """
+    if source == SAMPLE:
+        text = resources.files("tl_rome.data").joinpath(_SAMPLE_FILE).read_text("utf-8")
+        return parse_records(_json_lines(text, "the sample"), "the sample")
+    path = Path(source)
+    if path.suffix in (".json", ".jsonl"):
+        return parse_records(_read_file(path), str(source))
+    return parse_records(_read_dataset(str(source), split), str(source))
+
+
+def parse_records(rows: Iterable[Any], source: str) -> list[CounterFactRecord]:
+    """Make records of their JSON forms.
+
+    Args:
+        rows: Records as in appendix D, with `subject` or `entity`; or rows of the flat layout.
+        source: What to call the rows in errors.
+
+    Raises:
+        RecordError: If there is none, one is malformed, or two have the same case_id.
+    """
+    records: dict[int, CounterFactRecord] = {}
+    for index, row in enumerate(rows):
+        nested = _from_flat(row, index) if isinstance(row, Mapping) and "target_false" in row else row
+        try:
+            record = CounterFactRecord.from_dict(nested, f"number {index}")
+        except RecordError as error:
+            raise RecordError(f"{source}: {error}") from error
+        if record.case_id in records:
+            raise RecordError(f"{source}: record {record.case_id}: case_id occurs twice; results are kept by it")
+        records[record.case_id] = record
+    if not records:
+        raise RecordError(f"{source} holds no records")
+    return list(records.values())
+
+
+def _from_flat(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """A row of the flat layout, whose targets begin with a space, as a record without tests."""
+    targets = {new: row.get(old) for new, old in (("target_new", "target_false"), ("target_true", "target_true"))}
+    stripped = {name: text.strip() if isinstance(text, str) else text for name, text in targets.items()}
+    identified = {"target_new": row.get("target_false_id"), "target_true": row.get("target_true_id")}
+    return {
+        "case_id": index,
+        "requested_rewrite": {
+            "prompt": row.get("relation"),
+            "relation_id": row.get("relation_id"),
+            "subject": row.get("subject"),
+            **{name: {"str": text, "id": identified[name]} for name, text in stripped.items()},
+        },
+        "paraphrase_prompts": [],
+        "neighborhood_prompts": [],
+        "generation_prompts": [],
+    }
+
+
+def _read_file(path: Path) -> Iterable[Any]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    if path.suffix == ".jsonl":
+        return _json_lines(text, str(path))
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is not JSON ({error})") from error
+    return data if isinstance(data, list) else [data]
+
+
+def _json_lines(text: str, name: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecordError(f"line {number} of {name} is not JSON ({error})") from error
+
+
+def _read_dataset(name: str, split: str | None) -> Iterator[Any]:
+    """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    folder = Path(name)
+    try:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            data = load_from_disk(name)
+        elif folder.suffix == ".parquet":
+            data = load_dataset("parquet", data_files=name)
+        else:
+            data = load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(
+            f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); give a .json, .jsonl or .parquet "
+            f"file, a folder, or the name of a data set on the hub; {SAMPLE!r} needs no download"
+        ) from error
+    parts = dict(data) if isinstance(data, DatasetDict) else {split or "train": data}
+    if split is not None and split not in parts:
+        raise StorageError(f"{name} has no split {split!r}; it has {', '.join(parts)}")
+    for part in parts.values() if split is None else [parts[split]]:
+        yield from part
