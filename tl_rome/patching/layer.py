@@ -1,0 +1,102 @@
+"""Which layer ROME should edit: where restoring MLP outputs at the subject's last token brings back most (section 3).
+
+The paper edits layer 17 of GPT-2 XL because the average effect of restoring ten MLP outputs peaks there. A peak over a
+broad plateau is a weak choice; how often other draws of the prompts would have moved it is reported beside it.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.errors import InputError
+from tl_rome.patching.average import AverageTrace
+from tl_rome.patching.bootstrap import interval, resampled_means
+from tl_rome.patching.roles import Role, role_index
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSuggestion:
+    """The layer to edit, and how sure that is."""
+
+    layer: int
+    """Where the average effect peaks."""
+    low: int
+    """First layer of the interval in which the peak lies in `confidence` of the bootstrap draws."""
+    high: int
+    """Last layer of that interval."""
+    confidence: float
+    """Of the interval."""
+    shares: Float[Tensor, " layer"]
+    """Share of bootstrap draws that peak at each layer; they sum to 1."""
+    effect: float
+    """Average indirect effect at the layer."""
+    effect_low: float
+    """Lower end of its interval over prompts."""
+    effect_high: float
+    """Upper end of its interval over prompts."""
+    role: Role
+    """Where the effect was read."""
+    n: int
+    """Prompts that it was read on."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"layer {self.layer} ({self.confidence:.0%} interval {self.low}-{self.high}, peaks there in "
+            f"{self.shares[self.layer]:.0%} of draws; effect {self.effect:.3f} [{self.effect_low:.3f}, "
+            f"{self.effect_high:.3f}] over {self.n} prompts)"
+        )
+
+
+def suggest_layer(
+    average: AverageTrace,
+    *,
+    generator: torch.Generator,
+    role: Role = "last subject token",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> LayerSuggestion:
+    """Suggest the layer to edit from an average trace of MLP outputs.
+
+    Args:
+        average: Average over prompts with `component="mlp_out"`, in windows as the paper's or single.
+        generator: Source of the bootstrap's draws over prompts.
+        role: Where to look for the peak.
+        confidence: Of the intervals.
+        resamples: Bootstrap draws.
+
+    Raises:
+        InputError: If the average is of another component, or has fewer than two prompts with the role.
+    """
+    if average.component != "mlp_out":
+        raise InputError(f"the average is of {average.component!r}; the layer to edit is read from 'mlp_out'")
+    index = role_index(role)
+    n = average.counts[index]
+    if n < 2:
+        raise InputError(f"{n} prompts with a {role!r} say nothing about uncertainty; average at least two")
+    having = average.present[:, index]
+    curves, present = average.curves[having, :, index, None], having[having, None]
+    draws = resampled_means(curves, present, resamples=resamples, generator=generator)[..., 0]
+    peaks = draws.argmax(dim=1)
+    low, high = interval(peaks.double(), confidence)
+    effect_low, effect_high = interval(draws, confidence)
+    layer = int(average.effects[:, index].argmax())
+    if effect_low[layer] <= 0:
+        _log.warning("no effect of %s at the %s is clear of 0; the layer is a guess", average.component, role)
+    return LayerSuggestion(
+        layer=layer,
+        low=int(low.floor()),
+        high=int(high.ceil()),
+        confidence=confidence,
+        shares=peaks.bincount(minlength=draws.shape[1]).double() / resamples,
+        effect=average.effects[layer, index].item(),
+        effect_low=effect_low[layer].item(),
+        effect_high=effect_high[layer].item(),
+        role=role,
+        n=n,
+    )
