@@ -5,7 +5,8 @@ in, on the CPU, so that seeds give the same text on every device and in both mod
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Int
@@ -71,6 +72,7 @@ def continue_texts(
     generator: torch.Generator,
     top_k: int | None = 5,
     progress: bool = False,
+    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
 ) -> list[str]:
     """Continuations of texts, without the prompts; prompts of equal token length are run together.
 
@@ -81,6 +83,8 @@ def continue_texts(
         generator: Source of the draws.
         top_k: As in `sample_tokens`.
         progress: Whether to show progress.
+        around: Called with the indices of the prompts that are run together, in the order of the batch's rows; they are
+            run inside the context that it returns.
 
     Raises:
         InputError: If a prompt cannot be tokenised, or the result would exceed the context.
@@ -92,7 +96,8 @@ def continue_texts(
     texts = [""] * len(prompts)
     for length, rows in by_length.items():
         batch = torch.stack([encoded[row] for row in rows])
-        sampled = sample_tokens(model, batch, new_tokens, generator=generator, top_k=top_k, progress=progress)
+        with around(rows):
+            sampled = sample_tokens(model, batch, new_tokens, generator=generator, top_k=top_k, progress=progress)
         for row, ids in zip(rows, sampled[:, length:].tolist(), strict=True):
             texts[row] = model.tokenizer.decode(ids)
     return texts

@@ -4,7 +4,8 @@ A prompt and a target are scored as `f"{prompt} {target}"`, token by token with 
 multiplies token probabilities; the authors' code compares means of token log-probabilities. `TargetScores` has both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,12 @@ class TargetScores:
 
 @torch.no_grad()
 def score_targets(
-    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], *, max_tokens: int = 4096
+    model: HookedModel,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    max_tokens: int = 4096,
+    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
 ) -> TargetScores:
     """Score each target as the continuation of its prompt.
 
@@ -51,6 +57,8 @@ def score_targets(
         prompts: Texts to continue.
         targets: One per prompt, without a leading space.
         max_tokens: Bound on the padded tokens run at once; a longer single row still runs.
+        around: Called with the indices of the prompts that are run together, in the order of the batch's rows; the run
+            is made inside the context that it returns.
 
     Returns:
         Scores in the order given; float64, on the CPU.
@@ -67,7 +75,8 @@ def score_targets(
     for chunk in _chunks(lengths, max_tokens):
         # The last target token is predicted, never read, so it need not be run.
         tokens = pad([torch.cat([starts[i], ends[i]])[:-1] for i in chunk]).tokens
-        resid = read(model, tokens, [last_resid(model)])[last_resid(model)]
+        with around(chunk):
+            resid = read(model, tokens, [last_resid(model)])[last_resid(model)]
         rows = torch.tensor([row for row, i in enumerate(chunk) for _ in ends[i]])
         columns = torch.cat([torch.arange(len(ends[i])) + len(starts[i]) - 1 for i in chunk])
         expected = torch.cat([ends[i] for i in chunk]).to(device_of(model))
