@@ -1,6 +1,10 @@
 """Heat maps in the paper's manner: layers along x, tokens along y, subject tokens starred (figure 3)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
 
 from tl_rome.patching.result import TraceResult
 
@@ -27,26 +31,75 @@ def plot_trace(result: TraceResult, ax: "Axes | None" = None, *, title: str | No
         The axes; nothing is shown or saved.
     """
     if ax is None:
-        import matplotlib.pyplot as plt
+        ax = new_axes(*figure_size(result))
+    name = f"P({result.answer.strip()})"
+    heat_map(ax, result.scores, starred_labels(result), result.component, low=result.corrupted_score, name=name)
+    ax.set_title(title or restored(result.component, result.window), fontsize="medium")
+    ax.set_xlabel(layer_label(result.window))
+    return ax
 
-        _, ax = plt.subplots(figsize=figure_size(result), dpi=150, layout="constrained")
-    cmap, what = _STYLE.get(result.component, ("Greys", result.component))
-    n_layers = result.scores.shape[0]
-    low = result.corrupted_score
-    mesh = ax.pcolormesh(result.scores.T.numpy(), cmap=cmap, vmin=low, vmax=max(result.scores.max().item(), low + 1e-9))
-    ax.set_ylim(len(result.labels), 0)  # not inverted: axes that share their y axis would invert it once each
+
+def heat_map(
+    ax: "Axes",
+    values: Float[Tensor, "layer row"],
+    rows: Sequence[str],
+    component: str,
+    *,
+    low: float,
+    name: str,
+) -> None:
+    """Draw values with layers along x in a component's colours, `low` in white, with a bar; NaN is left blank.
+
+    Args:
+        ax: Axes to draw into.
+        values: What the colours say.
+        rows: What the rows are, from the top.
+        component: Chooses the colours.
+        low: Value drawn in white.
+        name: Label of the colour bar.
+    """
+    n_layers = len(values)
+    finite = values[values.isfinite()]
+    high = max(finite.max().item() if len(finite) else low, low + 1e-9)
+    mesh = ax.pcolormesh(values.T.numpy(), cmap=_style(component)[0], vmin=low, vmax=high)
+    ax.set_ylim(len(rows), 0)  # not inverted: axes that share their y axis would invert it once each
     ax.set_xticks([layer + 0.5 for layer in range(0, n_layers, 5)], [str(layer) for layer in range(0, n_layers, 5)])
-    rows = [position + 0.5 for position in range(len(result.labels))]
-    inside = range(result.subject.start, result.subject.end)
-    starred = [label + "*" if position in inside else label for position, label in enumerate(result.labels)]
-    ax.set_yticks(rows, [_drawable(label) for label in starred], parse_math=False)
+    ax.set_yticks([row + 0.5 for row in range(len(rows))], [drawable(row) for row in rows], parse_math=False)
     ax.tick_params(axis="y", length=0)
-    run = f"runs of {result.window} " if result.window > 1 else ""
-    ax.set_title(title or f"Restoring {run}{what}", fontsize="medium")
-    ax.set_xlabel("centre of the restored layers" if result.window > 1 else "restored layer")
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
-    bar.set_label(_drawable(f"P({result.answer.strip()})"), parse_math=False)
+    bar.set_label(drawable(name), parse_math=False)
     bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def restored(component: str, window: int) -> str:
+    """Title that says what a trace restores."""
+    run = f"runs of {window} " if window > 1 else ""
+    return f"Restoring {run}{_style(component)[1]}"
+
+
+def layer_label(window: int) -> str:
+    """What the layers along the x axis are."""
+    return "centre of the restored layers" if window > 1 else "restored layer"
+
+
+def component_color(component: str) -> tuple[float, float, float, float]:
+    """A strong colour of the component's map, for lines."""
+    from matplotlib import colormaps
+
+    return colormaps[_style(component)[0]](0.75)
+
+
+def starred_labels(result: TraceResult) -> list[str]:
+    """The tokens' labels, those of the subject with a star."""
+    inside = range(result.subject.start, result.subject.end)
+    return [label + "*" if position in inside else label for position, label in enumerate(result.labels)]
+
+
+def new_axes(width: float, height: float) -> "Axes":
+    """Axes of a new figure, in inches."""
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots(figsize=(width, height), dpi=150, layout="constrained")
     return ax
 
 
@@ -56,7 +109,7 @@ def figure_size(result: TraceResult) -> tuple[float, float]:
     return 3.6 + 0.07 * n_layers, 1.2 + 0.22 * positions
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     r"""Escape what the current fonts cannot draw (`\u6771`), where matplotlib would draw a box and warn each time."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -65,3 +118,7 @@ def _drawable(text: str) -> str:
         char if any(font.get_char_index(ord(char)) for font in fonts) else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def _style(component: str) -> tuple[str, str]:
+    return _STYLE.get(component, ("Greys", component))
