@@ -13,41 +13,55 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import Attended, left_mask, new_cache, run_cached
+from tl_rome.forward import Attended, device_of, left_mask, new_cache, run_cached
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05
 """Relative error that rounding alone may cause, in bfloat16 too; a wrong run is off by far more."""
 
 
-class _Prefix:
-    """Stands in for a Hugging Face cache inside one attention layer: constant keys and values before the new ones."""
+class _Known(Exception):
+    """Ends a block's run as soon as its attention has joined past and new keys and values."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self._past = keys, values
 
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return past and new, joined along positions."""
-        past_keys, past_values = self._past
-        return torch.cat([past_keys, key], dim=-2), torch.cat([past_values, value], dim=-2)
+class _Past:
+    """Stands in for a cache inside one attention layer: constant keys and values before the new ones.
+
+    It answers to the names that Hugging Face's caches (`update`) and TransformerLens's entries (`append`) have.
+    """
+
+    def __init__(self, past: Attended, axis: int, *, stop: bool = False) -> None:
+        self.past_keys, self.past_values = past
+        self._axis, self._stop = axis, stop
+
+    def append(self, keys: Tensor, values: Tensor) -> Attended:
+        """Past and new, joined along positions."""
+        joined = tuple(torch.cat(pair, self._axis) for pair in ((self.past_keys, keys), (self.past_values, values)))
+        if self._stop:
+            raise _Known(joined)
+        return joined[0], joined[1]
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Attended:
+        """As `append`."""
+        return self.append(key, value)
 
     def get_seq_length(self, *_: Any) -> int:
         """Number of past positions."""
-        return self._past[0].shape[-2]
+        return self.past_keys.shape[self._axis]
 
 
 class BlockRunner:
     """Runs single blocks on positions `start` to the end, for any rows of the length of the given tokens.
 
     Rows are residual streams; each brings the attention keys and values of its positions before `start`. On a
-    TransformerBridge the arguments of each block (positions, mask) are noted from one real pass and used again.
+    TransformerBridge the arguments of each block (positions, mask) are noted once and used again.
 
     Args:
         model: Left as found.
-        tokens: One prompt, which stands for any rows of its length; or, with padding, one prompt for each row.
+        tokens: One prompt, which stands for any rows of its length; or several, aligned by padding.
         start: First position that the rows carry.
-        padding: Padding tokens on the left of each row, where prompts whose parts before `start` differ in length have
-            been aligned.
+        padding: Padding tokens on the left of each prompt, where prompts whose parts before `start` differ in length
+            have been aligned.
 
     Raises:
         UnsupportedModelError: If the model does not run each block once, with a key-value cache.
@@ -56,37 +70,23 @@ class BlockRunner:
     def __init__(
         self,
         model: HookedModel,
-        tokens: Int[Tensor, "rows pos"],
+        tokens: Int[Tensor, "prompts pos"],
         start: int,
-        padding: Int[Tensor, " rows"] | None = None,
+        padding: Int[Tensor, " prompts"] | None = None,
     ) -> None:
         self.model = model
         self.start = start
-        self._mask = left_mask(tokens, padding)
+        self._prompts = len(tokens)
         self._hooked = is_hooked_transformer(model)
-        self._block_args: list[tuple[tuple, dict[str, Any]]] = []
-        if self._hooked:
-            return
-        self._noted_cache = cache = new_cache(model, len(tokens))
-        if start > 0:
-            run_cached(model, tokens[:, :start], cache, None if self._mask is None else self._mask[:, :start])
-        handles = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in model.blocks]
-        try:
-            run_cached(model, tokens[:, start:], cache, self._mask)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if len(self._block_args) != model.cfg.n_layers:
-            raise UnsupportedModelError(f"blocks ran {len(self._block_args)} times, not {model.cfg.n_layers}")
-
-    def _note(self, _block: object, args: tuple, kwargs: dict[str, Any]) -> None:
-        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        if not any(value is self._noted_cache for value in (*args, *others.values())):
-            raise UnsupportedModelError("the model's blocks take no key-value cache")
-        self._block_args.append((args[1:], others))
+        self._mask = left_mask(tokens, padding)
+        self._noted = [] if self._hooked else _block_arguments(model, tokens, start, self._mask)
 
     def __call__(
-        self, layer: int, resid: Float[Tensor, "rows pos d_model"], past: Attended
+        self,
+        layer: int,
+        resid: Float[Tensor, "rows pos d_model"],
+        past: Attended,
+        prompts: Int[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows pos d_model"]:
         """Run one block.
 
@@ -94,17 +94,34 @@ class BlockRunner:
             layer: Block index.
             resid: The block's input at positions from `start` on.
             past: This layer's keys and values at positions before `start`, one row for each row.
+            prompts: Which of the prompts each row belongs to; None if there is one prompt, or one row for each.
         """
-        block = self.model.blocks[layer]
-        if self._hooked:
-            from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+        return self._run(layer, resid, _Past(past, self._axis), prompts)
 
-            entry = TransformerLensKeyValueCacheEntry(*past, frozen=True)
-            return block(resid, past_kv_cache_entry=entry, attention_mask=self._mask)
-        args, kwargs = self._block_args[layer]
-        prefix = _Prefix(*past)
-        args = [prefix if value is self._noted_cache else value for value in args]
-        kwargs = {name: prefix if value is self._noted_cache else value for name, value in kwargs.items()}
+    def attended(
+        self,
+        layer: int,
+        resid: Float[Tensor, "rows pos d_model"],
+        past: Attended,
+        prompts: Int[Tensor, " rows"] | None = None,
+    ) -> Attended:
+        """The keys and values that the block attends to, at all positions, without the rest of its work."""
+        try:
+            self._run(layer, resid, _Past(past, self._axis, stop=True), prompts)
+        except _Known as known:
+            return known.args[0]
+        raise UnsupportedModelError(f"block {layer} did not use its key-value cache")
+
+    def _run(self, layer: int, resid: Tensor, past: _Past, prompts: Tensor | None) -> Tensor:
+        block = self.model.blocks[layer]
+        pick = prompts if self._prompts > 1 else None
+        if self._hooked:
+            return block(resid, past_kv_cache_entry=past, attention_mask=_of_rows(self._mask, self._prompts, pick))
+        args, kwargs = self._noted[layer]
+        args = [past if value is _CACHE else _of_rows(value, self._prompts, pick) for value in args]
+        kwargs = {
+            name: past if value is _CACHE else _of_rows(value, self._prompts, pick) for name, value in kwargs.items()
+        }
         output = block(resid, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -134,6 +151,64 @@ class BlockRunner:
         self, cached: Attended, rows: Int[Tensor, " chosen"] | slice = slice(None)
     ) -> tuple[Float[Tensor, "chosen ..."], Float[Tensor, "chosen ..."]]:
         """The part of a recorded layer's keys and values before `start`, for the rows given."""
-        axis = 1 if self._hooked else 2
-        keys, values = (part[rows].narrow(axis, 0, self.start) for part in cached)
+        keys, values = (part[rows].narrow(self._axis, 0, self.start) for part in cached)
         return keys, values
+
+    @property
+    def _axis(self) -> int:
+        """Axis of positions in keys and values."""
+        return 1 if self._hooked else 2
+
+
+_CACHE = object()
+"""Marks, among a block's noted arguments, the place of its key-value cache."""
+
+
+def _block_arguments(
+    model: HookedModel, tokens: Int[Tensor, "prompts pos"], start: int, mask: Tensor | None
+) -> list[tuple[list[Any], dict[str, Any]]]:
+    """What a bridge hands to each block beside the residual stream when it runs positions `start` to the end.
+
+    The model makes them anew in a pass whose blocks do nothing, after a cache of the right length.
+    """
+    blocks = list(model.blocks)
+    cache, noted = new_cache(model, len(tokens)), []
+    nothing = torch.zeros(len(tokens), 1, start, 1, device=device_of(model))
+    for layer in range(len(blocks) if start else 0):
+        cache.update(nothing, nothing, layer)
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        stream = args[0] if args else kwargs.pop("hidden_states")
+        values = [*args[1:], *kwargs.values()]
+        if not any(value is cache for value in values):
+            raise UnsupportedModelError("the model's blocks take no key-value cache")
+        values = [_CACHE if value is cache else value for value in values]
+        positional = len(args[1:])
+        noted.append((values[:positional], dict(zip(kwargs, values[positional:], strict=True))))
+        if len(noted) == len(blocks):
+            raise _Known
+        return stream
+
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = note
+        run_cached(model, tokens[:, start:], cache, mask)
+    except _Known:
+        pass
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+    if len(noted) != model.cfg.n_layers:
+        raise UnsupportedModelError(f"blocks ran {len(noted)} times, not {model.cfg.n_layers}")
+    return noted
+
+
+def _of_rows(value: Any, prompts: int, rows: Int[Tensor, " rows"] | None) -> Any:
+    """A block's argument for each row, where there are several prompts: tensors with one entry each are picked from."""
+    if rows is None:
+        return value
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)] if value.ndim and len(value) == prompts else value
+    if isinstance(value, tuple | list):
+        return type(value)(_of_rows(part, prompts, rows) for part in value)
+    return value
