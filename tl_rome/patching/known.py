@@ -6,9 +6,10 @@ the object's first token is the model's first choice.
 
 Where the text leaves room, the rules are these. The object is matched with its case and as whole words ("Parisian" does
 not name Paris; "Paris-based" does), and must be followed by something, since a word at the very end of the written text
-may be half of a longer one. A word is capitalised if its first character is; words of the object itself do not count,
-words of the prompt neither. The object has to begin at a token of its own: the prompt that is traced, tokenised anew,
-must give the tokens that the model read, and the object those that it wrote.
+may be half of a longer one; a special token, such as the end of the text, ends it whole. A word is capitalised if its
+first character is; words of the object itself do not count, words of the prompt neither. The object has to begin at a
+token of its own: the prompt that is traced, tokenised anew, must give the tokens that the model read, and the object
+those that it wrote.
 """
 
 import re
@@ -105,16 +106,17 @@ def collect_known_facts(
     return list(known.values())[:limit]
 
 
-def lead_before_object(written: str, target: str) -> str | None:
+def lead_before_object(written: str, target: str, *, ended: bool = False) -> str | None:
     """What a text says before it names the target, or None if it does not, or names something else first.
 
     Args:
         written: A model's continuation of a prompt.
         target: The object, without space around it.
+        ended: Whether the text is over, so that its last word is whole.
     """
     match = re.search(rf"(?<!\w){re.escape(target)}(?!\w)", written)
     # A character cut in half reads U+FFFD: it may be a letter.
-    if match is None or match.end() == len(written.rstrip("\ufffd")):
+    if match is None or (not ended and match.end() == len(written.rstrip("\ufffd"))):
         return None
     lead = written[: match.start()]
     return None if any(word[0].isupper() for word in re.findall(r"\w+", lead)) else lead
@@ -143,9 +145,12 @@ def _ask(model: HookedModel, facts: Sequence[Fact], new_tokens: int, batch_size:
 def _judge(model: HookedModel, fact: Fact, asked: int, tokens: Int[Tensor, " pos"]) -> dict[str, Any]:
     """The record of one fact, from the tokens that the model read and, after the first `asked`, wrote."""
     assert fact.target is not None
-    target, written = fact.target.strip(), model.tokenizer.decode(tokens[asked:].tolist())
+    target, ids = fact.target.strip(), tokens[asked:].tolist()
+    special = set(model.tokenizer.all_special_ids)
+    end = next((place for place, token in enumerate(ids) if token in special), None)
+    written = model.tokenizer.decode(ids[:end])
     record: dict[str, Any] = {**vars(fact), "written": written, "known": False}
-    lead = lead_before_object(written, target)
+    lead = lead_before_object(written, target, ended=end is not None)
     if lead is None:
         return record
     try:
