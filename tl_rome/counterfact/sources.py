@@ -39,7 +39,7 @@ def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -
     path = Path(source)
     if path.suffix in (".json", ".jsonl"):
         return parse_records(_read_file(path), str(source))
-    return parse_records(_read_dataset(str(source), split), str(source))
+    return parse_records(read_dataset(str(source), split), str(source))
 
 
 def parse_records(rows: Iterable[Any], source: str) -> list[CounterFactRecord]:
@@ -109,8 +109,12 @@ def _json_lines(text: str, name: str) -> Iterator[Any]:
                 raise RecordError(f"line {number} of {name} is not JSON ({error})") from error
 
 
-def _read_dataset(name: str, split: str | None) -> Iterator[Any]:
-    """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub."""
+def read_dataset(name: str, split: str | None = None) -> Iterator[Any]:
+    """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub.
+
+    Raises:
+        StorageError: If it cannot be read, or has no such split.
+    """
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     folder = Path(name)
@@ -126,8 +130,8 @@ def _read_dataset(name: str, split: str | None) -> Iterator[Any]:
             f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); give a .json, .jsonl or .parquet "
             f"file, a folder, or the name of a data set on the hub; {SAMPLE!r} needs no download"
         ) from error
-    parts = dict(data) if isinstance(data, DatasetDict) else {split or "train": data}
+    parts = {str(name): part for name, part in data.items()} if isinstance(data, DatasetDict) else {split or "": data}
     if split is not None and split not in parts:
         raise StorageError(f"{name} has no split {split!r}; it has {', '.join(parts)}")
-    for part in parts.values() if split is None else [parts[split]]:
+    for part in parts.values() if split is None else (parts[split],):
         yield from part

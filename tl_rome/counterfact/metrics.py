@@ -1,0 +1,76 @@
+"""Metrics of one group of scored prompts: success, magnitude, accuracy (appendix B.2), and KL of next tokens.
+
+A rewrite succeeds where o* is more likely than o^c, strictly; a neighbour where o^c is more likely than o*, strictly.
+The draft compares probabilities of whole targets (eq. 5); the released code compares means of token log-probabilities,
+and its P is their exponential. Magnitudes and the score S are not in the draft. Values are shares and probabilities in
+[0, 1], differences in [-1, 1]; NaN where there is no prompt. Mean over a record's prompts first, then over records.
+"""
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.counterfact.results import Preset, PromptScores
+from tl_rome.errors import InputError
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def harmonic_mean(rates: Sequence[float]) -> float:
+    """Harmonic mean of rates that are not negative, 0 if one of them is: S, of the averaged ES, PS and NS."""
+    if any(math.isnan(rate) for rate in rates):
+        return math.nan
+    return 0.0 if 0 in rates else len(rates) / math.fsum(1 / rate for rate in rates)
+
+
+def rewrite_success(scores: PromptScores, preset: Preset = "released") -> float:
+    """Share of prompts where o* is more likely than o^c: ES and PS (eqs. 6 and 7)."""
+    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    return mean([float(new < true) for new, true in pairs])
+
+
+def neighborhood_success(scores: PromptScores, preset: Preset = "released") -> float:
+    """Share of prompts where o^c is more likely than o*: NS (eq. 9, with the targets as its text has them)."""
+    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    return mean([float(true < new) for new, true in pairs])
+
+
+def rewrite_magnitude(scores: PromptScores, preset: Preset = "released") -> float:
+    """Mean of P(o*) - P(o^c): EM and PM."""
+    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    return mean([math.exp(-new) - math.exp(-true) for new, true in pairs])
+
+
+def neighborhood_magnitude(scores: PromptScores, preset: Preset = "released") -> float:
+    """Mean of P(o^c) - P(o*): NM."""
+    return -rewrite_magnitude(scores, preset)
+
+
+def accuracy(argmax: Sequence[bool] | None) -> float:
+    """Share of prompts after which every token of the target is the most likely one; NaN where not measured."""
+    return mean([float(hit) for hit in argmax or ()])
+
+
+def next_token_kl(
+    before: Float[Tensor, "*rows d_vocab"], after: Float[Tensor, "*rows d_vocab"]
+) -> Float[Tensor, "*rows"]:
+    """KL(before || after) of next-token distributions, in nats; computed and returned in float64.
+
+    NKL of Hoelscher-Obermaier et al. (2023), whose released code divides it by the size of the vocabulary.
+
+    Args:
+        before: Logits of the unedited model.
+        after: Logits of the edited model after the same prompts.
+
+    Raises:
+        InputError: If there is a logit that is not finite.
+    """
+    if not bool(before.isfinite().all() and after.isfinite().all()):
+        raise InputError("cannot compare logits that are not finite; the edit may have broken the model")
+    old, new = (logits.double().log_softmax(dim=-1) for logits in (before, after))
+    return (old.exp() * (old - new)).sum(dim=-1)

@@ -1,0 +1,172 @@
+"""What was measured on one record: raw scores and texts, from which every metric is computed later.
+
+A result is JSON-serialisable and says what it belongs to (editor, settings, model, data set), so that it can be a line
+of an append-only file. Metrics are not in it: another convention, or other reference texts, need no new run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from tl_rome.counterfact.records import RequestedRewrite, Target
+from tl_rome.errors import InputError, StorageError
+from tl_rome.scoring import TargetScores
+
+Preset = Literal["draft", "neurips", "released"]
+"""Source whose conventions are followed: the document, the published text, or the authors' code."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """How likely both targets are after each prompt of a group; all tuples have one entry per prompt.
+
+    Raises:
+        InputError: If the tuples differ in length.
+    """
+
+    logprob_new: tuple[float, ...]
+    """Sum of the token log-probabilities of o*, in nats."""
+    logprob_true: tuple[float, ...]
+    """The same of o^c."""
+    tokens_new: tuple[int, ...]
+    """Tokens of o*."""
+    tokens_true: tuple[int, ...]
+    """Tokens of o^c."""
+    argmax_new: tuple[bool, ...] | None = None
+    """Whether every token of o* was the most likely one; None where not measured."""
+    argmax_true: tuple[bool, ...] | None = None
+    """The same of o^c."""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in vars(self).items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"scores of one group of prompts differ in number: {lengths}; give one per prompt")
+
+    def __len__(self) -> int:
+        return len(self.logprob_new)
+
+    def loss(self, target: Literal["new", "true"], preset: Preset) -> tuple[float, ...]:
+        """Negative log-likelihood of a target per prompt, in nats: of the whole target (draft), else the token mean."""
+        logprobs, tokens = (
+            (self.logprob_new, self.tokens_new) if target == "new" else (self.logprob_true, self.tokens_true)
+        )
+        if preset == "draft":
+            return tuple(-logprob for logprob in logprobs)
+        return tuple(-logprob / n for logprob, n in zip(logprobs, tokens, strict=True))
+
+    @classmethod
+    def pair(cls, new: TargetScores, true: TargetScores) -> "PromptScores":
+        """Join the scores of both targets after the same prompts."""
+        columns = (new.logprob, true.logprob, new.n_tokens, true.n_tokens)
+        return cls(*(tuple(column.tolist()) for column in columns))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A prompt and what the model went on with."""
+
+    prompt: str
+    """Generation prompt."""
+    continuation: str
+    """What follows it, beginning with its space."""
+
+    @property
+    def text(self) -> str:
+        """Both together, as GE and RS take them."""
+        return self.prompt + self.continuation
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model on one record's prompts; what was not measured is None or empty."""
+
+    rewrite: PromptScores
+    """The rewriting prompt."""
+    paraphrase: PromptScores
+    """Paraphrase prompts."""
+    neighborhood: PromptScores
+    """Neighbourhood prompts."""
+    neighborhood_plus: PromptScores | None = None
+    """Neighbourhood prompts with the rewrite stated before them (CounterFact+)."""
+    attribute: PromptScores | None = None
+    """Attribute prompts."""
+    generations: tuple[Generation, ...] = ()
+    """Continuations of the generation prompts."""
+    essence_nll: float | None = None
+    """Mean token NLL, in nats, of a text about the subject; its exponential is the authors' essence score."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far next-token distributions moved: KL(before || after) in nats, not divided by the vocabulary."""
+
+    neighborhood: tuple[float, ...] = ()
+    """After each neighbourhood prompt."""
+    neighborhood_plus: tuple[float, ...] = ()
+    """After each CounterFact+ prompt."""
+    essence: float | None = None
+    """After `"{} is a"` with the subject filled in: essence drift."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """One record under one editor."""
+
+    case_id: int
+    """The record's number."""
+    rewrite: RequestedRewrite
+    """What was asked for."""
+    editor: str
+    """Name for tables, such as "rome"."""
+    config: str
+    """Hash of the editor's settings."""
+    model: str
+    """Fingerprint of the unedited model."""
+    dataset: str
+    """Hash of the records that are evaluated."""
+    before: Measurement | None = None
+    """The unedited model."""
+    after: Measurement | None = None
+    """The edited model; None where the edit failed."""
+    divergence: Divergence = field(default_factory=Divergence)
+    """From before to after."""
+    seconds: float = 0.0
+    """Wall-clock time of the edit alone."""
+    error: str | None = None
+    """Why there is no `after`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "CaseResult":
+        """Read what `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+            StorageError: If a field is missing or unknown.
+        """
+        try:
+            rewrite = dict(data["rewrite"])
+            for name in ("target_new", "target_true"):
+                rewrite[name] = Target(**rewrite[name])
+            read: dict[str, Any] = {"rewrite": RequestedRewrite(**rewrite)}
+            for name in ("before", "after"):
+                read[name] = None if data[name] is None else _measurement(data[name])
+            read["divergence"] = Divergence(**_tuples(data["divergence"]))
+            return cls(**{**data, **read})
+        except (KeyError, TypeError, InputError) as error:
+            raise StorageError(
+                f"a stored result lacks part of a case or is damaged ({error!r}); run it again"
+            ) from error
+
+
+def _measurement(data: Mapping[str, Any]) -> Measurement:
+    groups = ("rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute")
+    read: dict[str, Any] = {name: data[name] and PromptScores(**_tuples(data[name])) for name in groups}
+    read["generations"] = tuple(Generation(**text) for text in data["generations"])
+    return Measurement(**{**data, **read})
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
