@@ -154,6 +154,23 @@ class BlockRunner:
         keys, values = (part[rows].narrow(self._axis, 0, self.start) for part in cached)
         return keys, values
 
+    def align(self, cached: Sequence[Attended], missing: Sequence[int]) -> Attended:
+        """Several recorded prompts' keys and values before `start`, one below the other.
+
+        Args:
+            cached: Of one layer, for each prompt, over its own positions.
+            missing: Padding on the left that each prompt needs.
+        """
+        joined = []
+        for parts in zip(*cached, strict=True):
+            kept = [part.narrow(self._axis, 0, self.start - gap) for part, gap in zip(parts, missing, strict=True)]
+            padded = [
+                torch.nn.functional.pad(part, (0, 0) * (part.ndim - 1 - self._axis) + (gap, 0)) if gap else part
+                for part, gap in zip(kept, missing, strict=True)
+            ]
+            joined.append(torch.cat(padded))
+        return joined[0], joined[1]
+
     @property
     def _axis(self) -> int:
         """Axis of positions in keys and values."""

@@ -8,9 +8,9 @@ from tracing import relative_error, trace
 from tl_rome.blocks import BlockRunner
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise
-from tl_rome.patching.sweep import SWEPT
 from tl_rome.tokens import encode_fact
 
+SWEPT = ("resid_post", "mlp_out", "attn_out")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -50,8 +50,8 @@ def test_sweep_equals_plain_for_every_window(tiny, component, clipping, window):
 def test_the_bound_on_rows_does_not_change_scores(tiny, component, window, method):
     model = tiny("llama", KINDS[0], torch.float64)
     expected = trace(model, component, window=window, method=method).scores
-    for max_rows in (1, 6):  # one cell at a time, and three of the four
-        found = trace(model, component, window=window, method=method, max_rows=max_rows).scores
+    for max_batch_tokens in (1, 6):  # one cell at a time, and three of the four
+        found = trace(model, component, window=window, method=method, max_batch_tokens=max_batch_tokens).scores
         assert relative_error(found, expected) < 1e-6
 
 

@@ -13,7 +13,7 @@ from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise, GaussianNoise, layer_window, noise_scale
 from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.runs import Runs
-from tl_rome.patching.sweep import SWEPT, trace_sweep
+from tl_rome.patching.sweep import trace_sweep
 from tl_rome.sites import w_out
 from tl_rome.storage import fingerprint
 from tl_rome.tokens import encode_fact, encode_target

@@ -1,55 +1,69 @@
-"""Tracing by the definition: every cell is a full forward pass of the corrupted prompt with some states restored.
+"""Tracing by the definition: every cell is a full forward pass of the base run with some states patched.
 
 Slow, short and obviously right. `sweep` gives the same numbers with a fraction of the work; this is its twin in the
 tests and what runs where `sweep` cannot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import device_of
-from tl_rome.patching.runs import Metric, Runs
-from tl_rome.sites import ActivationHook, Site
+from tl_rome.patching.metrics import Metric
+from tl_rome.patching.patch import Cell, Patch
+from tl_rome.patching.runs import Recorded, Runs
+from tl_rome.sites import ActivationHook
 
 
 def trace_plain(
-    runs: Runs, component: str, windows: Sequence[range], metric: Metric, *, max_rows: int, tick=lambda: None
-) -> Float[Tensor, "layer pos"]:
-    """Mean score over corrupted samples with `component` restored in each window of layers, at each position.
+    runs: Runs,
+    recorded: Recorded,
+    patch: Patch,
+    metric: Metric,
+    *,
+    max_batch_tokens: int,
+    tick: Callable[[], object] = lambda: None,
+) -> Float[Tensor, "cell pos"]:
+    """Mean score over samples of every cell at every position.
 
     Args:
-        runs: The clean and corrupted runs.
-        component: What is restored; any component of `Site`.
-        windows: The layers restored for each row of the result.
-        metric: Score of the last position's logits.
-        max_rows: Bound on the batch, in rows; at least one cell runs at a time.
+        runs: The prompt and its corruption.
+        recorded: Its two runs, with `patch.names`.
+        patch: What is patched.
+        metric: Score of the logits.
+        max_batch_tokens: Bound on rows x positions run at once; at least one cell runs at a time.
         tick: Called after each position.
     """
-    model, clean = runs.model, runs.clean(component)
-    tokens = runs.prompt.tokens.to(device_of(model))
-    together = max(1, max_rows // runs.samples)
-    scores = torch.zeros(len(windows), len(tokens), dtype=torch.float64)
-    for position in range(len(tokens)):
-        for first in range(0, len(windows), together):
-            cells = windows[first : first + together]
-            hooks = [*runs.corrupt_hooks(len(cells))]
-            for layer in sorted({layer for cell in cells for layer in cell}):
-                rows = torch.tensor([layer in cell for cell in cells]).repeat_interleave(runs.samples)
-                hooks.append((Site(component, layer).hook, _restore_rows(clean[layer][position], rows, position)))
-            with model.hooks(fwd_hooks=hooks):
-                logits = model(tokens.repeat(len(cells) * runs.samples, 1))[:, -1]
-            scores[first : first + together, position] = metric(logits).double().cpu().view(len(cells), -1).mean(1)
+    cells, n_pos = patch.cells, len(runs.prompt.tokens)
+    together = max(1, max_batch_tokens // (runs.samples * len(runs.tokens)))
+    scores = torch.zeros(len(cells), n_pos, dtype=torch.float64)
+    for position in range(n_pos):
+        for first in range(0, len(cells), together):
+            chunk = cells[first : first + together]
+            tokens = runs.tokens.repeat(len(chunk) * runs.samples, 1)
+            with runs.model.hooks(fwd_hooks=_hooks(runs, recorded, patch, chunk, position)):
+                logits = runs.model(tokens)[:, -runs.scored :]
+            scores[first : first + together, position] = metric(logits).double().cpu().view(len(chunk), -1).mean(1)
         tick()
     return scores
 
 
-def _restore_rows(value: Float[Tensor, "..."], rows: Tensor, position: int) -> ActivationHook:
-    def hook_function(activation: Tensor, hook: object) -> Tensor:
-        activation = activation.clone()
-        activation[rows.to(activation.device), position] = value
-        return activation
+def _hooks(
+    runs: Runs, recorded: Recorded, patch: Patch, cells: Sequence[Cell], position: int
+) -> list[tuple[str, ActivationHook]]:
+    n_pos = len(runs.tokens)
+    hooks = [*runs.base_hooks(len(cells))]
 
-    return hook_function
+    def put(patch: Patch, name: str, groups: list[tuple[int, int]], value: Tensor) -> None:
+        state = patch.states(value)[:, position]
+        hooks.append((name, lambda activation, hook: patch.write(activation.clone(), groups, position, state, n_pos)))
+
+    for layer, name in patch.points.items():
+        groups = [(group, cell.unit) for group, cell in enumerate(cells) if layer in cell.window]
+        if groups:
+            put(patch, name, groups, recorded.source(name))
+    whole = Patch("frozen", {}, ())
+    for name in patch.frozen.values():
+        put(whole, name, [(group, 0) for group in range(len(cells))], recorded.base(name))
+    return hooks

@@ -1,13 +1,13 @@
 """What a trace returns."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.errors import NumericsError, StorageError
+from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.storage import load, save
 from tl_rome.tokens import SubjectSpan
 
@@ -16,26 +16,28 @@ _KIND = "trace"
 
 @dataclass(frozen=True, eq=False)
 class TraceResult:
-    """The effect of restoring one component at every layer and position of one prompt.
+    """The effect of patching one component at every layer and position of one prompt.
 
     Raises:
         NumericsError: If a score is not finite.
     """
 
-    scores: Float[Tensor, "layer pos"]
-    """Mean metric over the noise samples with the state restored; float64, on the CPU."""
+    scores: Float[Tensor, "layer pos *unit"]
+    """Mean metric over the noise samples with the state patched; float64, on the CPU."""
     clean_score: float
     """Metric of the clean run."""
     corrupted_score: float
     """Mean metric of the corrupted runs with nothing restored."""
     component: str
-    """What was restored, as in `Site`."""
+    """What was patched, as in `Site`."""
     window: int
-    """Layers restored together, before clipping at the edges."""
+    """Layers patched together, before clipping at the edges."""
     clipping: str
     """Which layers a window covers, as in `layer_window`."""
+    prompt: str
+    """The prompt, without BOS."""
     answer: str
-    """The token whose probability is scored."""
+    """The token, or tokens, of the answer: what the metric scores, unless it is the user's own."""
     predicted: str
     """The token that the clean model thinks most likely."""
     labels: tuple[str, ...]
@@ -49,18 +51,32 @@ class TraceResult:
     corruption: str
     """Description of the corruption."""
     method: str
-    """"sweep" or "plain"; both give the same numbers."""
+    """"sweep" or "plain", which give the same numbers, or "attribution", which approximates them."""
     model: str
     """Fingerprint of the model."""
+    metric: str = "prob"
+    """What is scored: "prob", "logprob" (nats), or a description of the user's own function."""
+    direction: str = "denoising"
+    """"denoising": clean states were restored in corrupted runs; "noising": corrupted states were put into a clean one.
+    """
+    severed: str | None = None
+    """"mlp" or "attn" if those outputs were frozen at the patched position."""
+    units: tuple[str, ...] = ()
+    """Labels of the last axis, where states were split into heads or groups of features."""
 
     def __post_init__(self) -> None:
         if not bool(self.scores.isfinite().all()):
             raise NumericsError("a traced score is not finite; look for NaN or inf in weights or corruption")
 
     @property
-    def effects(self) -> Float[Tensor, "layer pos"]:
-        """Indirect effects: score minus corrupted score."""
-        return self.scores - self.corrupted_score
+    def base_score(self) -> float:
+        """Score of the run that was patched: corrupted when denoising, clean when noising."""
+        return self.clean_score if self.direction == "noising" else self.corrupted_score
+
+    @property
+    def effects(self) -> Float[Tensor, "layer pos *unit"]:
+        """Indirect effects: score minus that of the run that was patched; when noising, mostly negative."""
+        return self.scores - self.base_score
 
     @property
     def total_effect(self) -> float:
@@ -68,9 +84,25 @@ class TraceResult:
         return self.clean_score - self.corrupted_score
 
     def strongest(self) -> tuple[int, int, float]:
-        """Layer, position and score of the strongest cell."""
-        layer, position = divmod(int(self.scores.argmax()), self.scores.shape[1])
-        return layer, position, self.scores[layer, position].item()
+        """Layer, position and score of the cell with the largest effect, in whichever unit."""
+        effects = -self.effects if self.direction == "noising" else self.effects
+        cell = torch.unravel_index(effects.argmax(), effects.shape)
+        return int(cell[0]), int(cell[1]), self.scores[cell].item()
+
+    def of_unit(self, unit: int | str) -> "TraceResult":
+        """The trace of one head or group of features, [layer, pos] like any other.
+
+        Args:
+            unit: Index or label.
+
+        Raises:
+            InputError: If there is no such unit.
+        """
+        index = self.units.index(unit) if isinstance(unit, str) and unit in self.units else unit
+        if not isinstance(index, int) or not 0 <= index < len(self.units):
+            raise InputError(f"unit {unit!r} is none of {self.units or 'this trace, whose states were not split'}")
+        component = f"{self.component}[{self.units[index]}]"
+        return replace(self, scores=self.scores[..., index], units=(), component=component)
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file.
@@ -92,7 +124,7 @@ class TraceResult:
         fields = {name: header[name] for name in cls.__dataclass_fields__.keys() & header.keys()}
         try:
             fields["subject"] = SubjectSpan(**header["subject"])
-            fields["labels"] = tuple(header["labels"])
+            fields["labels"], fields["units"] = tuple(header["labels"]), tuple(header["units"])
             return cls(scores=tensors["scores"].to(torch.float64), **fields)
         except (KeyError, TypeError) as error:
             raise StorageError(f"{path} lacks part of a trace ({error}); make it again") from error

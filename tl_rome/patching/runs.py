@@ -1,68 +1,64 @@
-"""The clean and the corrupted run that every cell of a trace is compared with (figure 3 a, b)."""
+"""The clean and the corrupted run that every cell of a trace is compared with (figure 3 a, b).
 
-from collections.abc import Callable
+One forward pass holds both: row 0 is clean, the other rows are corrupted, one for each draw. The *base* run is the one
+that is patched, the *source* run the one that patches come from. Denoising, the paper's way, restores clean states in a
+corrupted base; noising puts corrupted states into a clean base.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.forward import Attended, Hooks, device_of, final_logits, last_resid, read, record
 from tl_rome.patching.corruption import Corruption
-from tl_rome.sites import EMBED, HookedModel, Site
+from tl_rome.patching.metrics import Metric
+from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import Prompt
 
-Metric = Callable[[Float[Tensor, "rows d_vocab"]], Float[Tensor, " rows"]]
-"""A score from logits at the last position, one per row."""
+_LOGIT_ROWS = 256
+"""Rows unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
 
 
-@dataclass(frozen=True)
-class TargetProbability:
-    """Probability of one token, in [0, 1]; the paper's score."""
-
-    token: int
-
-    def __call__(self, logits: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, " rows"]:
-        """Softmax probability of the token in each row."""
-        return logits.softmax(dim=-1)[:, self.token]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
-    """One clean and several corrupted runs of a prompt.
+    """A prompt and its corruption.
 
     Args:
         model: The model, left as found.
         prompt: Tokens and subject span.
         corruption: What is done to the subject's embeddings.
         generator: Source of the corruption's draws.
+        continuation: Tokens of the object that are read after the prompt, when a whole object is scored: all but the
+            last one.
+        noising: Whether the clean run is the base, and corrupted states are put into it.
     """
 
     model: HookedModel
     prompt: Prompt
     corruption: Corruption
     generator: torch.Generator
-    clean_logits: Float[Tensor, "1 d_vocab"] = field(init=False)
+    continuation: Int[Tensor, " more"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    noising: bool = False
     corrupted_embeddings: Float[Tensor, "samples span d_model"] = field(init=False)
 
     def __post_init__(self) -> None:
-        span = self.span
-        tokens = self.prompt.tokens[None]
-        last = last_resid(self.model)
-        clean = read(self.model, tokens, [EMBED, last])
-        embeddings = clean[EMBED][0, span]
+        embeddings = read(self.model, self.tokens[None], [EMBED])[EMBED][0, self.span]
         corrupted = self.corruption(embeddings, self.generator)
         if corrupted.ndim != 3 or corrupted.shape[1:] != embeddings.shape or not len(corrupted):
             raise InputError(
                 f"corruption returned shape {tuple(corrupted.shape)}; it must be (samples, {embeddings.shape[0]}, "
                 f"{embeddings.shape[1]}), like the subject's embeddings with a leading samples axis"
             )
-        logits = final_logits(self.model, clean[last][:, -1])
-        if not bool(logits.isfinite().all()):
-            raise NumericsError("the model's logits on the clean prompt are not finite; look for NaN or inf weights")
-        object.__setattr__(self, "clean_logits", logits)
         object.__setattr__(self, "corrupted_embeddings", corrupted.to(embeddings))
+
+    @property
+    def tokens(self) -> Int[Tensor, " pos"]:
+        """Prompt and continuation, on the model's device."""
+        return torch.cat([self.prompt.tokens, self.continuation]).to(device_of(self.model))
 
     @property
     def span(self) -> slice:
@@ -71,36 +67,89 @@ class Runs:
 
     @property
     def samples(self) -> int:
-        """Number of corrupted runs."""
+        """Corrupted runs that scores are averaged over."""
         return len(self.corrupted_embeddings)
 
-    def corrupt_hooks(self, repeats: int = 1) -> Hooks:
-        """The hook that corrupts the subject in `repeats` groups of `samples` rows."""
+    @property
+    def scored(self) -> int:
+        """Positions at the end whose logits are scored."""
+        return 1 + len(self.continuation)
 
-        def corrupt(embeddings: Tensor, hook: object) -> Tensor:
-            embeddings = embeddings.clone()
-            embeddings[:, self.span] = self.corrupted_embeddings.repeat(repeats, 1, 1)
-            return embeddings
+    def corrupting(self, embeddings: Float[Tensor, "rows span d_model"]) -> Hooks:
+        """Hooks that give the last rows of a batch these embeddings for the subject."""
+
+        def corrupt(activation: Tensor, hook: object) -> Tensor:
+            activation = activation.clone()
+            activation[-len(embeddings) :, self.span] = embeddings
+            return activation
 
         return [(EMBED, corrupt)]
 
-    def clean(self, component: str) -> dict[int, Float[Tensor, "pos ..."]]:
-        """The component's clean values by layer."""
-        sites = [Site(component, layer) for layer in range(self.model.cfg.n_layers)]
-        found = read(self.model, self.prompt.tokens[None], [site.hook for site in sites])
-        return {site.layer: found[site.hook][0] for site in sites}
+    def base_hooks(self, repeats: int) -> Hooks:
+        """Hooks that make a batch of `repeats` times the samples, samples innermost, into base runs."""
+        return [] if self.noising else self.corrupting(self.corrupted_embeddings.repeat(repeats, 1, 1))
 
-    def corrupted(
-        self, components: list[str]
-    ) -> tuple[dict[str, Float[Tensor, "samples pos d_model"]], list[Attended]]:
-        """Corrupted values by hook name, and each layer's corrupted attention keys and values."""
-        layers = range(self.model.cfg.n_layers)
-        names = [Site(component, layer).hook for component in components for layer in layers]
-        tokens = self.prompt.tokens.repeat(self.samples, 1)
-        return record(self.model, tokens.to(device_of(self.model)), names, hooks=self.corrupt_hooks())
+    def record(self, names: Iterable[str], *, attended: bool) -> "Recorded":
+        """Run both, keeping activations.
 
-    def corrupted_logits(self) -> Float[Tensor, "samples d_vocab"]:
-        """Logits at the last position of the corrupted runs, nothing restored."""
+        Args:
+            names: Hook points to keep.
+            attended: Whether to keep attention keys and values too, which needs a model with a key-value cache.
+
+        Raises:
+            NumericsError: If the clean run's logits are not finite.
+        """
         last = last_resid(self.model)
-        tokens = self.prompt.tokens.repeat(self.samples, 1)
-        return final_logits(self.model, read(self.model, tokens, [last], hooks=self.corrupt_hooks())[last][:, -1])
+        tokens, hooks = self.tokens.repeat(1 + self.samples, 1), self.corrupting(self.corrupted_embeddings)
+        names = list(dict.fromkeys([*names, last]))
+        if attended:
+            found, cached = record(self.model, tokens, names, hooks=hooks)
+        else:
+            found, cached = read(self.model, tokens, names, hooks=hooks), []
+        logits = final_logits(self.model, found[last][:, -self.scored :])
+        if not bool(logits[0].isfinite().all()):
+            raise NumericsError("the model's logits on the clean prompt are not finite; look for NaN or inf weights")
+        return Recorded(found, cached, logits[:1], logits[1:], self.noising)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What the two runs held."""
+
+    found: dict[str, Tensor]
+    """By hook name; row 0 is clean."""
+    cached: list[Attended]
+    """Each layer's attention keys and values, or nothing."""
+    clean_logits: Float[Tensor, "1 scored d_vocab"]
+    corrupted_logits: Float[Tensor, "samples scored d_vocab"]
+    noising: bool
+
+    def base(self, name: str) -> Float[Tensor, "samples ..."]:
+        """An activation of the patched run, for each sample."""
+        return self._rows(self.found[name], clean=self.noising)
+
+    def source(self, name: str) -> Float[Tensor, "samples ..."]:
+        """An activation of the run that patches come from, for each sample."""
+        return self._rows(self.found[name], clean=not self.noising)
+
+    def attended(self, layer: int) -> Attended:
+        """The base run's keys and values."""
+        keys, values = self.cached[layer]
+        return self._rows(keys, clean=self.noising), self._rows(values, clean=self.noising)
+
+    def baseline(self, metric: Metric) -> float:
+        """Score of the base run, nothing patched."""
+        return metric(self.clean_logits if self.noising else self.corrupted_logits).double().mean().item()
+
+    @staticmethod
+    def _rows(value: Tensor, *, clean: bool) -> Tensor:
+        return value[:1].expand(len(value) - 1, *value.shape[1:]) if clean else value[1:]
+
+
+def mean_scores(
+    model: HookedModel, metric: Metric, resid: Float[Tensor, "cells samples scored d_model"]
+) -> Float[Tensor, " cells"]:
+    """Score of each cell, the mean over its samples, from its last residual streams; float64, on the CPU."""
+    rows = resid.flatten(0, 1)
+    parts = [metric(final_logits(model, part)).double() for part in rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))]
+    return torch.cat(parts).view(resid.shape[:2]).mean(1).cpu()

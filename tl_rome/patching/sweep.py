@@ -1,122 +1,281 @@
 """Tracing with nothing computed twice: one sweep up the layers per position.
 
-Restoring a state at layer l and position t leaves everything below l and everything before t as in the corrupted run.
-So for each t one batch climbs the layers, carrying only positions from t on; the attention keys and values of earlier
-positions come from the recorded corrupted run. A cell's rows (one per noise sample) join the batch at the first layer
-its window restores, starting from the corrupted residual stream there, and are patched while the window lasts.
-Positions before the subject are not run at all: there the corrupted run equals the clean one, and restoring changes
-nothing.
+Patching a state at layer l and position t leaves everything below l and everything before t as in the base run. So for
+each t one batch climbs the layers, carrying only positions from t on; the attention keys and values of earlier
+positions come from the recorded base run. Further savings, all exact:
 
-Equal to `plain` to float tolerance, by test on every family.
+- A cell joins the batch at the first layer that its window patches, starting from the base run. Where a block's output
+  is a sum (hidden states, MLP outputs), its first patched layer need not be run at all.
+- Windows that start together (those clipped at the bottom) share one branch until the shorter ones end.
+- Of the last layer, only the scored positions are run; the others give it their keys and values.
+- Positions before the subject are not run: there the two runs are equal, and patching changes nothing.
+
+Several prompts climb together, aligned at their ends by padding on the left, which keeps a large device busy. Equal to
+`plain` to float tolerance, by test on every family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.blocks import BlockRunner
-from tl_rome.forward import Attended, device_of, final_logits, last_resid
-from tl_rome.patching.runs import Metric, Runs
+from tl_rome.errors import UnsupportedModelError
+from tl_rome.patching.metrics import Metric
+from tl_rome.patching.patch import Cell, Patch
+from tl_rome.patching.runs import Recorded, Runs, mean_scores
 from tl_rome.sites import ActivationHook, HookedModel, Site
 
-SWEPT = ("resid_post", "mlp_out", "attn_out")
-"""Components that a sweep can restore; any other goes the plain way."""
+_ADDED = ("resid_post", "mlp_out")
+"""Components whose patch changes the block's output by just their own change, at their own position."""
+_SUM_TOLERANCE = 0.02
+"""Relative error that rounding alone may leave in a sum of three components, in bfloat16 too."""
+
+
+def needed_names(model: HookedModel, patch: Patch) -> list[str]:
+    """Hook points that a sweep must know of the two runs."""
+    layers = range(model.cfg.n_layers)
+    parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
+    return [*patch.names, *_stream(model), *(name for name in parts if name in model.hook_dict)]
+
+
+def _stream(model: HookedModel) -> list[str]:
+    """The residual stream below the first block and after each block."""
+    return [Site("resid_pre", 0).hook, *(Site("resid_post", layer).hook for layer in range(model.cfg.n_layers))]
+
+
+def _joins_after(model: HookedModel, recorded: Recorded, patch: Patch) -> bool:
+    """Whether cells can join above their first patched layer, because its output is a sum that they change."""
+    if patch.component != "mlp_out":
+        return patch.component == "resid_post"
+    stream = _stream(model)
+    for layer in range(model.cfg.n_layers):
+        parts = [stream[layer], Site("attn_out", layer).hook, Site("mlp_out", layer).hook]
+        if not recorded.found.keys() >= set(parts):
+            return False
+        total = sum(recorded.found[name].float() for name in parts)
+        after = recorded.found[stream[layer + 1]].float()
+        if (total - after).norm() > _SUM_TOLERANCE * after.norm():
+            return False
+    return True
 
 
 def trace_sweep(
-    runs: Runs, component: str, windows: Sequence[range], metric: Metric, *, max_rows: int, tick=lambda: None
-) -> Float[Tensor, "layer pos"]:
-    """As `trace_plain`, for the components in `SWEPT`.
+    runs: Sequence[Runs],
+    recorded: Sequence[Recorded],
+    patch: Patch,
+    metrics: Sequence[Metric],
+    *,
+    max_batch_tokens: int,
+    tick: Callable[[], object] = lambda: None,
+    positions: Iterable[int] | None = None,
+) -> list[Float[Tensor, "cell pos"]]:
+    """As `trace_plain`, for several prompts at once.
+
+    Args:
+        runs: The prompts and their corruptions.
+        recorded: Their runs, with keys and values and `needed_names`.
+        patch: What is patched; its hook points must lie in blocks.
+        metrics: Score of the logits, for each prompt.
+        max_batch_tokens: Bound on rows x positions run at once; at least one cell of every prompt runs at a time.
+        tick: Called after each column, of which there are as many as the longest prompt has positions.
+        positions: Positions to trace, by default all; others keep the score of the base run.
 
     Raises:
-        UnsupportedModelError: If the model's blocks cannot be run one by one.
+        UnsupportedModelError: If the model's blocks cannot be run one by one, or the hook point shows other positions.
     """
-    model = runs.model
-    clean = runs.clean(component)
-    corrupted, attended = runs.corrupted(["resid_pre", "resid_post"])
-    bottom, top = Site("resid_pre", 0).hook, last_resid(model)
-    tokens = runs.prompt.tokens[None].to(device_of(model))
-    together = max(1, max_rows // runs.samples)
-    baseline = metric(final_logits(model, corrupted[top][:, -1])).double().mean().item()
-    scores = torch.full((len(windows), tokens.shape[1]), baseline, dtype=torch.float64)
-    for position in range(tokens.shape[1]):
-        if position >= runs.span.start:
-            runner = BlockRunner(model, tokens, position)
-            if position == runs.span.start:
-                first_row = [(keys[:1], values[:1]) for keys, values in attended]
-                runner.check(corrupted[bottom][:1, position:], first_row, corrupted[top][:1, position:])
-            for first in range(0, len(windows), together):
-                cells = windows[first : first + together]
-                column = _Column(runs, runner, component, clean, corrupted, attended)
-                final = column.climb(cells)[:, -1]
-                score = metric(final_logits(model, final)).double().cpu()
-                scores[first : first + together, position] = score.view(len(cells), -1).mean(1)
+    cells = sorted(range(len(patch.cells)), key=lambda cell: patch.cells[cell].window.start)
+    scores = [
+        torch.full((len(cells), len(run.prompt.tokens)), record.baseline(metric), dtype=torch.float64)
+        for run, record, metric in zip(runs, recorded, metrics, strict=True)
+    ]
+    wanted = None if positions is None else set(positions)
+    joins_after = _joins_after(runs[0].model, recorded[0], patch)
+    checked: set[int] = set()
+    for carried in range(max(len(run.tokens) for run in runs), 0, -1):
+        inside = [
+            index
+            for index, run in enumerate(runs)
+            if run.span.start <= len(run.tokens) - carried < len(run.prompt.tokens)
+            and (wanted is None or len(run.tokens) - carried in wanted)
+        ]
+        if inside:
+            chosen = [runs[index] for index in inside], [recorded[index] for index in inside]
+            column = _Column(*chosen, patch, carried, int(joins_after))
+            if not checked.issuperset(inside):
+                column.check()
+                checked.update(inside)
+            together = max(1, max_batch_tokens // (carried * column.samples))
+            for first in range(0, len(cells), together):
+                chunk = cells[first : first + together]
+                final = column.climb([patch.cells[cell] for cell in chunk])
+                for index, rows in zip(inside, column.by_prompt(final), strict=True):
+                    position = len(runs[index].tokens) - carried
+                    scores[index][chunk, position] = mean_scores(column.model, metrics[index], rows)
         tick()
     return scores
 
 
+@dataclass
+class _Branch:
+    """Rows that several cells share as long as their windows agree."""
+
+    cells: list[int]
+    start: int
+    unit: int
+    stop: int = 0
+    """First layer that is no longer patched."""
+
+
 class _Column:
-    """The cells of one position: a batch that grows as it climbs the layers."""
+    """The cells of one position, counted from the end, in one or several prompts: a batch that grows as it climbs."""
 
     def __init__(
-        self,
-        runs: Runs,
-        runner: BlockRunner,
-        component: str,
-        clean: dict[int, Tensor],
-        corrupted: dict[str, Tensor],
-        attended: list[Attended],
+        self, runs: Sequence[Runs], recorded: Sequence[Recorded], patch: Patch, carried: int, joins_after: int
     ) -> None:
-        self.model: HookedModel = runs.model
-        self.runner, self.component, self.attended = runner, component, attended
-        self.samples, self.position = runs.samples, runner.start
-        self.clean = {layer: value[self.position] for layer, value in clean.items()}
-        self.corrupted = {name: value[:, self.position :] for name, value in corrupted.items()}
+        self.model, self.patch, self.carried, self.joins_after = runs[0].model, patch, carried, joins_after
+        self.runs, self.recorded = runs, recorded
+        self.n_layers = self.model.cfg.n_layers
+        self.samples = sum(run.samples for run in runs)
+        self.scored = max(run.scored for run in runs)
+        self.longest = max(len(run.tokens) for run in runs)
+        missing = [self.longest - len(run.tokens) for run in runs]
+        tokens = torch.stack(
+            [torch.nn.functional.pad(run.tokens, (gap, 0)) for run, gap in zip(runs, missing, strict=True)]
+        )
+        padding = torch.tensor(missing, device=tokens.device)
+        self.runner = BlockRunner(self.model, tokens, self.longest - carried, padding)
+        self.tail = None
+        if carried > self.scored:
+            self.tail = BlockRunner(self.model, tokens, self.longest - self.scored, padding)
+        counts = torch.tensor([run.samples for run in runs], device=tokens.device)
+        self.prompt_of = torch.repeat_interleave(torch.arange(len(runs), device=tokens.device), counts)
+        self.past = [
+            self.runner.align([record.attended(layer) for record in recorded], missing)
+            for layer in range(self.n_layers)
+        ]
+        self.source = {layer: self._at(name, base=False)[:, 0] for layer, name in patch.points.items()}
+        self.active: list[tuple[int, int]] = []
+        """Branch and unit of what is patched at the layer that is run."""
+        self.frozen: list[tuple[int, int]] = []
+        """Branches in which what is severed is kept; each with a 0 that stands for all features."""
+        self.hooks = self._hooks()
 
-    def climb(self, cells: Sequence[range]) -> Float[Tensor, "rows pos d_model"]:
-        """Final residual stream of every cell's rows, in the order of the cells, samples innermost."""
-        n_layers = self.model.cfg.n_layers
-        # A single restored block output is a changed input of the next block: its cell joins there, and needs no hook.
-        late = int(self.component == "resid_post" and all(len(cell) == 1 for cell in cells))
-        order = sorted(range(len(cells)), key=lambda cell: cells[cell].start)
-        entry = [cells[cell].start + late for cell in order]
+    def _at(self, name: str, *, base: bool) -> Float[Tensor, "samples pos ..."]:
+        """An activation at the carried positions, every prompt's samples below one another."""
+        parts = [record.base(name) if base else record.source(name) for record in self.recorded]
+        kind = self.patch if name in self.patch.points.values() else None
+        parts = [part if kind is None else kind.states(part) for part in parts]
+        if len({part.shape[2:] for part in parts}) > 1:
+            raise UnsupportedModelError(f"{name} has other features for prompts of another length")
+        return torch.cat([part[:, -self.carried :] for part in parts])
+
+    def check(self) -> None:
+        """Make sure that running block by block gives what the model itself computed, for each prompt's first sample.
+
+        Raises:
+            UnsupportedModelError: If it does not.
+        """
+        firsts = torch.tensor([int((self.prompt_of == prompt).nonzero()[0]) for prompt in range(len(self.runs))])
+        bottom, *_, top = (self._at(name, base=True)[firsts] for name in _stream(self.model))
+        past = [(keys[firsts], values[firsts]) for keys, values in self.past]
+        self.runner.check(bottom, past, top)
+
+    def by_prompt(
+        self, final: Float[Tensor, "cells samples scored d_model"]
+    ) -> list[Float[Tensor, "cells one scored d_model"]]:
+        """Each prompt's own rows and scored positions."""
+        parts = final.split([run.samples for run in self.runs], dim=1)
+        return [part[:, :, -run.scored :] for part, run in zip(parts, self.runs, strict=True)]
+
+    def climb(self, cells: Sequence[Cell]) -> Float[Tensor, "cells samples scored d_model"]:
+        """Final residual stream of every cell's rows, at the scored positions."""
+        branches: list[_Branch] = []
+        waiting = _shared(cells)
         resid: Tensor | None = None
-        joined = 0
-        inside = torch.zeros(0, dtype=torch.bool)
-
-        def patch(layer: int) -> ActivationHook:
-            def hook_function(activation: Tensor, hook: object) -> Tensor:
-                rows = inside.to(activation.device)
-                activation = activation.clone()
-                activation[rows, 0] = self.clean[layer]
-                return activation
-
-            return hook_function
-
-        touched = sorted({layer for cell in cells for layer in cell}) if not late else []
-        with self.model.hooks(fwd_hooks=[(Site(self.component, layer).hook, patch(layer)) for layer in touched]):
-            for layer in range(entry[0], n_layers + 1):
-                newcomers = sum(start == layer for start in entry[joined:])
-                if newcomers:
-                    fresh = self._start(layer, late).repeat(newcomers, 1, 1)
-                    resid = fresh if resid is None else torch.cat([resid, fresh])
-                    joined += newcomers
-                if layer == n_layers:
-                    break
+        with self.model.hooks(fwd_hooks=self.hooks):
+            for layer in range(min(branch.start for branch in waiting) + self.joins_after, self.n_layers + 1):
+                joining = [branch for branch in waiting if branch.start + self.joins_after == layer]
+                if joining:
+                    fresh = torch.stack([self._entry(branch, layer) for branch in joining])
+                    resid = fresh if resid is None else torch.cat([resid, fresh[:, :, -resid.shape[2] :]])
+                    branches += joining
                 assert resid is not None
-                inside = torch.tensor([layer in cells[cell] for cell in order[:joined]]).repeat_interleave(self.samples)
-                samples = torch.arange(self.samples, device=resid.device).repeat(joined)
-                resid = self.runner(layer, resid, self.runner.crop(self.attended[layer], samples))
+                resid = self._fork(branches, cells, resid, layer)
+                if layer == self.n_layers:
+                    break
+                self.active = [(index, branch.unit) for index, branch in enumerate(branches) if layer < branch.stop]
+                self.frozen = [(index, 0) for index in range(len(branches))]
+                resid = self._run(layer, resid)
         assert resid is not None
-        back = torch.argsort(torch.tensor(order))
-        return resid.view(len(cells), self.samples, *resid.shape[1:])[back].flatten(0, 1)
+        rows = {cell: index for index, branch in enumerate(branches) for cell in branch.cells}
+        return resid[[rows[cell] for cell in range(len(cells))], :, -self.scored :]
 
-    def _start(self, layer: int, late: int) -> Float[Tensor, "samples pos d_model"]:
-        """Residual stream with which a cell joins at `layer`."""
-        if not late:
-            return self.corrupted[Site("resid_pre", layer).hook]
-        resid = self.corrupted[Site("resid_post", layer - 1).hook].clone()
-        resid[:, 0] = self.clean[layer - 1]
+    def _fork(self, branches: list[_Branch], cells: Sequence[Cell], resid: Tensor, layer: int) -> Tensor:
+        """Let the cells whose windows end below this layer leave branches that go on being patched."""
+        copies = []
+        for index, branch in enumerate(list(branches)):
+            ended = [cell for cell in branch.cells if cells[cell].window.stop == layer]
+            if ended and len(ended) < len(branch.cells):
+                branch.cells = [cell for cell in branch.cells if cell not in ended]
+                branches.append(_Branch(ended, branch.start, branch.unit, layer))
+                copies.append(index)
+        return torch.cat([resid, resid[copies]]) if copies else resid
+
+    def _run(
+        self, layer: int, resid: Float[Tensor, "branches samples pos d_model"]
+    ) -> Float[Tensor, "branches samples more d_model"]:
+        """One block for all rows; the last one for the scored positions only, and for nothing that is patched there."""
+        count = len(resid)
+        keys, values = (part.repeat(count, *[1] * (part.ndim - 1)) for part in self.past[layer])
+        rows, prompts = resid.flatten(0, 1), self.prompt_of.repeat(count)
+        if layer < self.n_layers - 1 or self.tail is None:
+            output = self.runner(layer, rows, (keys, values), prompts)
+        else:
+            joined = self.runner.attended(layer, rows, (keys, values), prompts)
+            self.active, self.frozen = [], []
+            output = self.tail(layer, rows[:, -self.scored :], self.tail.crop(joined), prompts)
+        return output.unflatten(0, (count, -1))
+
+    def _entry(self, branch: _Branch, layer: int) -> Float[Tensor, "samples pos d_model"]:
+        """Residual stream with which a branch joins before `layer`."""
+        resid = self._at(_stream(self.model)[layer], base=True).clone()
+        if self.joins_after:
+            name = self.patch.points[branch.start]
+            unit = slice(None) if self.patch.units is None else self.patch.units[branch.unit]
+            change = self.source[branch.start] - self._at(name, base=True)[:, 0]
+            if self.patch.component == "resid_post":
+                resid[:, 0, unit] = self.source[branch.start][:, unit]
+            else:
+                resid[:, 0, unit] += change[:, unit]
         return resid
+
+    def _hooks(self) -> list[tuple[str, ActivationHook]]:
+        """Hooks that patch the active branches and freeze what is severed; which ones changes from layer to layer."""
+        hooks: list[tuple[str, ActivationHook]] = []
+
+        def put(patch: Patch, name: str, value: Tensor, groups: Callable[[], list[tuple[int, int]]]) -> None:
+            def hook_function(activation: Tensor, hook: object) -> Tensor:
+                chosen = groups()
+                return patch.write(activation, chosen, 0, value, self.carried) if chosen else activation
+
+            hooks.append((name, hook_function))
+
+        for layer, name in self.patch.points.items():
+            put(self.patch, name, self.source[layer], lambda: self.active)
+        whole = Patch("frozen", {}, ())
+        for name in self.patch.frozen.values():
+            put(whole, name, self._at(name, base=True)[:, 0], lambda: self.frozen)
+        return hooks
+
+
+def _shared(cells: Sequence[Cell]) -> list[_Branch]:
+    """One branch for all cells that start together with the same unit."""
+    branches: dict[tuple[int, int], _Branch] = {}
+    for index, cell in enumerate(cells):
+        branch = branches.setdefault((cell.window.start, cell.unit), _Branch([], cell.window.start, cell.unit))
+        branch.cells.append(index)
+        branch.stop = max(branch.stop, cell.window.stop)
+    return list(branches.values())

@@ -1,0 +1,84 @@
+"""How a trace is made, apart from the model, the fact and the draws."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from tl_rome.errors import InputError
+from tl_rome.patching.corruption import Corruption
+from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
+from tl_rome.patching.patch import SEVERED, Units
+from tl_rome.patching.windows import Clipping
+
+Direction = Literal["denoising", "noising"]
+_METRICS = {"prob": TargetProbability, "logprob": TargetLogprob}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceConfig:
+    """Settings of `causal_trace`; each is described there.
+
+    Raises:
+        InputError: If a choice is unknown.
+    """
+
+    window: int | None = None
+    """Layers patched together; None is 1 for hidden states and 10 for everything else."""
+    clipping: Clipping = "released"
+    """Which layers a window covers."""
+    corruption: Corruption | None = None
+    """What is done to the subject's embeddings; None is Gaussian noise at the measured scale."""
+    metric: str | Metric = "prob"
+    """"prob", "logprob", or a function of logits."""
+    direction: Direction = "denoising"
+    """Which run is patched."""
+    sever: str | None = None
+    """Component that is frozen at the patched position: "mlp" or "attn"."""
+    units: Units = None
+    """How states are split."""
+    whole_target: bool = False
+    """Whether all tokens of the target are scored, not only its first."""
+    method: str = "sweep"
+    """"sweep" or "plain"."""
+    max_batch_tokens: int = 4096
+    """Bound on rows x positions run at once."""
+
+    def __post_init__(self) -> None:
+        choices = {"direction": ("denoising", "noising"), "method": ("sweep", "plain"), "sever": (None, *SEVERED)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                shown = " or ".join(repr(choice) for choice in allowed)
+                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {shown}")
+        if not callable(self.metric) and self.metric not in _METRICS:
+            raise InputError(f"metric {self.metric!r} is unknown; choose 'prob', 'logprob' or a function of logits")
+        if self.max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens is {self.max_batch_tokens}; allow at least 1")
+
+    def metric_for(self, target: torch.Tensor) -> Metric:
+        """The metric for one prompt, whose answer has these tokens."""
+        if callable(self.metric):
+            return self.metric
+        return _METRICS[self.metric](tuple(target.tolist()))
+
+    def width(self, component: str) -> int:
+        """Layers patched together."""
+        return self.window if self.window is not None else (1 if component == "resid_post" else 10)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that decide the scores, as JSON can hold them."""
+        skipped = ("method", "max_batch_tokens")
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
+        return {name: value if _plain(value) else described(value) for name, value in found.items()}
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def described(value: object) -> str:
+    """A short text that tells settings apart: what a dataclass says of itself, a function's name, else the type's."""
+    text = repr(value)
+    if " at 0x" in text or "\n" in text:
+        return getattr(value, "__qualname__", type(value).__name__)
+    return text

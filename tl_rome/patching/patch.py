@@ -1,0 +1,178 @@
+"""What is patched: a hook point in every layer, windows of layers, and all or parts of its features.
+
+A *cell* of a trace is one window, one position and one unit. Most hook points are [batch, pos, features ...]; those of
+attention patterns are [batch, head, query, key], where the query is the position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.errors import InputError, UnsupportedModelError
+from tl_rome.patching.windows import Clipping, layer_window
+from tl_rome.sites import HookedModel, Site, check_hooks
+
+Units = str | int | Sequence[Sequence[int]] | None
+"""How a state's features are split: not at all, "heads" (one by one), groups of so many, or groups of given indices."""
+
+_QUERY_FIRST = ("attn.hook_pattern", "attn.hook_attn_scores")
+"""Hook points whose axis 2, not 1, is the position."""
+SEVERED = {"mlp": "mlp_out", "attn": "attn_out"}
+"""What a severed trace freezes, by its name."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The layers that are patched together, and the unit."""
+
+    window: range
+    unit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Hook points to patch and the cells to patch them in.
+
+    Attributes:
+        component: As the user named it.
+        points: Hook name by layer; a hook point outside the blocks stands alone, as layer 0.
+        windows: Layers patched together, for each row of the result.
+        units: Indices of each unit's features, or None for whole states.
+        frozen: Hook name by layer of what is kept as in the base run at the patched position.
+    """
+
+    component: str
+    points: dict[int, str]
+    windows: tuple[range, ...]
+    units: tuple[Int[Tensor, " features"], ...] | None = None
+    frozen: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, model: HookedModel, component: str, width: int, clipping: Clipping, sever: str | None = None
+    ) -> "Patch":
+        """Name the hook points of a component.
+
+        Args:
+            model: The model.
+            component: A component of `Site`, or a full hook name, which is patched alone.
+            width: Layers per window.
+            clipping: See `layer_window`.
+            sever: "mlp" or "attn", or None.
+
+        Raises:
+            InputError: If the hook point does not exist, the width is below 1, or a component would sever itself.
+        """
+        n_layers = model.cfg.n_layers
+        layer_window(0, n_layers, width, clipping)
+        if sever is not None and sever not in SEVERED:
+            raise InputError(f"cannot sever {sever!r}; choose 'mlp' or 'attn'")
+        if sever is not None and component.startswith(sever):
+            raise InputError(f"{component!r} cannot be patched while {sever!r} is frozen; sever the other one")
+        frozen = {} if sever is None else {layer: Site(SEVERED[sever], layer).hook for layer in range(n_layers)}
+        if component in model.hook_dict:
+            inside, _, rest = component.removeprefix("blocks.").partition(".")
+            layer = int(inside) if component.startswith("blocks.") and rest else 0
+            return cls(component, {layer: component}, (range(layer, layer + 1),), frozen=frozen)
+        points = {layer: Site(component, layer).hook for layer in range(n_layers)}
+        check_hooks(model, points.values())
+        windows = tuple(layer_window(layer, n_layers, width, clipping) for layer in range(n_layers))
+        return cls(component, points, windows, frozen=frozen)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the hook points lie in the model's blocks."""
+        return all(name.startswith("blocks.") for name in self.points.values())
+
+    @property
+    def kind(self) -> str:
+        """The component, without block number."""
+        return self.component.split(".", 2)[-1] if self.component.startswith("blocks.") else self.component
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells of one position: window by window, units innermost."""
+        return [Cell(window, unit) for window in self.windows for unit in range(len(self.units or "x"))]
+
+    @property
+    def names(self) -> list[str]:
+        """Hook points that are patched, and those that are frozen."""
+        return [*self.points.values(), *self.frozen.values()]
+
+    def states(self, activation: Tensor) -> Float[Tensor, "rows pos ..."]:
+        """A view of an activation with positions on axis 1.
+
+        Raises:
+            InputError: If it has no axes for rows, positions and features.
+        """
+        axis = 2 if self.kind in _QUERY_FIRST else 1
+        if activation.ndim < axis + 2:
+            raise InputError(f"{self.component!r} has shape {tuple(activation.shape)}, without positions to patch")
+        return activation.movedim(axis, 1)
+
+    def write(
+        self,
+        activation: Tensor,
+        groups: Sequence[tuple[int, int]],
+        position: int,
+        value: Float[Tensor, "samples ..."],
+        n_pos: int,
+    ) -> Tensor:
+        """Write a value into some groups of rows, in place, and return the activation.
+
+        Args:
+            activation: What the hook point shows; rows are groups of `len(value)`.
+            groups: Group and unit.
+            position: Index along the activation's positions.
+            value: What to write, for each row of a group.
+            n_pos: Positions that the activation should have.
+
+        Raises:
+            UnsupportedModelError: If it has another number of positions.
+        """
+        states = self.states(activation).unflatten(0, (-1, len(value)))
+        if states.shape[2] != n_pos:
+            raise UnsupportedModelError(f"{self.component} shows {states.shape[2]} positions where {n_pos} are run")
+        here = states.select(2, position)
+        value = value[..., : here.shape[-1]]  # a pattern has as many keys as the run has positions
+        if self.units is None:
+            here[[group for group, _ in groups]] = value
+        else:
+            for group, unit in groups:
+                here[group][:, self.units[unit]] = value[:, self.units[unit]]
+        return activation
+
+
+def split_units(
+    units: Units, features: Sequence[int], component: str
+) -> tuple[tuple[Int[Tensor, " features"], ...] | None, tuple[str, ...]]:
+    """Indices and label of each unit.
+
+    Args:
+        units: How to split the first feature axis.
+        features: Shape of one state: (heads, d_head) of a `hook_z`, (d_mlp,) of a `hook_post`.
+        component: Named in errors.
+
+    Raises:
+        InputError: If the features cannot be split so.
+    """
+    if units is None:
+        return None, ()
+    if units == "heads":
+        if len(features) < 2:
+            raise InputError(f"{component!r} has no heads; split it into groups of features, as in units=64")
+        units = 1
+    if isinstance(units, str):
+        raise InputError(f"units {units!r} is unknown; give 'heads', a group size, or lists of indices")
+    size = features[0]
+    if isinstance(units, int):
+        if not 1 <= units <= size:
+            raise InputError(f"units of {units} do not fit {component!r}, which has {size} features")
+        units = [range(start, min(start + units, size)) for start in range(0, size, units)]
+    if not units or not all(len(group) and 0 <= min(group) and max(group) < size for group in units):
+        raise InputError(f"units {units} do not name features 0 to {size - 1} of {component!r}")
+    labels = tuple(str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in units)
+    return tuple(torch.tensor(list(group)) for group in units), labels
