@@ -78,6 +78,8 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     before = [p.detach().clone() for p in model.parameters()]
     edit = rome(model, "{} is located in the city of", "Big Ben", "Rome", progress=False)
     assert edit.receipt.layer == default_layer(4, 32) == 1
+    assert edit.receipt.layer_choice == "a quarter of the way up"
+    assert edit.receipt.contexts_choice == "sampled from the start token, top-k 5"
     assert edit.receipt.contexts == 21
     assert "own samples" in edit.receipt.covariance
     assert edit.provenance["seed"] == 0
@@ -85,12 +87,6 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     assert "P('Rome')" in str(edit)
     assert "layer 1" in str(edit)
-
-
-def test_layers_of_the_sources():
-    found = {shape: default_layer(*shape) for shape in [(48, 1600), (36, 1280), (24, 1024), (28, 4096), (30, 576)]}
-    assert list(found.values()) == [17, 12, 8, 5, 5]
-    assert default_layer(12, 768) == 3
 
 
 def test_contexts_follow_the_seed_and_the_recipe(tiny, monkeypatch):
@@ -188,12 +184,16 @@ def test_golden_edit(smollm2, golden, kind):
     edit = Rome(statistics, tuple(contexts))(model, request)
     assert relative(edit.updates[0].u, arrays["u"]) < 1e-5
     assert relative(edit.updates[0].v, arrays["v"]) < 1e-5
+    found = optimise_value(model, 5, request.fact, contexts, RELEASED)
+    assert relative(found.value, arrays["v_star"]) < 1e-5
     expected = torch.outer(*(torch.tensor(arrays[name]).double() for name in "uv"))
     assert relative(edit.updates[0].delta, expected) < 1e-5
     columns = list(arrays["traj_cols"])
     for step, row in zip(edit.provenance["losses"], arrays["traj"], strict=True):
-        assert step["loss"] == pytest.approx(row[columns.index("loss")], rel=5e-5)
-        assert step["nll"] == pytest.approx(row[columns.index("nll")], rel=5e-5, abs=1e-6)
+        # Where the loss falls fastest, float32 rounding alone moves it by 5e-6: a float64 run of the same steps is 7e-6
+        # away from the stored one, and so is 9e-5 relative at the small losses of the last steps.
+        for name in ("loss", "nll"):
+            assert step[name] == pytest.approx(row[columns.index(name)], rel=1e-5, abs=5e-6)
     prompts = [request.fact.prompt, *record["record"]["paraphrase_prompts"], *record["record"]["neighborhood_prompts"]]
     after = [*record["after"]["rewrite"], *record["after"]["paraphrase"], *record["after"]["neighborhood"]]
     with edit.applied(model):

@@ -52,6 +52,16 @@ class RomeConfig:
     """(length in tokens, how many) of the sampled texts that are put before the prompt as `"text. "`."""
     context_top_k: int
     """Contexts are sampled among this many most likely tokens."""
+    context_openings: tuple[str, ...] = ()
+    """Words that sampled texts begin with, in turn; none: they are sampled from the start token alone."""
+
+    @property
+    def contexts_choice(self) -> str:
+        """How contexts are sampled, in words, for the receipt."""
+        if not self.context_lengths:
+            return "the prompt alone"
+        start = f"openings {', '.join(self.context_openings)}" if self.context_openings else "the start token"
+        return f"sampled from {start}, top-k {self.context_top_k}"
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_evaluations < 1 or (self.clamp is not None and self.clamp <= 0):
@@ -119,16 +129,3 @@ DRAFT = RomeConfig(
 
 PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
 """The presets by name."""
-
-_PUBLISHED_LAYERS = {(48, 1600): 17, (36, 1280): 12, (24, 1024): 8, (28, 4096): 5, (30, 576): 5}
-"""By (n_layers, d_model): GPT-2 XL, L and M and GPT-J from the sources, SmolLM2-135M from a sweep on COUNTERFACT."""
-
-
-def default_layer(n_layers: int, d_model: int) -> int:
-    """Layer to edit: the published one where there is one, else a quarter of the way up (floor of n_layers / 4).
-
-    Args:
-        n_layers: Blocks of the model.
-        d_model: Width of its residual stream.
-    """
-    return _PUBLISHED_LAYERS.get((n_layers, d_model), n_layers // 4)

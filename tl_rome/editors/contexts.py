@@ -11,6 +11,7 @@ from tl_rome.editors.config import RomeConfig
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.generation import sample_tokens
 from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode
 
 
 def start_token(model: HookedModel) -> int:
@@ -30,7 +31,7 @@ def sample_contexts(model: HookedModel, config: RomeConfig, *, generator: torch.
 
     Args:
         model: Left as found.
-        config: Says how many, how long, and among how many tokens to sample.
+        config: Says how many, how long, from what beginning, and among how many tokens to sample.
         generator: Source of the draws.
 
     Returns:
@@ -38,8 +39,25 @@ def sample_contexts(model: HookedModel, config: RomeConfig, *, generator: torch.
     """
     prefixes = [""]
     for length, count in config.context_lengths:
-        start = torch.full((count, 1), start_token(model))
-        sampled = sample_tokens(model, start, length - 1, generator=generator, top_k=config.context_top_k)
-        texts = model.tokenizer.batch_decode(sampled[:, 1:], skip_special_tokens=True)
+        if config.context_openings:
+            texts = _from_openings(model, config, length, count, generator)
+        else:
+            start = torch.full((count, 1), start_token(model))
+            sampled = sample_tokens(model, start, length - 1, generator=generator, top_k=config.context_top_k)
+            texts = model.tokenizer.batch_decode(sampled[:, 1:], skip_special_tokens=True)
         prefixes += [f"{text}. " for text in texts]
     return tuple(prefixes)
+
+
+def _from_openings(
+    model: HookedModel, config: RomeConfig, length: int, count: int, generator: torch.Generator
+) -> list[str]:
+    """Texts of `length` tokens, BOS not counted, that begin with the openings in turn."""
+    texts = []
+    for index in range(count):
+        start = encode(model, config.context_openings[index % len(config.context_openings)])
+        bos = int(bool(model.cfg.default_prepend_bos))
+        more = max(0, length + bos - len(start))
+        sampled = sample_tokens(model, start[None], more, generator=generator, top_k=config.context_top_k)
+        texts.append(model.tokenizer.decode(sampled[0, bos:], skip_special_tokens=True))
+    return texts

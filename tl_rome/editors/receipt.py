@@ -40,19 +40,42 @@ class Receipt:
     seconds: float
     """Wall-clock time of the edit, without covariance and contexts."""
 
+    rank_new: tuple[int, int] | None = None
+    """Place of the first token of `target_new` among all next tokens, before and after; 1 is the most likely."""
+    rank_true: tuple[int, int] | None = None
+    """The same of `target_true`."""
+    contexts_choice: str = "given"
+    """How the prefixes were chosen."""
+    divisor_ratio: float | None = None
+    """Divisor over the one that C predicts, k* C^-1 k* / ||C^-1 k*||; 1 where one key is used in both places."""
+    disturbance: float | None = None
+    """Root mean square of what the edit adds to the MLP output on the text behind C, over that of the output."""
+    text_nll: tuple[float, float] | None = None
+    """Negative log-likelihood of a token of a few plain sentences before and after, in nats."""
+    text_entropy: tuple[float, float] | None = None
+    """Entropy of the next token in those sentences before and after, in nats."""
+    losses: tuple[float, ...] = ()
+    """The loss at each evaluation, in nats."""
+    warnings: tuple[str, ...] = ()
+    """What suggests that the edit does damage, see `safety`; empty for a sound one."""
+
     def __str__(self) -> str:
         lines = [f"{self.prompt!r} -> {self.target_new!r}"]
-        lines.append(f"  P({self.target_new!r})  {self.prob_new[0]:.4f} -> {self.prob_new[1]:.4f}")
-        if self.prob_true is not None:
-            lines.append(f"  P({self.target_true!r})  {self.prob_true[0]:.4f} -> {self.prob_true[1]:.4f}")
-        lines += [
-            f"  layer {self.layer} ({self.layer_choice}), preset {self.preset!r}, {self.contexts} contexts",
-            f"  |dW| / |W| = {self.relative_change:.4f}",
-        ]
+        lines.append(_target_line(self.target_new, self.prob_new, self.rank_new))
+        if self.prob_true is not None and self.target_true is not None:
+            lines.append(_target_line(self.target_true, self.prob_true, self.rank_true))
+        lines.append(f"  layer {self.layer} ({self.layer_choice}), preset {self.preset!r}")
+        lines.append(f"  {self.contexts} contexts ({self.contexts_choice})")
         if self.covariance is not None:
             lines.append(f"  covariance: {self.covariance}")
             lines.append(f"  divisor k.u = {self.divisor:.3g}, |k*| = {self.key_norm:.3g}")
-        lines += [
-            f"  loss {self.final_loss:.3f} after {self.evaluations} evaluations, {self.seconds:.1f} s",
-        ]
-        return "\n".join(lines)
+        lines.append(f"  |dW| / |W| = {self.relative_change:.4f}")
+        if self.disturbance is not None:
+            lines.append(f"  change of the layer's output on ordinary text: {self.disturbance:.1%}")
+        lines.append(f"  loss {self.final_loss:.3f} after {self.evaluations} evaluations, {self.seconds:.1f} s")
+        return "\n".join(lines + [f"  WARNING: {warning}" for warning in self.warnings])
+
+
+def _target_line(target: str, prob: tuple[float, float], rank: tuple[int, int] | None) -> str:
+    places = "" if rank is None else f", rank {rank[0]} -> {rank[1]}"
+    return f"  P({target!r})  {prob[0]:.4f} -> {prob[1]:.4f}{places}"

@@ -1,33 +1,32 @@
 """Rank-one model editing (section 4): insert one key-value pair into one MLP's W_out.
 
-With W = W_out^T, key k*, value v* and C = E[k k^T], the W' nearest to W (weighted by C) with W' k* = v* is
+    k*  from the subject (`key`),   v*  by optimisation (`value`),   W' = W + u v^T  in closed form (`closed_form`)
 
-    W' = W + (v* - W k*) u^T / (k* . u),   u = C^-1 k*
-
-The released code, which `RELEASED` follows, takes u from k* averaged over contexts and normalises it, but divides by,
-and subtracts, the key and output of the prompt without a prefix; so W' maps exactly that key to v*.
+Every source of ROME is one `RomeConfig` of this implementation, see `config`.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from tl_rome.editors.config import RELEASED, RomeConfig, default_layer
+from tl_rome.editors.closed_form import insert
+from tl_rome.editors.config import RELEASED, RomeConfig
 from tl_rome.editors.contexts import sample_contexts
 from tl_rome.editors.covariance import KeyCovariance
 from tl_rome.editors.edit import Edit
-from tl_rome.editors.key import subject_keys
+from tl_rome.editors.key import chosen_keys
+from tl_rome.editors.layers import LayerChoice, choose_layer
+from tl_rome.editors.outcome import measure
 from tl_rome.editors.receipt import Receipt
+from tl_rome.editors.safety import with_outcome
 from tl_rome.editors.update import RankOneUpdate
 from tl_rome.editors.value import OptimisedValue, optimise_value
-from tl_rome.errors import NumericsError
+from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
-from tl_rome.scoring import score_targets
-from tl_rome.sites import HookedModel, b_out, check_layer, is_hooked_transformer, w_out
+from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
 from tl_rome.storage import fingerprint
 
 
@@ -36,6 +35,9 @@ class Rome:
     """The ROME editor for one model and layer: call it with a model and a request to get an `Edit`.
 
     It holds everything expensive, so that many edits share it; `Rome.prepare` makes one with defaults.
+
+    Raises:
+        InputError: If the first context is not the empty one.
     """
 
     covariance: KeyCovariance
@@ -48,13 +50,19 @@ class Rome:
     """Why this layer, for the receipt."""
     seed: int | None = None
     """Seed that contexts and own samples were drawn with, if they were."""
+    contexts_choice: str = "given"
+    """How the contexts were chosen, for the receipt."""
+
+    def __post_init__(self) -> None:
+        if not self.contexts or self.contexts[0]:
+            raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
 
     @classmethod
     def prepare(
         cls,
         model: HookedModel,
         *,
-        layer: int | None = None,
+        layer: LayerChoice = None,
         covariance: KeyCovariance | None = None,
         contexts: Sequence[str] | None = None,
         config: RomeConfig = RELEASED,
@@ -65,35 +73,32 @@ class Rome:
 
         Args:
             model: Left as found.
-            layer: Layer to edit; by default that of the covariance, else `default_layer`.
+            layer: Layer to edit, or something with a `.layer`; by default that of the covariance, else `default_layer`.
             covariance: Key statistics; by default those shipped with the package where they fit the model and layer,
                 else an estimate from text that the model samples itself, which takes minutes: keep the editor, or save
                 its covariance.
-            contexts: Prefixes; by default sampled from the model by the preset's recipe.
+            contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe.
             config: Preset.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
 
         Raises:
-            InputError: If the layer is out of range, or the covariance is of another layer.
+            InputError: If the layer is out of range, or the covariance is of another layer or BOS policy.
             ModelMismatchError: If the covariance is of another model.
         """
         is_hooked_transformer(model)
-        choice = "given"
-        if layer is None and covariance is not None:
-            layer, choice = covariance.layer, "that of the covariance"
-        elif layer is None:
-            layer, choice = default_layer(model.cfg.n_layers, model.cfg.d_model), "default for this model's size"
-        check_layer(model, layer)
+        chosen_layer, layer_choice = choose_layer(model, layer, covariance)
         generator = torch.Generator().manual_seed(seed)
-        chosen = tuple(contexts) if contexts is not None else sample_contexts(model, config, generator=generator)
+        contexts_choice = "given"
+        if contexts is None:
+            contexts, contexts_choice = sample_contexts(model, config, generator=generator), config.contexts_choice
         if covariance is None:
             shipped = KeyCovariance.shipped(model)
-            covariance = shipped if shipped is not None and shipped.layer == layer else None
+            covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
         if covariance is None:
-            covariance = KeyCovariance.from_own_samples(model, layer, generator=generator, progress=progress)
-        covariance.check(model, layer)
-        return cls(covariance, chosen, config, choice, seed)
+            covariance = KeyCovariance.from_own_samples(model, chosen_layer, generator=generator, progress=progress)
+        covariance.check(model, chosen_layer)
+        return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
 
     @property
     def layer(self) -> int:
@@ -116,10 +121,59 @@ class Rome:
         """
         started = time.perf_counter()
         self.covariance.check(model, self.layer)
-        keys = subject_keys(model, self.layer, request.fact, self.contexts)
         found = optimise_value(model, self.layer, request.fact, self.contexts, self.config, progress=progress)
-        update, divisor = self._update(model, keys, found)
-        provenance = {
+        edit = self.edit_for(model, request, found)
+        before = measure(model, request)
+        with edit.applied(model):
+            after = measure(model, request)
+        receipt = with_outcome(edit.receipt, before, after)
+        return replace(edit, receipt=replace(receipt, seconds=time.perf_counter() - started))
+
+    def edit_for(self, model: HookedModel, request: EditRequest, found: OptimisedValue) -> Edit:
+        """The edit that stores a given v*; its receipt is complete but for what only a model with the edit can show.
+
+        Args:
+            model: Left as found.
+            request: The fact to write.
+            found: v* for it.
+
+        Raises:
+            SubjectError: If the subject does not lie on whole tokens.
+            NumericsError: If the covariance is singular, or the keys do not match.
+        """
+        config, layer = self.config, self.layer
+        choices = (config.direction_key, config.divisor_key)
+        keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
+        direction, key = (keys[choice] for choice in choices)
+        inserted = insert(w_out(model, layer), b_out(model, layer), self.covariance, direction, key, found.value)
+        update = RankOneUpdate(layer, inserted.u, inserted.v)
+        losses = tuple(step["loss"] for step in found.losses)
+        receipt = Receipt(
+            prompt=request.fact.prompt,
+            target_new=request.target_new,
+            target_true=request.target_true,
+            prob_new=(0.0, 0.0),
+            prob_true=None,
+            preset=config.preset,
+            layer=layer,
+            layer_choice=self.layer_choice,
+            contexts=len(self.contexts),
+            contexts_choice=self.contexts_choice,
+            covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
+            relative_change=(inserted.v.norm() / w_out(model, layer).double().norm().cpu()).item(),
+            divisor=inserted.divisor,
+            divisor_ratio=inserted.divisor_ratio,
+            disturbance=inserted.disturbance,
+            key_norm=direction.norm().item(),
+            evaluations=len(losses),
+            final_loss=losses[-1],
+            losses=losses,
+            seconds=0.0,
+        )
+        return Edit((update,), request, receipt, fingerprint(model), self._provenance(model, found))
+
+    def _provenance(self, model: HookedModel, found: OptimisedValue) -> dict[str, Any]:
+        return {
             "editor": type(self).__name__,
             "config": asdict(self.config),
             "contexts": list(self.contexts),
@@ -128,53 +182,6 @@ class Rome:
             "covariance": self.covariance.digest,
             "losses": list(found.losses),
         }
-        receipt = Receipt(
-            prompt=request.fact.prompt,
-            target_new=request.target_new,
-            target_true=request.target_true,
-            prob_new=(0.0, 0.0),
-            prob_true=None,
-            preset=self.config.preset,
-            layer=self.layer,
-            layer_choice=self.layer_choice,
-            contexts=len(self.contexts),
-            covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
-            relative_change=(update.delta.norm() / w_out(model, self.layer).double().norm().cpu()).item(),
-            divisor=divisor,
-            key_norm=keys.mean(0).norm().item(),
-            evaluations=len(found.losses),
-            final_loss=found.losses[-1]["loss"],
-            seconds=0.0,
-        )
-        edit = Edit((update,), request, receipt, fingerprint(model), provenance)
-        return replace(edit, receipt=_measured(model, edit, started))
-
-    def _update(
-        self, model: HookedModel, keys: Float[Tensor, "contexts d_mlp"], found: OptimisedValue
-    ) -> tuple[RankOneUpdate, float]:
-        """The closed form, in float64, and its divisor k . u."""
-        solved = self.covariance.solve(keys.double().mean(0))
-        u = solved / solved.norm()
-        key = keys[0].double().cpu()
-        weight = w_out(model, self.layer).detach().double().cpu()
-        output = key @ weight + b_out(model, self.layer).detach().double().cpu()
-        divisor = (key @ u).item()
-        if abs(divisor) < 1e-8 * key.norm().item():
-            raise NumericsError(f"k* and C^-1 k* are orthogonal (k . u = {divisor:.3g}); use another covariance")
-        return RankOneUpdate(self.layer, u, (found.value.double().cpu() - output) / divisor), divisor
-
-
-def _measured(model: HookedModel, edit: Edit, started: float) -> Receipt:
-    """The edit's receipt with probabilities before and after."""
-    request = edit.request
-    targets = [target for target in (request.target_new, request.target_true) if target is not None]
-    prompts = [request.fact.prompt] * len(targets)
-    before = score_targets(model, prompts, targets).prob.tolist()
-    with edit.applied(model):
-        after = score_targets(model, prompts, targets).prob.tolist()
-    pairs = list(zip(before, after, strict=True))
-    true = pairs[1] if len(pairs) > 1 else None
-    return replace(edit.receipt, prob_new=pairs[0], prob_true=true, seconds=time.perf_counter() - started)
 
 
 def rome(
@@ -184,7 +191,7 @@ def rome(
     target_new: str,
     *,
     target_true: str | None = None,
-    layer: int | None = None,
+    layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | None = None,
     config: RomeConfig = RELEASED,
@@ -199,7 +206,7 @@ def rome(
         subject: The entity.
         target_new: What the model should say, without a leading space.
         target_true: What it says now; only reported.
-        layer: Layer to edit; see `Rome.prepare` for this and the other defaults.
+        layer: Layer to edit, or something with a `.layer`; see `Rome.prepare` for this and the other defaults.
         covariance: Key statistics.
         contexts: Prefixes.
         config: Preset.

@@ -1,0 +1,75 @@
+"""What a model says to a request, and to a few plain sentences: measured before and after an edit.
+
+One forward pass covers all: the prompt with each target, and the sentences.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.facts import EditRequest
+from tl_rome.forward import final_logits, last_resid, read
+from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode, encode_target, pad
+
+PLAIN_TEXTS = (
+    "She went to the market in the morning and bought some bread and milk.",
+    "The river rises in the mountains and flows down to the sea.",
+    "He said that he would come back as soon as the work was done.",
+    "In the summer the days are long and the nights are short.",
+    "If you want to learn to play an instrument, you have to practise every day.",
+)
+"""Ordinary sentences about nothing in particular, which no edit of a fact should change."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of one model in one state."""
+
+    probs: tuple[float, ...]
+    """Probability of each target after the prompt (eq. 5)."""
+    ranks: tuple[int, ...]
+    """Place of each target's first token among all next tokens; 1 is the most likely."""
+    text_nll: float
+    """Mean negative log-likelihood of a token of `PLAIN_TEXTS`, in nats."""
+    text_entropy: float
+    """Mean entropy of the next-token distribution in `PLAIN_TEXTS`, in nats."""
+
+
+@torch.no_grad()
+def measure(model: HookedModel, request: EditRequest) -> Outcome:
+    """Measure a model as it stands.
+
+    Args:
+        model: Left as found.
+        request: Its `target_new`, and `target_true` if it has one, are scored.
+
+    Raises:
+        InputError: If the prompt with a target is longer than the context.
+    """
+    prompt = encode(model, request.fact.prompt)
+    wanted = [target for target in (request.target_new, request.target_true) if target is not None]
+    targets = [encode_target(model, target, request.fact.prompt) for target in wanted]
+    texts = [encode(model, text, truncate=True) for text in PLAIN_TEXTS]
+    rows = [*(torch.cat([prompt, target])[:-1] for target in targets), *(text[:-1] for text in texts)]
+    resid = read(model, pad(rows).tokens, [last_resid(model)])[last_resid(model)]
+    probs, ranks, losses, entropies = [], [], [], []
+    for row, target in zip(resid, targets, strict=False):
+        logprobs = _logprobs(model, row[len(prompt) - 1 : len(prompt) - 1 + len(target)])
+        probs.append(_picked(logprobs, target).sum().exp().item())
+        ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
+    for row, text in zip(resid[len(targets) :], texts, strict=True):
+        logprobs = _logprobs(model, row[: len(text) - 1])
+        losses.append(-_picked(logprobs, text[1:]))
+        entropies.append(-(logprobs.exp() * logprobs).sum(-1))
+    return Outcome(tuple(probs), tuple(ranks), torch.cat(losses).mean().item(), torch.cat(entropies).mean().item())
+
+
+def _logprobs(model: HookedModel, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+    return final_logits(model, resid).float().log_softmax(-1).cpu()
+
+
+def _picked(logprobs: Float[Tensor, "pos d_vocab"], tokens: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+    return logprobs.gather(1, tokens[:, None])[:, 0].double()
