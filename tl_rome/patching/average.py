@@ -20,13 +20,23 @@ from tl_rome.patching.roles import ROLES, Role, by_role, role_index
 from tl_rome.storage import load, save
 
 _KIND = "average trace"
-_SHARED = ("component", "window", "clipping", "samples", "corruption", "model")
+_SHARED = (
+    "component",
+    "window",
+    "clipping",
+    "direction",
+    "metric",
+    "severed",
+    "samples",
+    "corruption",
+    "model",
+)
 """What traces must agree in to be averaged."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The layer at which a role's average effect is largest."""
+    """The layer at which a role's average effect is largest (when noising: most negative)."""
 
     role: Role
     layer: int
@@ -38,15 +48,15 @@ class Peak:
     high: float
     """Upper end of the effect's interval."""
     score: float
-    """Average score there: the effect and the corrupted score of the prompts that have the role."""
+    """Average score there, over the prompts that have the role."""
 
 
 @dataclass(frozen=True, eq=False)
 class AverageTrace:
-    """Mean indirect effect of restoring one component, by layer and token role; NaN for roles that no prompt has."""
+    """Mean indirect effect of patching one component, by layer and token role; NaN for roles that no prompt has."""
 
     curves: Float[Tensor, "prompt layer role"]
-    """Each prompt's own effects, score minus corrupted score; float64, 0 where the prompt lacks the role."""
+    """Each prompt's own effects, as in `TraceResult`; float64, 0 where the prompt lacks the role."""
     present: Bool[Tensor, "prompt role"]
     """Which roles each prompt has."""
     low: Float[Tensor, "layer role"]
@@ -57,20 +67,26 @@ class AverageTrace:
     """Each prompt's clean score."""
     corrupted: Float[Tensor, " prompt"]
     """Each prompt's corrupted score."""
-    maxima: Float[Tensor, " prompt"]
-    """Each prompt's best score over all cells."""
+    best: Float[Tensor, " prompt"]
+    """Each prompt's score at its strongest cell: the highest, when noising the lowest."""
     prompts: tuple[str, ...]
-    """The prompts, as their tokens read."""
+    """The prompts, without BOS."""
     confidence: float
     """Of the intervals, such as 0.95."""
     resamples: int
     """Bootstrap draws behind the intervals."""
     component: str
-    """What was restored."""
+    """What was patched."""
     window: int
-    """Layers restored together, before clipping."""
+    """Layers patched together, before clipping."""
     clipping: str
     """Which layers a window covers."""
+    direction: str
+    """"denoising" or "noising"."""
+    metric: str
+    """What is scored."""
+    severed: str | None
+    """What was frozen at the patched position."""
     samples: int
     """Corrupted runs per prompt."""
     corruption: str
@@ -103,34 +119,49 @@ class AverageTrace:
         """Mean corrupted score."""
         return self.corrupted.mean().item()
 
+    @property
+    def sign(self) -> int:
+        """1 where patching raises the score; -1 when noising, which lowers it."""
+        return -1 if self.direction == "noising" else 1
+
+    @property
+    def base(self) -> Float[Tensor, " prompt"]:
+        """Score of each prompt's run that was patched."""
+        return self.clean if self.direction == "noising" else self.corrupted
+
     def mean_maximum(self, role: Role | None = None) -> float:
-        """Mean over prompts of the best score that any restoration reaches, anywhere or at the tokens of one role.
+        """Mean over prompts of the score at the strongest cell, of all cells or of one role's.
 
-        Where a role has several tokens, the best layer for their mean is meant.
-
-        Raises:
-            InputError: If there is no such role.
-        """
-        if role is None:
-            return self.maxima.mean().item()
-        index = role_index(role)
-        having = self.present[:, index]
-        return (self.curves[having, :, index].amax(1) + self.corrupted[having]).mean().item()
-
-    def peak(self, role: Role | None = None) -> Peak:
-        """The layer with the largest average effect at a role, or at the best role.
+        Where a role has several tokens, the strongest layer for their mean is meant.
 
         Raises:
             InputError: If there is no such role, or no prompt has it.
         """
-        effects = self.effects.nan_to_num(nan=-torch.inf)
-        index = role_index(role) if role is not None else int(effects.amax(0).argmax())
-        if not self.counts[index]:
-            raise InputError(f"none of the {self.n} prompts has a {ROLES[index]!r}")
+        if role is None:
+            return self.best.mean().item()
+        index = self._having(role)
+        having = self.present[:, index]
+        strongest = self.sign * (self.sign * self.curves[having, :, index]).amax(1)
+        return (strongest + self.base[having]).mean().item()
+
+    def peak(self, role: Role | None = None) -> Peak:
+        """The layer with the strongest average effect at a role, or at the strongest role.
+
+        Raises:
+            InputError: If there is no such role, or no prompt has it.
+        """
+        effects = (self.sign * self.effects).nan_to_num(nan=-torch.inf)
+        index = self._having(role or ROLES[int(effects.amax(0).argmax())])
         layer = int(effects[:, index].argmax())
         effect, low, high = (values[layer, index].item() for values in (self.effects, self.low, self.high))
-        score = effect + self.corrupted[self.present[:, index]].mean().item()
+        score = effect + self.base[self.present[:, index]].mean().item()
         return Peak(ROLES[index], layer, effect, low, high, score)
+
+    def _having(self, role: Role) -> int:
+        index = role_index(role)
+        if not self.counts[index]:
+            raise InputError(f"none of the {self.n} prompts has a role {role!r}; choose another")
+        return index
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file.
@@ -182,10 +213,12 @@ def average_traces(
         Mean effects by layer and role, with percentile intervals over prompts.
 
     Raises:
-        InputError: If there is no trace, or they differ in model, component, window or corruption.
+        InputError: If there is no trace, if they differ in how they were made, or have units.
     """
     if not results:
         raise InputError("there are no traces to average; trace at least one prompt")
+    if results[0].units:
+        raise InputError("these traces have a third axis of units; average `result.of_unit(unit)` of each")
     shared = {name: getattr(results[0], name) for name in _SHARED}
     for result in results:
         for name, value in shared.items():
@@ -203,8 +236,8 @@ def average_traces(
         high=high,
         clean=torch.tensor([result.clean_score for result in results], dtype=torch.float64),
         corrupted=torch.tensor([result.corrupted_score for result in results], dtype=torch.float64),
-        maxima=torch.stack([result.scores.max() for result in results]),
-        prompts=tuple("".join(result.labels) for result in results),
+        best=torch.tensor([result.strongest()[2] for result in results], dtype=torch.float64),
+        prompts=tuple(result.prompt for result in results),
         confidence=confidence,
         resamples=resamples,
         **shared,

@@ -61,7 +61,7 @@ def suggest_layer(
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> LayerSuggestion:
-    """Suggest the layer to edit from an average trace of MLP outputs.
+    """Suggest the layer to edit from an average trace of restored MLP outputs.
 
     Args:
         average: Average over prompts with `component="mlp_out"`, in windows as the paper's or single.
@@ -73,8 +73,11 @@ def suggest_layer(
     Raises:
         InputError: If the average is of another component, or has fewer than two prompts with the role.
     """
-    if average.component != "mlp_out":
-        raise InputError(f"the average is of {average.component!r}; the layer to edit is read from 'mlp_out'")
+    if (average.component, average.direction) != ("mlp_out", "denoising"):
+        raise InputError(
+            f"the average is of {average.direction} {average.component!r}; the layer to edit is read from restoring "
+            "'mlp_out' in corrupted runs"
+        )
     index = role_index(role)
     n = average.counts[index]
     if n < 2:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.errors import InputError
 from tl_rome.patching.result import TraceResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from tl_rome.patching.average import AverageTrace
 
 _STYLE = {
     "resid_post": ("Purples", "single hidden states"),
@@ -20,7 +23,7 @@ _STYLE = {
 
 
 def plot_trace(result: TraceResult, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
-    """Draw one trace; colour is the score, from the corrupted score (white) upwards.
+    """Draw one trace; colour is the score, white that of the run that was patched, dark the strongest effect.
 
     Args:
         result: What `causal_trace` returned.
@@ -29,13 +32,25 @@ def plot_trace(result: TraceResult, ax: "Axes | None" = None, *, title: str | No
 
     Returns:
         The axes; nothing is shown or saved.
+
+    Raises:
+        InputError: If the trace has units, which need a map each.
     """
+    if result.units:
+        raise InputError("this trace has a third axis of units; draw `result.of_unit(unit)` for the ones you want")
     if ax is None:
         ax = new_axes(*figure_size(result))
-    name = f"P({result.answer.strip()})"
-    heat_map(ax, result.scores, starred_labels(result), result.component, low=result.corrupted_score, name=name)
-    ax.set_title(title or restored(result.component, result.window), fontsize="medium")
-    ax.set_xlabel(layer_label(result.window))
+    heat_map(
+        ax,
+        result.scores,
+        starred_labels(result),
+        result.component,
+        base=result.base_score,
+        falling=result.direction == "noising",
+        name=_score_name(result),
+    )
+    ax.set_title(title or patched(result), fontsize="medium")
+    ax.set_xlabel(layer_label(result))
     return ax
 
 
@@ -45,23 +60,26 @@ def heat_map(
     rows: Sequence[str],
     component: str,
     *,
-    low: float,
+    base: float,
     name: str,
+    falling: bool = False,
 ) -> None:
-    """Draw values with layers along x in a component's colours, `low` in white, with a bar; NaN is left blank.
+    """Draw values with layers along x in a component's colours, with a bar; NaN is left blank.
 
     Args:
         ax: Axes to draw into.
         values: What the colours say.
         rows: What the rows are, from the top.
         component: Chooses the colours.
-        low: Value drawn in white.
+        base: Value drawn in white.
         name: Label of the colour bar.
+        falling: Whether values below the base are drawn dark, instead of those above.
     """
     n_layers = len(values)
-    finite = values[values.isfinite()]
-    high = max(finite.max().item() if len(finite) else low, low + 1e-9)
-    mesh = ax.pcolormesh(values.T.numpy(), cmap=_style(component)[0], vmin=low, vmax=high)
+    finite = values[values.isfinite()].tolist()
+    low, high = (min([base - 1e-9, *finite]), base) if falling else (base, max([base + 1e-9, *finite]))
+    cmap = _style(component)[0] + ("_r" if falling else "")
+    mesh = ax.pcolormesh(values.T.numpy(), cmap=cmap, vmin=low, vmax=high)
     ax.set_ylim(len(rows), 0)  # not inverted: axes that share their y axis would invert it once each
     ax.set_xticks([layer + 0.5 for layer in range(0, n_layers, 5)], [str(layer) for layer in range(0, n_layers, 5)])
     ax.set_yticks([row + 0.5 for row in range(len(rows))], [drawable(row) for row in rows], parse_math=False)
@@ -71,15 +89,18 @@ def heat_map(
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def restored(component: str, window: int) -> str:
-    """Title that says what a trace restores."""
-    run = f"runs of {window} " if window > 1 else ""
-    return f"Restoring {run}{_style(component)[1]}"
+def patched(result: "TraceResult | AverageTrace") -> str:
+    """Title that says what a trace patches."""
+    verb = "Corrupting" if result.direction == "noising" else "Restoring"
+    run = f"runs of {result.window} " if result.window > 1 else ""
+    severed = f", {result.severed} severed" if result.severed else ""
+    return f"{verb} {run}{_style(result.component)[1]}{severed}"
 
 
-def layer_label(window: int) -> str:
+def layer_label(result: "TraceResult | AverageTrace") -> str:
     """What the layers along the x axis are."""
-    return "centre of the restored layers" if window > 1 else "restored layer"
+    what = "corrupted" if result.direction == "noising" else "restored"
+    return f"centre of the {what} layers" if result.window > 1 else f"{what} layer"
 
 
 def component_color(component: str) -> tuple[float, float, float, float]:
@@ -118,6 +139,11 @@ def drawable(text: str) -> str:
         char if any(font.get_char_index(ord(char)) for font in fonts) else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def _score_name(result: TraceResult) -> str:
+    prob = f"P({result.answer.strip()})"
+    return {"prob": prob, "logprob": f"log {prob}"}.get(result.metric, result.metric)
 
 
 def _style(component: str) -> tuple[str, str]:

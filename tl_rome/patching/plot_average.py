@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tl_rome.errors import InputError
 from tl_rome.patching.average import AverageTrace
-from tl_rome.patching.plot import component_color, heat_map, layer_label, new_axes, restored
+from tl_rome.patching.plot import component_color, heat_map, layer_label, new_axes, patched
 from tl_rome.patching.roles import ROLES, Role, role_index
 
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str 
     """
     if ax is None:
         ax = new_axes(3.8 + 0.07 * len(average.effects), 2.4)
-    heat_map(ax, average.effects, _STARRED, average.component, low=0.0, name="average indirect effect")
-    ax.set_title(title or f"{restored(average.component, average.window)}, {average.n} prompts", fontsize="medium")
-    ax.set_xlabel(layer_label(average.window))
+    falling = average.sign < 0
+    name = "average indirect effect"
+    heat_map(ax, average.effects, _STARRED, average.component, base=0.0, name=name, falling=falling)
+    ax.set_title(title or f"{patched(average)}, {average.n} prompts", fontsize="medium")
+    ax.set_xlabel(layer_label(average))
     return ax
 
 
@@ -92,10 +94,10 @@ def plot_roles(
             _line(ax, average, index, place / max(1, len(roles) - 1))
     ax.axhline(0, color="0.5", linewidth=0.5)
     ax.set_xlim(0, len(average.effects) - 1)
-    ax.set_xlabel(layer_label(average.window))
+    ax.set_xlabel(layer_label(average))
     ax.set_ylabel("average indirect effect")
-    what = f"{restored(average.component, average.window)}, {average.n} prompts"
-    ax.set_title(title or f"{what} ({average.confidence:.0%} bands)", fontsize="medium")
+    what = f"{patched(average)}, {average.n} prompts ({average.confidence:.0%} bands)"
+    ax.set_title(title or what, fontsize="medium")
     ax.legend(fontsize="small", frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -1,7 +1,12 @@
 """Traces as tables and as tokens to hover over in a notebook."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from tl_rome.errors import InputError
 from tl_rome.patching.average import AverageTrace
 from tl_rome.patching.plot import starred_labels
 from tl_rome.patching.result import TraceResult
@@ -15,40 +20,53 @@ def to_frame(result: TraceResult | AverageTrace) -> "pandas.DataFrame":
     """A trace in long form, one row per cell, layers slowest.
 
     Args:
-        result: One trace: columns `component`, `layer`, `position`, `token`, `subject`, `score`, `effect`. Or an
-            average: `component`, `layer`, `role`, `n`, `effect`, `low`, `high`, with NaN for roles that no prompt has.
+        result: One trace: columns `component`, `layer`, `position`, `token`, `subject`, `score`, `effect`, and `unit`
+            where it has units. Or an average: `component`, `layer`, `role`, `n`, `effect`, `low`, `high`, with NaN for
+            roles that no prompt has.
     """
     import pandas
 
-    if isinstance(result, AverageTrace):
-        n_layers, columns = result.effects.shape
-        cells: dict[str, Any] = {
-            "role": ROLES * n_layers,
-            "n": result.counts * n_layers,
-            "effect": result.effects.flatten().numpy(),
-            "low": result.low.flatten().numpy(),
-            "high": result.high.flatten().numpy(),
-        }
-    else:
-        n_layers, columns = result.scores.shape
-        inside = [result.subject.start <= position < result.subject.end for position in range(columns)]
-        cells = {
-            "position": list(range(columns)) * n_layers,
-            "token": result.labels * n_layers,
-            "subject": inside * n_layers,
-            "score": result.scores.flatten().numpy(),
-            "effect": result.effects.flatten().numpy(),
-        }
-    layers = [layer for layer in range(n_layers) for _ in range(columns)]
-    return pandas.DataFrame({"component": result.component, "layer": layers, **cells})
+    columns = _average_columns(result) if isinstance(result, AverageTrace) else _trace_columns(result)
+    return pandas.DataFrame({"component": result.component, **columns})
 
 
-def summary_frame(averages: "list[AverageTrace] | tuple[AverageTrace, ...]") -> "pandas.DataFrame":
+def _trace_columns(result: TraceResult) -> dict[str, Any]:
+    layer, position, *unit = (axis.flatten().tolist() for axis in _indices(result.scores))
+    inside = range(result.subject.start, result.subject.end)
+    return {
+        "layer": layer,
+        "position": position,
+        "token": [result.labels[place] for place in position],
+        "subject": [place in inside for place in position],
+        **({"unit": [result.units[index] for index in unit[0]]} if unit else {}),
+        "score": result.scores.flatten().numpy(),
+        "effect": result.effects.flatten().numpy(),
+    }
+
+
+def _average_columns(average: AverageTrace) -> dict[str, Any]:
+    layer, role = (axis.flatten().tolist() for axis in _indices(average.effects))
+    return {
+        "layer": layer,
+        "role": [ROLES[index] for index in role],
+        "n": [average.counts[index] for index in role],
+        "effect": average.effects.flatten().numpy(),
+        "low": average.low.flatten().numpy(),
+        "high": average.high.flatten().numpy(),
+    }
+
+
+def _indices(values: Tensor) -> tuple[Tensor, ...]:
+    return torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")
+
+
+def summary_frame(averages: Iterable[AverageTrace]) -> "pandas.DataFrame":
     """The figures of appendix A.1, one row per component.
 
-    Columns: prompts `n`, average `clean` and `corrupted` score, `mean_maximum` over all cells and at the last subject
-    token, and where the average effect peaks: its role, layer, score, effect and the effect's interval. For hidden
-    states the peak is sought at the last subject token, since restoring the last state of all brings back everything.
+    Columns: `component`, `window`, number of prompts `n`, average `clean` and `corrupted` score, `mean_maximum` over
+    all cells and `mean_maximum_subject` at the last subject token, and where the average effect peaks: its `role`,
+    `layer`, `score`, `effect` and the effect's interval, `low` to `high`. For hidden states the peak is sought at the
+    last subject token, since restoring the last state of all brings back everything.
     """
     import pandas
 
@@ -83,7 +101,12 @@ def view_trace(result: TraceResult) -> Any:
 
     Returns:
         A circuitsvis view that a notebook shows; `str` of it is HTML. Subject tokens are starred.
+
+    Raises:
+        InputError: If the trace has units, which need a view each.
     """
+    if result.units:
+        raise InputError("this trace has a third axis of units; view `result.of_unit(unit)` for the ones you want")
     from circuitsvis.tokens import colored_tokens_multi
 
     labels = [str(layer) for layer in range(len(result.effects))]
