@@ -58,6 +58,38 @@ def test_weights_are_restored_after_an_exception(fresh_tiny, edit):
     assert same(weights(model), before)
 
 
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monkeypatch, moment):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    both = Edit((edit.updates[0], random_edit(edit, 2, 1).updates[0]), edit.request, edit.receipt, edit.model, {})
+    calls = []
+
+    def interrupted(model, layer):
+        calls.append(layer)
+        if len(calls) == len(both.updates) + moment:  # the first calls read; then each layer is written and read back
+            raise KeyboardInterrupt
+        return w_out(model, layer)
+
+    monkeypatch.setattr("tl_rome.editors.edit.w_out", interrupted)
+    with pytest.raises(KeyboardInterrupt), both.applied(model):
+        pytest.fail("the block must not be entered")
+    assert same(weights(model), before)
+    assert not both.is_applied(model)
+
+
+def test_weights_that_do_not_keep_what_is_written_are_noticed(fresh_tiny, edit, monkeypatch):
+    model = fresh_tiny("llama", KIND)
+    monkeypatch.setattr("tl_rome.editors.edit.w_out", lambda model, layer: w_out(model, layer).clone())
+    with pytest.raises(EditStateError, match="layer 1 does not keep what is written"):
+        edit.apply(model)
+
+
+def test_two_updates_of_one_layer_are_refused(edit):
+    with pytest.raises(InputError, match=r"one update per layer at most, got layers \[1, 1\]"):
+        Edit(edit.updates * 2, edit.request, edit.receipt, edit.model, {})
+
+
 def test_bfloat16_edit_is_undone_bit_for_bit(fresh_tiny):
     model = fresh_tiny("gpt2", KIND, torch.bfloat16)
     edit = editor(model)(model, REQUEST)

@@ -10,9 +10,12 @@ from tl_rome.editors.config import RomeConfig as RomeConfig
 from tl_rome.editors.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.edit import Edit as Edit
+from tl_rome.editors.export import export_model as export_model
 from tl_rome.editors.layers import default_layer as default_layer
 from tl_rome.editors.receipt import Receipt as Receipt
 from tl_rome.editors.rome import Rome as Rome
 from tl_rome.editors.rome import rome as rome
+from tl_rome.editors.sequence import EditSequence as EditSequence
+from tl_rome.editors.sequence import compose as compose
 from tl_rome.editors.update import DenseUpdate as DenseUpdate
 from tl_rome.editors.update import RankOneUpdate as RankOneUpdate
