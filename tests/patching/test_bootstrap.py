@@ -60,6 +60,6 @@ def test_impossible_requests_are_refused():
     values, present = torch.rand(2, 1, 1), torch.ones(2, 1) > 0
     with pytest.raises(InputError, match="cannot resample 2 prompts 0 times"):
         resampled_means(values, present, resamples=0, generator=generator())
-    for confidence in (0.0, 1.0, 95):
+    for confidence in (0.0, 1.0, 95.0):
         with pytest.raises(InputError, match="use a number between 0 and 1"):
             interval(torch.rand(3, 1), confidence)

@@ -62,5 +62,5 @@ def test_only_restored_mlps_tell_the_layer_to_edit(change):
 
 
 def test_one_prompt_is_not_enough():
-    with pytest.raises(InputError, match="1 prompts .* say nothing about uncertainty"):
+    with pytest.raises(InputError, match=r"1 prompts .* say nothing about uncertainty"):
         suggest(average_of([peaked(1)]))
