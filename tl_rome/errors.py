@@ -29,6 +29,10 @@ class ModelUnavailableError(TLRomeError):
     """A model that could not be obtained: unknown name, no network, or a damaged cache."""
 
 
+class NetworkError(TLRomeError):
+    """A service on the network that could not be reached, refused, or answered with something else than expected."""
+
+
 class NumericsError(TLRomeError):
     """Weights, activations or statistics that are not finite, or a matrix that cannot be factored."""
 
