@@ -55,13 +55,15 @@ def test_layers_run_along_x_and_roles_down_y(ax):
     assert mesh.colorbar.ax.get_ylabel() == "average indirect effect"
 
 
-def test_white_is_no_effect_and_an_absent_role_is_blank(ax):
+def test_white_is_no_effect_and_an_absent_role_is_hatched(ax):
     mesh = plot_average(NO_MIDDLE, ax).collections[0]
     draw(ax)
     assert (mesh.norm.vmin, mesh.norm.vmax) == (0.0, NO_MIDDLE.effects.nan_to_num(-1).max().item())
     assert min(mesh.cmap(mesh.norm(0.0))[:3]) > 0.95
     row = mesh.get_array().reshape(len(ROLES), LAYERS)[1]
     assert row.mask.all()
+    assert ax.patch.get_hatch()
+    assert not plot_average(AVERAGE, Figure().subplots()).patch.get_hatch()
 
 
 def test_when_noising_dark_is_what_lowers(ax):

@@ -1,7 +1,8 @@
 """Which layer ROME should edit: where restoring MLP outputs at the subject's last token brings back most (section 3).
 
 The paper edits layer 17 of GPT-2 XL because the average effect of restoring ten MLP outputs peaks there. A peak over a
-broad plateau is a weak choice; how often other draws of the prompts would have moved it is reported beside it.
+broad plateau is a weak choice; how often other draws of the prompts would have moved it is reported beside it. Near the
+edges windows are clipped: the one plotted at layer 0 covers the layers above it only.
 """
 
 import logging

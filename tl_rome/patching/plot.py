@@ -64,7 +64,7 @@ def heat_map(
     name: str,
     falling: bool = False,
 ) -> None:
-    """Draw values with layers along x in a component's colours, with a bar; NaN is left blank.
+    """Draw values with layers along x in a component's colours, with a bar; NaN is hatched.
 
     Args:
         ax: Axes to draw into.
@@ -79,6 +79,8 @@ def heat_map(
     finite = values[values.isfinite()].tolist()
     low, high = (min([base - 1e-9, *finite]), base) if falling else (base, max([base + 1e-9, *finite]))
     cmap = _style(component)[0] + ("_r" if falling else "")
+    if len(finite) < values.numel():
+        ax.patch.set(hatch="////", edgecolor="0.8")
     mesh = ax.pcolormesh(values.T.numpy(), cmap=cmap, vmin=low, vmax=high)
     ax.set_ylim(len(rows), 0)  # not inverted: axes that share their y axis would invert it once each
     ax.set_xticks([layer + 0.5 for layer in range(0, n_layers, 5)], [str(layer) for layer in range(0, n_layers, 5)])

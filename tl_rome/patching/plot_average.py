@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STARRED = [f"{role}*" if "subject" in role else role for role in ROLES]
-_LINES = ("-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_LINES = (":", (0, (1, 3)), "-", "-.", (0, (3, 1, 1, 1, 1, 1)), "--")
 _MARKERS = ("o", "s", "D", "^", "v", "x")
 """Lines differ in style and markers too, so that they can be told apart in grey."""
 
 
 def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
-    """Draw average indirect effects by layer and token role; white is no effect, and blank a role that is absent.
+    """Draw average indirect effects by layer and token role; white is no effect, hatched a role that is absent.
 
     Args:
         average: What `average_traces` returned.
@@ -33,7 +33,7 @@ def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str 
     falling = average.sign < 0
     name = "average indirect effect"
     heat_map(ax, average.effects, _STARRED, average.component, base=0.0, name=name, falling=falling)
-    ax.set_title(title or f"{patched(average)}, {average.n} prompts", fontsize="medium")
+    ax.set_title(title or _title(average), fontsize="medium")
     ax.set_xlabel(layer_label(average))
     return ax
 
@@ -96,11 +96,14 @@ def plot_roles(
     ax.set_xlim(0, len(average.effects) - 1)
     ax.set_xlabel(layer_label(average))
     ax.set_ylabel("average indirect effect")
-    what = f"{patched(average)}, {average.n} prompts ({average.confidence:.0%} bands)"
-    ax.set_title(title or what, fontsize="medium")
+    ax.set_title(title or f"{_title(average)} ({average.confidence:.0%} bands)", fontsize="medium")
     ax.legend(fontsize="small", frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _title(average: AverageTrace) -> str:
+    return f"{patched(average)}, {average.n} prompt{'s' if average.n > 1 else ''}"
 
 
 def _line(ax: "Axes", average: AverageTrace, index: int, shade: float) -> None:
