@@ -1,7 +1,11 @@
+import json
+
 import pytest
 import torch
 from families import FAMILIES, KINDS, SENTENCES
 from material import LAYER, covariance
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tl_rome.editors import KeyCovariance
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, StorageError
@@ -27,6 +31,7 @@ def test_streaming_equals_one_text_at_a_time(tiny, family, kind):
     expected = keys.T @ keys / len(keys)
     assert (found.second_moment - expected).norm() < 1e-6 * expected.norm()
     assert torch.equal(found.second_moment, found.second_moment.T)
+    torch.testing.assert_close(found.mean, keys.mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_solve_inverts_the_second_moment(tiny):
@@ -81,6 +86,8 @@ def test_round_trip_in_half_the_size(tiny, tmp_path):
     assert path.stat().st_size < size * (size + 1) / 2 * 4 + 1000
     torch.testing.assert_close(loaded.second_moment, found.second_moment, rtol=1e-6, atol=1e-7)
     assert loaded.digest == found.digest
+    torch.testing.assert_close(loaded.mean, found.mean, rtol=1e-6, atol=1e-7)
+    assert (loaded.dtype, loaded.prepend_bos) == ("float32", False)
     assert (loaded.layer, loaded.count, loaded.source, loaded.model) == (LAYER, found.count, found.source, found.model)
 
 
@@ -90,6 +97,47 @@ def test_statistics_of_another_layer_or_model_are_refused(tiny):
         found.check(tiny("llama", KIND), 2)
     with pytest.raises(ModelMismatchError, match="key covariance belongs to"):
         found.check(tiny("qwen2", KIND), LAYER)
+
+
+def test_another_bos_policy_is_refused(fresh_tiny):
+    model = fresh_tiny("llama", KIND, prepend_bos=True)
+    found = covariance(model)
+    assert found.prepend_bos
+    found.check(model, LAYER)
+    model.cfg.default_prepend_bos = False
+    with pytest.raises(InputError, match="estimated with prepend_bos=True, this model has False"):
+        found.check(model, LAYER)
+
+
+def test_files_are_named_by_their_content(tiny, tmp_path):
+    found, other = covariance(tiny("llama", KIND)), covariance(tiny("llama", KIND), 2)
+    paths = {found.save(tmp_path), other.save(tmp_path), found.save(tmp_path)}
+    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
+    assert len(paths) == 2
+    assert all(KeyCovariance.load(path).digest in path.name for path in paths)
+
+
+@pytest.mark.parametrize("missing", ["layer", "source", "model", "d_mlp", "upper_triangle"])
+def test_files_with_missing_parts_are_refused(tiny, tmp_path, missing):
+    path = covariance(tiny("llama", KIND)).save(tmp_path / "c.safetensors")
+    rewrite(path, lambda tensors, header: (tensors.pop(missing, None), header.pop(missing, None)))
+    with pytest.raises(StorageError, match=f"lacks part of the key statistics .*{missing}"):
+        KeyCovariance.load(path)
+
+
+def test_changed_numbers_are_noticed(tiny, tmp_path):
+    path = covariance(tiny("llama", KIND)).save(tmp_path / "c.safetensors")
+    rewrite(path, lambda tensors, header: tensors["upper_triangle"].mul_(1.001))
+    with pytest.raises(StorageError, match="does not hold what its digest"):
+        KeyCovariance.load(path)
+
+
+def rewrite(path, change):
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        header = json.loads(file.metadata()["tl_rome"])
+    change(tensors, header)
+    save_file(tensors, path, {"tl_rome": json.dumps(header)})
 
 
 def test_too_little_text_says_how_much_is_needed(tiny):

@@ -1,34 +1,27 @@
 """C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb (section 4.2).
 
-Not centred, although everyone calls it a covariance; taken over every token of every text, as in the paper. Products of
-one batch are in float32, sums over batches in float64; C^-1 k is solved by Cholesky in float64 and no inverse is ever
-formed.
+Not centred, although everyone calls it a covariance; taken over every token of every text, as in the paper. C^-1 k is
+solved by Cholesky in float64 and no inverse is ever formed.
 """
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tl_rome.editors.contexts import start_token
-from tl_rome.errors import InputError, NumericsError
-from tl_rome.forward import read
-from tl_rome.generation import sample_tokens
-from tl_rome.sites import HookedModel, key_hook, w_out
+from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.sites import HookedModel
 from tl_rome.storage import check_fingerprint, fingerprint, load, save
-from tl_rome.tokens import encode, pad
 
-_log = logging.getLogger(__name__)
 _KIND = "key_covariance"
-_SAMPLED_LENGTH = 128
+_HEADER = ("layer", "count", "source", "prepend_bos", "model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,36 +40,54 @@ class KeyCovariance:
     """Whether each text began with a BOS token, which was counted."""
     model: str
     """Fingerprint of the model."""
+    mean: Float[Tensor, " d_mlp"] | None = None
+    """E[k], where it is known."""
+    dtype: str = "float32"
+    """Type of the model's weights."""
 
     @classmethod
     def estimate(
         cls,
         model: HookedModel,
         layer: int,
-        texts: Iterable[str],
+        texts: Iterable[Any],
         *,
         source: str,
         max_tokens: int | None = None,
         batch_tokens: int = 4096,
+        checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> "KeyCovariance":
         """Stream over texts, each cut at the model's context, running the model up to the layer only.
 
         Args:
             model: Left as found.
-            layer: Layer whose keys are wanted.
-            texts: Any iterable; read once, never held as a whole. Blank texts are passed over.
+            layer: Layer whose keys are wanted; `estimate_covariances` takes several in one pass.
+            texts: See `estimate_covariances` for this and the other arguments.
             source: Name of the texts, kept with the result.
-            max_tokens: Stop after the batch in which this many tokens are reached.
+            max_tokens: Stop with the text in which this many tokens are reached.
             batch_tokens: Padded tokens per batch, which bounds memory.
+            checkpoint: File that keeps unfinished work.
             progress: Whether to show a progress bar over tokens.
 
         Raises:
             InputError: If the layer is out of range or there is no text.
             NumericsError: If a key is not finite.
+            StorageError: If the checkpoint is damaged or of something else.
         """
-        encoded = (encode(model, text, truncate=True) for text in texts if text.strip())
-        return cls._stream(model, layer, encoded, source, max_tokens, batch_tokens, progress)
+        from tl_rome.editors.estimation import estimate_covariances
+
+        found = estimate_covariances(
+            model,
+            [layer],
+            texts,
+            source=source,
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return found[layer]
 
     @classmethod
     def from_own_samples(
@@ -102,48 +113,11 @@ class KeyCovariance:
         Raises:
             NumericsError: If a key is not finite.
         """
-        _log.warning(
-            "estimating the key covariance of layer %d from %d tokens of text that the model samples itself; "
-            "a corpus is better: KeyCovariance.estimate(model, layer, texts, source=...)",
-            layer,
-            tokens,
+        from tl_rome.editors.estimation import estimate_from_own_samples
+
+        return estimate_from_own_samples(
+            model, layer, generator=generator, tokens=tokens, batch=batch, progress=progress
         )
-        length = min(_SAMPLED_LENGTH, model.cfg.n_ctx - 1)
-
-        def texts() -> Iterator[Int[Tensor, " pos"]]:
-            for _ in range(-(-tokens // (batch * length))):
-                start = torch.full((batch, 1), start_token(model))
-                yield from sample_tokens(model, start, length, generator=generator, top_k=None)[:, 1:]
-
-        return cls._stream(model, layer, texts(), "own samples", tokens, batch * length, progress)
-
-    @classmethod
-    def _stream(
-        cls,
-        model: HookedModel,
-        layer: int,
-        encoded: Iterable[Int[Tensor, " pos"]],
-        source: str,
-        max_tokens: int | None,
-        batch_tokens: int,
-        progress: bool,
-    ) -> "KeyCovariance":
-        d_mlp = w_out(model, layer).shape[0]
-        total, count = torch.zeros(d_mlp, d_mlp, dtype=torch.float64), 0
-        with tqdm(total=max_tokens, desc=f"covariance of layer {layer}", unit="token", disable=not progress) as bar:
-            for batch in _batches(encoded, batch_tokens):
-                keys = _keys(model, layer, batch)
-                total += (keys.T @ keys).double().cpu()
-                count += len(keys)
-                bar.update(len(keys))
-                if max_tokens is not None and count >= max_tokens:
-                    break
-        if count == 0:
-            raise InputError(f"no text to estimate a covariance from ({source})")
-        if not bool(total.isfinite().all()):
-            raise NumericsError(f"keys of layer {layer} are not finite; look for NaN or inf weights")
-        moment = (total + total.T) / (2 * count)
-        return cls(moment, layer, count, source, bool(model.cfg.default_prepend_bos), fingerprint(model))
 
     @classmethod
     def shipped(cls, model: HookedModel) -> "KeyCovariance | None":
@@ -175,15 +149,20 @@ class KeyCovariance:
         return torch.cholesky_solve(key.detach().double().cpu()[:, None], self._cholesky)[:, 0]
 
     def check(self, model: HookedModel, layer: int) -> None:
-        """Refuse statistics of another layer or model.
+        """Refuse statistics of another layer, model or BOS policy.
 
         Raises:
-            InputError: If they are of another layer.
+            InputError: If they are of another layer, or the model's prompts begin otherwise.
             ModelMismatchError: If they are of another model.
         """
         if self.layer != layer:
             raise InputError(f"the covariance is of layer {self.layer}, the edit is at layer {layer}")
         check_fingerprint(model, self.model, "the key covariance")
+        if self.prepend_bos != bool(model.cfg.default_prepend_bos):
+            raise InputError(
+                f"the covariance was estimated with prepend_bos={self.prepend_bos}, this model has "
+                f"{not self.prepend_bos}; estimate it anew, or load the model with the same policy"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -193,46 +172,47 @@ class KeyCovariance:
     def save(self, path: str | Path) -> Path:
         """Write the upper triangle in float32, half the size of the matrix.
 
+        Args:
+            path: The file; or an existing folder, in which the file is named by its content.
+
         Raises:
             StorageError: If the file cannot be written.
         """
+        path = Path(path)
+        if path.is_dir():
+            path /= f"{self.model}-layer{self.layer}-{self.digest}.covariance.safetensors"
         rows, columns = torch.triu_indices(*self.second_moment.shape)
-        header = {name: getattr(self, name) for name in ("layer", "count", "source", "prepend_bos", "model")}
         tensors = {"upper_triangle": self.second_moment[rows, columns].float()}
+        if self.mean is not None:
+            tensors["mean"] = self.mean.float()
+        header = {name: getattr(self, name) for name in (*_HEADER, "dtype", "digest")}
         return save(path, _KIND, tensors, {**header, "d_mlp": len(self.second_moment)})
 
     @classmethod
     def load(cls, path: str | Path) -> "KeyCovariance":
         """Read statistics that `save` wrote.
 
+        Args:
+            path: The file, or `hf://owner/name/file`, see `sharing`.
+
         Raises:
-            StorageError: If the file is damaged or holds something else.
+            StorageError: If the file is damaged, holds something else, or cannot be fetched.
         """
-        tensors, header = load(path, _KIND)
-        size = header.pop("d_mlp")
-        rows, columns = torch.triu_indices(size, size)
-        moment = torch.zeros(size, size, dtype=torch.float64)
-        moment[rows, columns] = tensors["upper_triangle"].double()
-        moment[columns, rows] = moment[rows, columns]
-        return cls(moment, **{name: header[name] for name in ("layer", "count", "source", "prepend_bos", "model")})
+        from tl_rome.editors.sharing import local_path
 
-
-def _batches(encoded: Iterable[Int[Tensor, " pos"]], batch_tokens: int) -> Iterator[list[Tensor]]:
-    """Group texts in the order they come, so that rows x longest row stays within the bound."""
-    batch: list[Tensor] = []
-    for tokens in encoded:
-        longest = max(len(tokens), *(len(other) for other in batch), 1)
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(tokens)
-    if batch:
-        yield batch
-
-
-@torch.no_grad()
-def _keys(model: HookedModel, layer: int, texts: list[Tensor]) -> Float[Tensor, "tokens d_mlp"]:
-    batch = pad(texts)
-    keys = read(model, batch.tokens, [key_hook(layer)])[key_hook(layer)]
-    real = torch.arange(keys.shape[1]) < batch.lengths[:, None]
-    return keys[real.to(keys.device)].float()
+        tensors, header = load(local_path(path), _KIND)
+        try:
+            size = header["d_mlp"]
+            rows, columns = torch.triu_indices(size, size)
+            moment = torch.zeros(size, size, dtype=torch.float64)
+            moment[rows, columns] = tensors["upper_triangle"].double()
+            moment[columns, rows] = moment[rows, columns]
+            mean = tensors["mean"].double() if "mean" in tensors else None
+            found = cls(
+                moment, **{name: header[name] for name in _HEADER}, mean=mean, dtype=header.get("dtype", "float32")
+            )
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise StorageError(f"{path} lacks part of the key statistics ({error}); make it again") from error
+        if header.get("digest", found.digest) != found.digest:
+            raise StorageError(f"{path} does not hold what its digest {header['digest']} says; make it again")
+        return found
