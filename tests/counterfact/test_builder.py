@@ -120,6 +120,7 @@ def test_neighbors_can_come_from_elsewhere():
         assert all(f"{true} from afar" in prompt for prompt in record.neighborhood_prompts)
 
 
+@pytest.mark.slow
 def test_thousands_of_records_from_pararel(shared_data):
     relations = read_pararel(shared_data / "data" / "pararel")
     built = build_records(relations, generator=torch.Generator().manual_seed(0), config=BuilderConfig(per_relation=100))

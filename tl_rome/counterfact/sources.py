@@ -15,7 +15,8 @@ from tl_rome.errors import RecordError, StorageError
 
 SAMPLE = "sample"
 """Name of the records that ship with the package."""
-_SAMPLE_FILE = "counterfact_sample.jsonl"
+SAMPLE_FILE = "counterfact_sample.jsonl"
+"""Where they are, in `tl_rome/data`."""
 
 
 def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -> list[CounterFactRecord]:
@@ -34,7 +35,7 @@ def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -
         StorageError: If the source cannot be read.
     """
     if source == SAMPLE:
-        text = resources.files("tl_rome.data").joinpath(_SAMPLE_FILE).read_text("utf-8")
+        text = resources.files("tl_rome.data").joinpath(SAMPLE_FILE).read_text("utf-8")
         return parse_records(_json_lines(text, "the sample"), "the sample")
     path = Path(source)
     if path.suffix in (".json", ".jsonl"):
