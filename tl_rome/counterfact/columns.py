@@ -104,8 +104,8 @@ class Meter:
         texts = [generation.text for generation in case.generations]
         continuations = [generation.continuation for generation in case.generations]
         score = math.nan
-        if self.references is not None and texts:
-            score = reference_score(texts, self.references.about(rewrite), self.references.vectorizer)
+        if self.references is not None:
+            score = reference_score(texts, rewrite, self.references)
         return {
             "GE": (1 if self.preset == "draft" else 100) * generation_entropy(texts, self.words),
             "RS": 100 * score,

@@ -11,12 +11,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.metrics import mean
-
-if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+from tl_rome.counterfact.records import RequestedRewrite
+from tl_rome.counterfact.references import ReferenceTexts
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """n-gram length and its importance w_n."""
@@ -57,17 +55,18 @@ def generation_entropy(texts: Iterable[str], words: Words) -> float:
     return mean([mean([weight * ngram_entropy(text, n) for n, weight in WEIGHTS.items()]) for text in cut])
 
 
-def reference_score(texts: Sequence[str], references: Sequence[str], vectorizer: "TfidfVectorizer") -> float:
-    """RS in [0, 1]; NaN if one side has no text, or no word that the vectoriser knows.
+def reference_score(texts: Sequence[str], rewrite: RequestedRewrite, references: ReferenceTexts) -> float:
+    """RS in [0, 1]; NaN if one side has no text, or no word that any reference text has.
 
     Args:
         texts: All of a record's generated texts, prompts included.
-        references: Texts about entities with (r, o*).
-        vectorizer: Fitted to all reference texts.
+        rewrite: Says which reference texts are meant, those about entities with (r, o*).
+        references: All reference texts; they decide how much a word weighs.
     """
-    if not texts or not references:
+    wanted = references.vector(rewrite)
+    if not texts or wanted is None:
         return math.nan
-    generated, wanted = vectorizer.transform([" ".join(texts), " ".join(references)])
+    generated = references.vectorizer.transform([" ".join(texts)])
     norms = math.sqrt(generated.multiply(generated).sum() * wanted.multiply(wanted).sum())
     return float(generated.multiply(wanted).sum()) / norms if norms else math.nan
 

@@ -12,11 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_rome.counterfact.records import RequestedRewrite
+from tl_rome.counterfact.records import RequestedRewrite, Target
 from tl_rome.counterfact.sources import read_dataset
 from tl_rome.errors import InputError, StorageError
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 _SAMPLE_FILE = "reference_texts.json"
@@ -59,6 +60,21 @@ class ReferenceTexts:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer().fit([found.text for texts in self.texts.values() for found in texts])
+
+    def vector(self, rewrite: RequestedRewrite) -> "csr_matrix | None":
+        """tf-idf vector of the texts about the rewrite's new object, joined; None if there are none.
+
+        It is kept: released texts about one object can be a book long, and every editor's records ask for it.
+        """
+        key = rewrite.relation_id, rewrite.target_new
+        if key not in self._vectors:
+            texts = self.about(rewrite)
+            self._vectors[key] = self.vectorizer.transform([" ".join(texts)]) if texts else None
+        return self._vectors[key]
+
+    @cached_property
+    def _vectors(self) -> "dict[tuple[str, Target], csr_matrix | None]":
+        return {}
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "ReferenceTexts":

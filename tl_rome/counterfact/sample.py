@@ -1,8 +1,10 @@
 """The records that ship with the package, and how they are made.
 
 They are compiled by `build_records` from facts and templates written for it (`tl_rome/data/facts/`, one file per
-relation). The facts are such that SmolLM2-135M finds the true object likelier than the other objects of its relation, so
-that there is something to rewrite and something to preserve. `python -m tl_rome.counterfact.sample` makes the file again.
+relation). Nearly all facts are such that SmolLM2-135M finds the true object likelier than the other objects of its
+relation, after every template: there is something to rewrite, and something to preserve.
+
+`python -m tl_rome.counterfact.sample` makes the file again.
 """
 
 import json
