@@ -90,6 +90,18 @@ def test_where_the_text_is_over_its_last_word_is_whole(tiny, monkeypatch):
         assert module._judge(model, replace(fact, target=target), len(prompt), tokens)["known"] is known
 
 
+def test_an_object_that_was_written_in_other_tokens_is_not_known(tiny, monkeypatch):
+    model = tiny("gpt2", KINDS[0])
+    monkeypatch.setattr(module, "_first_token", lambda *_: (0.5, True))
+    prompt = encode(model, "The Louvre is in").tolist()
+    for pieces, known in (((" Paris", ","), True), ((" ", "Paris", ","), False)):
+        ids = [token for piece in pieces for token in model.tokenizer(piece).input_ids]
+        record = module._judge(model, Fact("The {} is in", "Louvre", "Paris"), len(prompt), torch.tensor(prompt + ids))
+        assert record["written"] == " Paris,"
+        assert record["known"] is known
+        assert known or "not a continuation of the prompt's own tokens" in record["why"]
+
+
 @each_kind
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_facts_are_continued_with_their_object(tiny, family, kind):
