@@ -8,6 +8,7 @@ from tl_rome.errors import InputError
 COLUMNS = (
     "direction_key",
     "divisor_key",
+    "value_base",
     "optimiser",
     "learning_rate",
     "weight_decay",
@@ -18,11 +19,11 @@ COLUMNS = (
     "clamp",
 )
 TABLE = {
-    "draft": ("subject", "subject", "gradient_descent", 10.0, 0.0, 100, True, 0.0, 0.0, None),
-    "neurips": ("contexts", "contexts", "adam", 0.5, 1.5e-3, 20, False, 1e2, 0.0, None),
-    "released": ("contexts", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
-    "r_rome": ("contexts", "contexts", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
-    "p_rome": ("prompt", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
+    "draft": ("subject", "subject", "prompt", "gradient_descent", 10.0, 0.0, 100, True, 0.0, 0.0, None),
+    "neurips": ("contexts", "contexts", "prompt", "adam", 0.5, 1.5e-3, 20, False, 1e2, 0.0, None),
+    "released": ("contexts", "prompt", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
+    "r_rome": ("contexts", "contexts", "key", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
+    "p_rome": ("prompt", "prompt", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
 }
 
 
@@ -50,7 +51,7 @@ def test_contexts_of_the_presets():
 
 
 def test_r_rome_and_p_rome_differ_from_the_release_in_one_key_each():
-    assert replace(R_ROME, preset="released", divisor_key="prompt") == RELEASED
+    assert replace(R_ROME, preset="released", divisor_key="prompt", value_base="prompt") == RELEASED
     assert replace(P_ROME, preset="released", direction_key="contexts") == RELEASED
 
 

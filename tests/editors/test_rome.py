@@ -6,13 +6,12 @@ import torch
 from families import FAMILIES, KINDS, SENTENCES
 from material import CONTEXTS, LAYER, REQUEST, covariance, editor
 
-from tl_rome.editors import KeyCovariance, Rome, default_layer, rome, sample_contexts
-from tl_rome.editors.config import RELEASED
-from tl_rome.editors.key import subject_keys
+from tl_rome.editors import KeyCovariance, Rome, default_layer, rome
+from tl_rome.editors.config import PRESETS, RELEASED
+from tl_rome.editors.key import chosen_keys, subject_keys
 from tl_rome.editors.value import optimise_value
 from tl_rome.errors import InputError, NumericsError, SubjectError, TLRomeError
 from tl_rome.facts import EditRequest
-from tl_rome.generation import sample_tokens
 from tl_rome.scoring import score_targets
 from tl_rome.sites import b_out, key_hook, w_out
 from tl_rome.storage import fingerprint
@@ -79,34 +78,36 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     edit = rome(model, "{} is located in the city of", "Big Ben", "Rome", progress=False)
     assert edit.receipt.layer == default_layer(4, 32) == 1
     assert edit.receipt.layer_choice == "a quarter of the way up"
-    assert edit.receipt.contexts_choice == "sampled from the start token, top-k 5"
+    assert edit.receipt.contexts_choice.startswith("sampled from")
+    assert edit.receipt.rank_true is None
+    assert edit.receipt.losses[-1] < edit.receipt.losses[0]
     assert edit.receipt.contexts == 21
     assert "own samples" in edit.receipt.covariance
     assert edit.provenance["seed"] == 0
-    assert edit.receipt.prob_new[1] > edit.receipt.prob_new[0]
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     assert "P('Rome')" in str(edit)
     assert "layer 1" in str(edit)
 
 
-def test_contexts_follow_the_seed_and_the_recipe(tiny, monkeypatch):
-    model, lengths = tiny("llama", KIND), []
-
-    def spy(model, tokens, new_tokens, **options):
-        lengths.append((tokens.shape, new_tokens, options["top_k"]))
-        return sample_tokens(model, tokens, new_tokens, **options)
-
-    monkeypatch.setattr("tl_rome.editors.contexts.sample_tokens", spy)
-    state = torch.random.get_rng_state()
-    first, again, other = (
-        sample_contexts(model, RELEASED, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert first == again != other
-    assert first[0] == ""
-    assert len(first) == 21
-    assert all(context.endswith(". ") for context in first[1:])
-    assert lengths[:2] == [((10, 1), 4, 5), ((10, 1), 9, 5)]  # the start token counts in the length
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_each_preset_stores_its_value_under_its_key(tiny, preset):
+    model, config = tiny("mistral", KIND), PRESETS[preset]
+    edit = Rome(covariance(model), CONTEXTS, config)(model, REQUEST)
+    found = optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, config)
+    choices = config.direction_key, config.divisor_key
+    keys = chosen_keys(model, LAYER, REQUEST.fact, CONTEXTS, choices)
+    direction, key = (keys[choice] for choice in choices)
+    weight, bias, update = w_out(model, LAYER).double(), b_out(model, LAYER).double(), edit.updates[0]
+    stored = key @ (weight + update.delta) + bias
+    delta = (found.value - found.initial).double()
+    expected = key @ weight + bias + delta if preset == "r_rome" else found.value.double()
+    torch.testing.assert_close(stored, expected, rtol=1e-6, atol=1e-6)
+    parallel = covariance(model).second_moment @ update.u  # C u is parallel to the key that u was solved for
+    assert abs(torch.cosine_similarity(parallel, direction, dim=0).item()) == pytest.approx(1, abs=1e-9)
+    assert edit.receipt.preset == preset
+    assert edit.receipt.divisor == pytest.approx((key @ update.u).item())
+    assert (edit.receipt.divisor_ratio == pytest.approx(1)) == (preset != "released")
+    assert edit.receipt.losses == tuple(step["loss"] for step in edit.provenance["losses"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,14 @@ KeyChoice = Literal["subject", "contexts", "prompt"]
 """A key k*: of the bare subject text, averaged over contexts, or of the prompt without a prefix."""
 
 
+_CHOICES = {
+    "direction_key": ("subject", "contexts", "prompt"),
+    "divisor_key": ("subject", "contexts", "prompt"),
+    "value_base": ("prompt", "key"),
+    "optimiser": ("adam", "gradient_descent"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RomeConfig:
     """Settings of one ROME edit; none of them says anything about the model.
@@ -28,6 +36,8 @@ class RomeConfig:
     """The key that u = C^-1 k* is solved for."""
     divisor_key: KeyChoice = "prompt"
     """The key that W' maps to v*: its output W k is subtracted, and k . u is the divisor."""
+    value_base: Literal["prompt", "key"] = "prompt"
+    """What delta is added to for v*: the output at the prompt, or at the key that v* is stored under."""
     optimiser: Literal["adam", "gradient_descent"] = "adam"
     """How v* is found."""
     learning_rate: float
@@ -66,13 +76,11 @@ class RomeConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_evaluations < 1 or (self.clamp is not None and self.clamp <= 0):
             raise InputError(f"learning rate, evaluations and clamp must be positive: {self}")
-        if self.optimiser not in ("adam", "gradient_descent"):
-            raise InputError(f"optimiser is {self.optimiser!r}; use 'adam' or 'gradient_descent'")
         if self.optimiser == "gradient_descent" and self.weight_decay:
             raise InputError("weight_decay is Adam's; use norm_penalty with gradient descent")
-        for name in ("direction_key", "divisor_key"):
-            if getattr(self, name) not in ("subject", "contexts", "prompt"):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use 'subject', 'contexts' or 'prompt'")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, choices))}")
 
 
 RELEASED = RomeConfig(
@@ -92,15 +100,16 @@ RELEASED = RomeConfig(
 )
 """The authors' GPT-2 XL and GPT-J settings; for GPT-2 medium they clamp at 3."""
 
-R_ROME = replace(RELEASED, preset="r_rome", divisor_key="contexts")
-"""The release with the averaged key in both places: W' maps the mean key to v*."""
+R_ROME = replace(RELEASED, preset="r_rome", divisor_key="contexts", value_base="key")
+"""The release with the averaged key in both places; the output at the mean key moves by delta, as in its code."""
 
 P_ROME = replace(RELEASED, preset="p_rome", direction_key="prompt")
 """The release with the unprefixed prompt's key in both places."""
 
 NEURIPS = replace(
-    R_ROME,
+    RELEASED,
     preset="neurips",
+    divisor_key="contexts",
     weight_decay=1.5e-3,
     kl_factor=1e2,
     norm_penalty=0.0,
@@ -126,6 +135,9 @@ DRAFT = RomeConfig(
     context_top_k=5,
 )
 """Sections 4.2 and 4.3: key of the bare subject (eq. 12), NLL of one prompt (eq. 13) by gradient descent."""
+
+OPENINGS = ("The", "Therefore", "Because", "I", "You")
+"""What contexts begin with where the model's own beginnings of text are junk; those of MEMIT's code."""
 
 PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
 """The presets by name."""

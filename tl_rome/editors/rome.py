@@ -8,13 +8,13 @@ Every source of ROME is one `RomeConfig` of this implementation, see `config`.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tl_rome.editors.closed_form import insert
 from tl_rome.editors.config import RELEASED, RomeConfig
-from tl_rome.editors.contexts import sample_contexts
+from tl_rome.editors.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.covariance import KeyCovariance
 from tl_rome.editors.edit import Edit
 from tl_rome.editors.key import chosen_keys
@@ -64,7 +64,7 @@ class Rome:
         *,
         layer: LayerChoice = None,
         covariance: KeyCovariance | None = None,
-        contexts: Sequence[str] | None = None,
+        contexts: Sequence[str] | Literal["recipe"] | None = None,
         config: RomeConfig = RELEASED,
         seed: int = 0,
         progress: bool = True,
@@ -77,7 +77,8 @@ class Rome:
             covariance: Key statistics; by default those shipped with the package where they fit the model and layer,
                 else an estimate from text that the model samples itself, which takes minutes: keep the editor, or save
                 its covariance.
-            contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe.
+            contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
+                where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
             config: Preset.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
@@ -91,6 +92,8 @@ class Rome:
         generator = torch.Generator().manual_seed(seed)
         contexts_choice = "given"
         if contexts is None:
+            contexts, contexts_choice = choose_contexts(model, config, generator=generator)
+        elif contexts == "recipe":
             contexts, contexts_choice = sample_contexts(model, config, generator=generator), config.contexts_choice
         if covariance is None:
             shipped = KeyCovariance.shipped(model)
@@ -145,7 +148,11 @@ class Rome:
         choices = (config.direction_key, config.divisor_key)
         keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
         direction, key = (keys[choice] for choice in choices)
-        inserted = insert(w_out(model, layer), b_out(model, layer), self.covariance, direction, key, found.value)
+        weight, bias = (part(model, layer).detach().double().cpu() for part in (w_out, b_out))
+        value = found.value.double().cpu()
+        if config.value_base == "key":
+            value = value - found.initial.double().cpu() + key @ weight + bias
+        inserted = insert(weight, bias, self.covariance, direction, key, value)
         update = RankOneUpdate(layer, inserted.u, inserted.v)
         losses = tuple(step["loss"] for step in found.losses)
         receipt = Receipt(
@@ -160,7 +167,7 @@ class Rome:
             contexts=len(self.contexts),
             contexts_choice=self.contexts_choice,
             covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
-            relative_change=(inserted.v.norm() / w_out(model, layer).double().norm().cpu()).item(),
+            relative_change=(inserted.v.norm() / weight.norm()).item(),
             divisor=inserted.divisor,
             divisor_ratio=inserted.divisor_ratio,
             disturbance=inserted.disturbance,
@@ -193,7 +200,7 @@ def rome(
     target_true: str | None = None,
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
-    contexts: Sequence[str] | None = None,
+    contexts: Sequence[str] | Literal["recipe"] | None = None,
     config: RomeConfig = RELEASED,
     seed: int = 0,
     progress: bool = True,
