@@ -154,7 +154,9 @@ class BlockRunner:
         keys, values = (part[rows].narrow(self._axis, 0, self.start) for part in cached)
         return keys, values
 
-    def align(self, cached: Sequence[Attended], missing: Sequence[int]) -> Attended:
+    def align(
+        self, cached: Sequence[Attended], missing: Sequence[int]
+    ) -> tuple[Float[Tensor, "all ..."], Float[Tensor, "all ..."]]:
         """Several recorded prompts' keys and values before `start`, one below the other.
 
         Args:

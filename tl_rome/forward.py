@@ -4,7 +4,8 @@
 later.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,21 @@ class _Stop(Exception):
     """Raised inside a hook to end a forward pass whose remaining work nobody needs."""
 
 
+@contextmanager
+def hooked(model: HookedModel, hooks: Hooks) -> Iterator[None]:
+    """Have hooks on a model, and take them away again.
+
+    Raises:
+        UnsupportedModelError: If a hook point exists, but TransformerLens does not let it be used.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        except ValueError as error:
+            raise UnsupportedModelError(str(error)) from error
+        yield
+
+
 def device_of(model: HookedModel) -> torch.device:
     """Device of the model's first block, where its tokens are sent."""
     return next(model.blocks[0].parameters()).device
@@ -30,7 +46,7 @@ def device_of(model: HookedModel) -> torch.device:
 
 def read(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], names: Iterable[str], *, hooks: Hooks = ()
-) -> dict[str, Float[Tensor, "batch pos ..."]]:
+) -> dict[str, Float[Tensor, "batch ..."]]:
     """Activations at hook points; the forward pass ends once the last of them has been read.
 
     Args:
@@ -41,6 +57,7 @@ def read(
 
     Raises:
         InputError: If a hook point does not exist.
+        UnsupportedModelError: If one does not fire.
     """
     found: dict[str, Tensor] = {}
     wanted = set(check_hooks(model, names))
@@ -53,15 +70,21 @@ def read(
 
         return keep
 
-    with model.hooks(fwd_hooks=[*hooks, *((name, reader(name)) for name in wanted)]):
+    with hooked(model, [*hooks, *((name, reader(name)) for name in wanted)]):
         try:
             model(tokens.to(device_of(model)))
         except _Stop:
             pass
-    missing = wanted - found.keys()
-    if missing:
-        raise UnsupportedModelError(f"hook points {sorted(missing)} exist but did not fire in a forward pass")
+    _check_fired(wanted, found)
     return found
+
+
+def _check_fired(names: Iterable[str], found: dict[str, Tensor]) -> None:
+    missing = sorted(set(names) - found.keys())
+    if missing:
+        shown = ", ".join(missing[:3]) + " ..." * (len(missing) > 3)
+        remedy = "TransformerLens fires some only when asked to, as by model.set_use_attn_result(True)"
+        raise UnsupportedModelError(f"hook points {shown} exist but did not fire in a forward pass; {remedy}")
 
 
 def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
@@ -126,8 +149,10 @@ def record(
     *,
     hooks: Hooks = (),
     padding: Int[Tensor, " batch"] | None = None,
-) -> tuple[dict[str, Float[Tensor, "batch pos ..."]], list[Attended]]:
-    """Activations at hook points and every layer's attention keys and values, from one full run.
+) -> tuple[dict[str, Float[Tensor, "batch ..."]], list[Attended]]:
+    """Activations at hook points and every layer's attention keys and values, from one run.
+
+    The run ends after the last block if that block's output is the last thing to be read.
 
     Args:
         model: Left as found.
@@ -138,19 +163,26 @@ def record(
 
     Raises:
         InputError: If a hook point does not exist.
+        UnsupportedModelError: If one does not fire.
     """
-    names = check_hooks(model, names)
+    wanted = set(check_hooks(model, names))
     found: dict[str, Tensor] = {}
 
     def reader(name: str) -> ActivationHook:
         def keep(value: Tensor, hook: object) -> None:
             found[name] = value
+            if name == last_resid(model) and len(found) == len(wanted):
+                raise _Stop
 
         return keep
 
     cache = new_cache(model, tokens.shape[0])
-    with model.hooks(fwd_hooks=[*hooks, *((name, reader(name)) for name in names)]):
-        run_cached(model, tokens.to(device_of(model)), cache, left_mask(tokens, padding))
+    with hooked(model, [*hooks, *((name, reader(name)) for name in wanted)]):
+        try:
+            run_cached(model, tokens.to(device_of(model)), cache, left_mask(tokens, padding))
+        except _Stop:
+            pass
+    _check_fired(wanted, found)
     return found, attended(model, cache)
 
 

@@ -1,11 +1,24 @@
 """Noise on the subject's embeddings: its scale, its source and its shape."""
 
+import numpy as np
 import pytest
 import torch
 from families import KINDS
 
 from tl_rome.errors import InputError
-from tl_rome.patching import AddedNoise, GaussianNoise, example_subjects, noise_scale
+from tl_rome.facts import Fact
+from tl_rome.patching import (
+    AddedNoise,
+    GaussianNoise,
+    HeavyTailedNoise,
+    ReleasedNoise,
+    UniformNoise,
+    causal_trace,
+    example_subjects,
+    noise_scale,
+    replaced_subject,
+)
+from tl_rome.tokens import encode_fact
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 EMBEDDINGS = torch.full((3, 400), 7.0)
@@ -94,3 +107,53 @@ def test_example_subjects_ship_with_the_package(tiny):
     assert len(set(subjects)) == len(subjects) >= 50
     assert all(subject == subject.strip() != "" for subject in subjects)
     assert noise_scale(tiny("gpt2", KINDS[0])) == noise_scale(tiny("gpt2", KINDS[0]), subjects)
+
+
+def test_uniform_noise_fills_its_interval():
+    noise = UniformNoise(0.5, samples=20)(EMBEDDINGS, seeded()) - EMBEDDINGS
+    assert noise.abs().max() <= 0.5 + 1e-6
+    assert noise.std() == pytest.approx(0.5 / 3**0.5, rel=0.03)
+
+
+def test_heavy_tails_come_from_whole_tokens():
+    noise = HeavyTailedNoise(1.0, samples=4000, degrees=5)(EMBEDDINGS[:, :8].double(), seeded()) - 7
+    norms = noise.norm(dim=-1)
+    gaussian = GaussianNoise(1.0, samples=4000)(EMBEDDINGS[:, :8].double(), seeded()) - 7
+    assert norms.max() > 2 * gaussian.norm(dim=-1).max()
+    assert noise.var() == pytest.approx(5 / 3, rel=0.1)  # degrees / (degrees - 2)
+    with pytest.raises(InputError, match="at least 1 degree"):
+        HeavyTailedNoise(1.0, degrees=0)
+
+
+def test_released_noise_is_the_authors_own(shared_data):
+    with np.load(shared_data / "golden" / "trace_2_hidden.npz") as golden:
+        noise = torch.from_numpy(golden["noise"])
+    sigma = (noise[0, 0, 0] / np.random.RandomState(1).randn(1)[0]).item()
+    found = ReleasedNoise(sigma, samples=len(noise))(torch.zeros(noise.shape[1:]).double(), seeded())
+    torch.testing.assert_close(found, noise)
+
+
+@each_kind
+def test_another_subject_takes_the_subjects_place(tiny, kind):
+    model = tiny("gpt2", kind)
+    fact = Fact("In {} is", "Paris")
+    result = causal_trace(
+        model, fact, generator=seeded(), corruption=replaced_subject(model, fact, "Rome"), progress=False
+    )
+    theirs = encode_fact(model, Fact("In {} is", "Rome")).tokens
+    answer = int(model(encode_fact(model, fact).tokens[None])[0, -1].argmax())
+    assert result.corrupted_score == pytest.approx(model(theirs[None])[0, -1].softmax(-1)[answer].item(), rel=1e-5)
+    assert (result.samples, result.corruption) == (1, "ReplacedSubject('Rome')")
+
+
+@each_kind
+def test_a_subject_of_another_length_is_refused_with_both_shown(tiny, kind):
+    model = tiny("gpt2", kind)
+    fact = Fact("In {} is", "Eiffel Tower")
+    with pytest.raises(
+        InputError, match=r"'Eiffel Tower' is \[.*\] and 'Rome' is \[' Rome'\] \(2 and 1 tokens\); choose"
+    ):
+        replaced_subject(model, fact, "Rome")
+    rome = replaced_subject(model, Fact("In {} is", "Paris"), "Rome")
+    with pytest.raises(InputError, match="'Rome' has 1 tokens, the subject 2"):
+        causal_trace(model, fact, generator=seeded(), corruption=rome, progress=False)

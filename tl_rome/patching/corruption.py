@@ -2,6 +2,8 @@
 
 A corruption is a callable on the clean embeddings of the subject's tokens, before positions are added. It returns one
 corrupted copy per noise sample; every cell of a trace shares these copies, so cells differ by what is restored alone.
+Noise is one kind; the name of another subject (figures 2 and 3 h, i) is the other, and any callable will do.
+
 The paper draws from N(0, nu^2) with nu = 0.1; the published text and the authors' code use three times the standard
 deviation of subject-token embeddings, which carries over to models of another embedding scale and is the default here.
 """
@@ -10,14 +12,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError
+from tl_rome.facts import Fact
 from tl_rome.forward import read
 from tl_rome.sites import EMBED, HookedModel
-from tl_rome.tokens import encode
+from tl_rome.tokens import encode, encode_fact
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
 
@@ -29,6 +33,9 @@ class GaussianNoise:
     Args:
         sigma: Standard deviation, in units of the model's embeddings; `noise_scale` measures a good one.
         samples: Independent draws to average over.
+
+    Raises:
+        InputError: If sigma is not positive, or there is no sample.
     """
 
     sigma: float
@@ -42,8 +49,103 @@ class GaussianNoise:
         self, embeddings: Float[Tensor, "span d_model"], generator: torch.Generator
     ) -> Float[Tensor, "samples span d_model"]:
         """Corrupted copies; drawn on the CPU in float64 so that devices and dtypes agree."""
-        draws = torch.randn(self.samples, *embeddings.shape, generator=generator, dtype=torch.float64)
+        draws = self.draw((self.samples, *embeddings.shape), generator)
         return AddedNoise(self.sigma * draws)(embeddings, generator)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+        """Noise of scale 1."""
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class UniformNoise(GaussianNoise):
+    """Noise that is uniform on [-sigma, sigma], as the authors' code offers it; its standard deviation is less."""
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+        """Uniform on [-1, 1]."""
+        return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+
+
+@dataclass(frozen=True)
+class HeavyTailedNoise(GaussianNoise):
+    """Noise of a multivariate Student t for each token, with scale sigma: now and then a token is thrown far away."""
+
+    degrees: int = 3
+    """Degrees of freedom, a whole number of at least 1; the smaller, the heavier the tails."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.degrees < 1:
+            raise InputError(f"heavy-tailed noise needs at least 1 degree of freedom, got {self.degrees}")
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+        """Normal over the root of an independent chi-squared / degrees, one for each token."""
+        normal = super().draw(shape, generator)
+        chi_squared = super().draw((*shape[:-1], self.degrees), generator).square().sum(-1, keepdim=True)
+        return normal / (chi_squared / self.degrees).sqrt()
+
+
+@dataclass(frozen=True)
+class ReleasedNoise(GaussianNoise):
+    """Gaussian noise with the very draws of the authors' code, which seeds numpy anew for every run."""
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+        """`RandomState(1).randn`; the generator is not used."""
+        return torch.from_numpy(np.random.RandomState(1).randn(*shape))
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedSubject:
+    """Puts another subject's embeddings in the subject's place; `replaced_subject` makes it from a name.
+
+    Args:
+        embeddings: What `hook_embed` shows of the other subject's tokens.
+        name: The other subject.
+    """
+
+    embeddings: Float[Tensor, "span d_model"]
+    name: str
+
+    def __call__(
+        self, embeddings: Float[Tensor, "span d_model"], generator: torch.Generator
+    ) -> Float[Tensor, "1 span d_model"]:
+        """One corrupted copy; nothing is drawn.
+
+        Raises:
+            InputError: If the subjects differ in their numbers of tokens.
+        """
+        if self.embeddings.shape != embeddings.shape:
+            raise InputError(
+                f"{self.name!r} has {len(self.embeddings)} tokens, the subject {len(embeddings)}; choose another "
+                "subject of as many tokens, or use noise"
+            )
+        return self.embeddings.to(embeddings)[None]
+
+    def __repr__(self) -> str:
+        return f"ReplacedSubject({self.name!r})"
+
+
+def replaced_subject(model: HookedModel, fact: Fact, other: str) -> ReplacedSubject:
+    """Corruption of a fact's prompt by another subject's name (section 3, step 1; figures 2 and 3 h, i).
+
+    Args:
+        model: Left as found.
+        fact: The fact that will be traced.
+        other: A subject that has as many tokens as the fact's, in the same place.
+
+    Raises:
+        InputError: If the prompts differ in length or the subjects in their numbers of tokens, with both shown.
+    """
+    ours, theirs = encode_fact(model, fact), encode_fact(model, Fact(fact.template, other))
+    if ours.subject != theirs.subject or len(ours.tokens) != len(theirs.tokens):
+        named = [list(prompt.labels[prompt.subject.slice]) for prompt in (ours, theirs)]
+        raise InputError(
+            f"{fact.subject!r} is {named[0]} and {other!r} is {named[1]} ({len(ours.subject)} and "
+            f"{len(theirs.subject)} tokens); choose another subject of {len(ours.subject)} tokens, or use noise"
+        )
+    with torch.no_grad():
+        embeddings = read(model, theirs.tokens[None], [EMBED])[EMBED][0, theirs.subject.slice]
+    return ReplacedSubject(embeddings.clone(), other)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ Units = str | int | Sequence[Sequence[int]] | None
 
 _QUERY_FIRST = ("attn.hook_pattern", "attn.hook_attn_scores")
 """Hook points whose axis 2, not 1, is the position."""
+_IN_PLACE = "resid_mid"
+"""A bridge hooks the middle of a block as its second norm's input, which the stream passes by. Written in place, the
+state changes in the stream too, as in HookedTransformer."""
 SEVERED = {"mlp": "mlp_out", "attn": "attn_out"}
 """What a severed trace freezes, by its name."""
 
@@ -47,7 +50,7 @@ class Patch:
     component: str
     points: dict[int, str]
     windows: tuple[range, ...]
-    units: tuple[Int[Tensor, " features"], ...] | None = None
+    units: tuple[Int[Tensor, " _"], ...] | None = None
     frozen: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -121,7 +124,7 @@ class Patch:
         value: Float[Tensor, "samples ..."],
         n_pos: int,
     ) -> Tensor:
-        """Write a value into some groups of rows, in place, and return the activation.
+        """Write a value into some groups of rows of a copy, and return it.
 
         Args:
             activation: What the hook point shows; rows are groups of `len(value)`.
@@ -133,6 +136,8 @@ class Patch:
         Raises:
             UnsupportedModelError: If it has another number of positions.
         """
+        if not self.kind.endswith(_IN_PLACE):
+            activation = activation.clone()
         states = self.states(activation).unflatten(0, (-1, len(value)))
         if states.shape[2] != n_pos:
             raise UnsupportedModelError(f"{self.component} shows {states.shape[2]} positions where {n_pos} are run")
@@ -148,7 +153,7 @@ class Patch:
 
 def split_units(
     units: Units, features: Sequence[int], component: str
-) -> tuple[tuple[Int[Tensor, " features"], ...] | None, tuple[str, ...]]:
+) -> tuple[tuple[Int[Tensor, " _"], ...] | None, tuple[str, ...]]:
     """Indices and label of each unit.
 
     Args:

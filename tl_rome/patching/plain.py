@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.forward import hooked
 from tl_rome.patching.metrics import Metric
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.runs import Recorded, Runs
@@ -42,7 +43,7 @@ def trace_plain(
         for first in range(0, len(cells), together):
             chunk = cells[first : first + together]
             tokens = runs.tokens.repeat(len(chunk) * runs.samples, 1)
-            with runs.model.hooks(fwd_hooks=_hooks(runs, recorded, patch, chunk, position)):
+            with hooked(runs.model, _hooks(runs, recorded, patch, chunk, position)):
                 logits = runs.model(tokens)[:, -runs.scored :]
             scores[first : first + together, position] = metric(logits).double().cpu().view(len(chunk), -1).mean(1)
         tick()
@@ -57,7 +58,7 @@ def _hooks(
 
     def put(patch: Patch, name: str, groups: list[tuple[int, int]], value: Tensor) -> None:
         state = patch.states(value)[:, position]
-        hooks.append((name, lambda activation, hook: patch.write(activation.clone(), groups, position, state, n_pos)))
+        hooks.append((name, lambda activation, hook: patch.write(activation, groups, position, state, n_pos)))
 
     for layer, name in patch.points.items():
         groups = [(group, cell.unit) for group, cell in enumerate(cells) if layer in cell.window]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
+from tl_rome.forward import hooked
 from tl_rome.patching.metrics import Metric
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.runs import Recorded, Runs, mean_scores
@@ -195,7 +196,7 @@ class _Column:
         branches: list[_Branch] = []
         waiting = _shared(cells)
         resid: Tensor | None = None
-        with self.model.hooks(fwd_hooks=self.hooks):
+        with hooked(self.model, self.hooks):
             for layer in range(min(branch.start for branch in waiting) + self.joins_after, self.n_layers + 1):
                 joining = [branch for branch in waiting if branch.start + self.joins_after == layer]
                 if joining:

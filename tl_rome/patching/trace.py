@@ -32,6 +32,8 @@ from tl_rome.storage import fingerprint
 from tl_rome.tokens import encode_fact, encode_target, token_labels
 
 _log = logging.getLogger(__name__)
+_NOTHING = 1e-6
+"""Relative change of a score that rounding makes by itself."""
 
 
 def causal_trace(
@@ -129,9 +131,9 @@ def trace_together(
     """
     is_hooked_transformer(model)
     identity = fingerprint(model)
-    config = replace(config, corruption=config.corruption or GaussianNoise(noise_scale(model)))
+    config = replace(config, corruption=default_corruption(model, config))
     patch = Patch.make(model, component, config.width(component), config.clipping, config.sever)
-    cases = [_Case.make(model, fact, config, rng) for fact, rng in zip(facts, generators, strict=True)]
+    cases = [Case.make(model, fact, config, rng) for fact, rng in zip(facts, generators, strict=True)]
     labels: tuple[str, ...] = ()
     sweep = config.method == "sweep" and patch.in_blocks
     if config.method == "sweep" and not sweep:
@@ -143,7 +145,7 @@ def trace_together(
             try:
                 for case in cases:
                     case.record(needed_names(model, patch), attended=True)
-                patch, labels = _split(patch, cases, config.units)
+                patch, labels = split(patch, cases, config.units)
                 scores = trace_sweep(
                     [case.runs for case in cases],
                     [case.recorded for case in cases],
@@ -160,17 +162,22 @@ def trace_together(
             bar.reset(sum(len(case.runs.prompt.tokens) for case in cases))
             for case in cases:
                 case.record(patch.names, attended=False)
-            patch, labels = _split(patch, cases, config.units)
+            patch, labels = split(patch, cases, config.units)
             bound = config.max_batch_tokens
             scores = [
                 trace_plain(c.runs, c.recorded, patch, c.metric, max_batch_tokens=bound, tick=bar.update) for c in cases
             ]
     settings = {"component": component, "method": "sweep" if sweep else "plain", "units": labels, "model": identity}
-    return [case.result(_by_layer(table, labels), config, settings) for case, table in zip(cases, scores, strict=True)]
+    return [case.result(by_layer(table, labels), config, settings) for case, table in zip(cases, scores, strict=True)]
+
+
+def default_corruption(model: HookedModel, config: TraceConfig) -> Corruption:
+    """The settings' corruption, or noise at the model's own scale."""
+    return config.corruption or GaussianNoise(noise_scale(model))
 
 
 @dataclass
-class _Case:
+class Case:
     """One fact on its way through a trace."""
 
     runs: Runs
@@ -179,7 +186,12 @@ class _Case:
     """Tokens of the answer; None until the clean model has given it."""
 
     @classmethod
-    def make(cls, model: HookedModel, fact: Fact, config: TraceConfig, generator: torch.Generator) -> "_Case":
+    def make(cls, model: HookedModel, fact: Fact, config: TraceConfig, generator: torch.Generator) -> "Case":
+        """Tokenise a fact, and corrupt its subject.
+
+        Raises:
+            InputError: If the whole target is to be scored and there is none, and as `encode_fact`.
+        """
         prompt = encode_fact(model, fact)
         target = None if fact.target is None else encode_target(model, fact.target, prompt.text)
         if config.whole_target and target is None:
@@ -198,6 +210,7 @@ class _Case:
         self.metric = self.config.metric_for(self.answer)
 
     def result(self, scores: Float[Tensor, "layer pos *unit"], config: TraceConfig, settings: dict) -> TraceResult:
+        """Put scores together with what they are of, and warn of a trace that explains nothing."""
         prompt, model = self.runs.prompt, self.runs.model
         result = TraceResult(
             scores=scores,
@@ -206,7 +219,9 @@ class _Case:
             window=config.width(settings["component"]),
             clipping=config.clipping,
             prompt=prompt.text,
-            answer="".join(token_labels(model, self.answer)),
+            answer=model.tokenizer.decode(self.answer.tolist())
+            if len(self.answer) > 1
+            else token_labels(model, self.answer)[0],
             predicted=token_labels(model, self.predicted)[0],
             labels=prompt.labels,
             subject=prompt.subject,
@@ -218,6 +233,8 @@ class _Case:
             severed=config.sever,
             **settings,
         )
+        if result.effects.abs().max() < _NOTHING * abs(result.base_score):
+            _log.warning("nothing changed anywhere: this model shows %r but does not use it", result.component)
         if bool(self.answer[0] != self.predicted[0]):
             _log.warning("the model's first choice is %r, not the traced answer %r", result.predicted, result.answer)
         if result.total_effect <= 0 and isinstance(config.metric, str):
@@ -231,7 +248,7 @@ class _Case:
         return result
 
 
-def _split(patch: Patch, cases: Sequence[_Case], units: Units) -> tuple[Patch, tuple[str, ...]]:
+def split(patch: Patch, cases: Sequence[Case], units: Units) -> tuple[Patch, tuple[str, ...]]:
     """The patch with its units, once the hook point's shape is known.
 
     Raises:
@@ -241,11 +258,12 @@ def _split(patch: Patch, cases: Sequence[_Case], units: Units) -> tuple[Patch, t
     shapes = [case.recorded.found[name].shape for case in cases]
     states = [patch.states(case.recorded.found[name]) for case in cases]
     for shape, state, case in zip(shapes, states, cases, strict=True):
-        if state.shape[1] != len(case.runs.tokens):
+        if state.shape[:2] != (1 + case.runs.samples, len(case.runs.tokens)):
             raise InputError(f"{patch.component!r} has shape {tuple(shape)}, without positions to patch")
     indices, labels = split_units(units, states[0].shape[2:], patch.component)
     return replace(patch, units=indices), labels
 
 
-def _by_layer(scores: Float[Tensor, "cell pos"], units: tuple[str, ...]) -> Float[Tensor, "layer pos *unit"]:
+def by_layer(scores: Float[Tensor, "cell pos"], units: tuple[str, ...]) -> Float[Tensor, "layer pos *unit"]:
+    """Scores of `Patch.cells`, laid out as results are."""
     return scores.unflatten(0, (-1, len(units))).movedim(1, 2) if units else scores

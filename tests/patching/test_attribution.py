@@ -1,0 +1,83 @@
+"""Attribution patching is the first-order part of what patching does."""
+
+import pytest
+import torch
+from families import FAMILIES, KINDS
+from test_trace import Found
+from tracing import FACT, NOISE, relative_error, trace
+
+from tl_rome.errors import InputError
+from tl_rome.facts import Fact
+from tl_rome.patching import AddedNoise, TraceConfig, agreement, attribution_trace
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def attribute(model, component, *, fact=FACT, seed=0, **settings):
+    config = TraceConfig(**{"corruption": NOISE, "window": 1, **settings})
+    return attribution_trace(model, fact, component, config, generator=torch.Generator().manual_seed(seed))
+
+
+@each_kind
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("component", ["resid_post", "mlp_out", "attn.hook_z"])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_small_corruptions_are_explained_by_the_gradient(tiny, family, kind, component, direction):
+    model = tiny(family, kind, torch.float64)
+    noise = AddedNoise(2e-4 * torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(1)).double())
+    options = {"corruption": noise, "direction": direction, "metric": "logprob", "window": 1}
+    exact = trace(model, component, **options)
+    found = attribute(model, component, **options)
+    assert exact.effects.abs().max() > 1e-8
+    assert relative_error(found.effects, exact.effects) < 0.05
+    assert found.clean_score == pytest.approx(exact.clean_score, rel=1e-9)
+
+
+@each_kind
+def test_windows_add_up_and_units_split(tiny, kind):
+    model = tiny("gpt2", kind, torch.float64)
+    single, wide = attribute(model, "mlp_out"), attribute(model, "mlp_out", window=3)
+    torch.testing.assert_close(wide.effects[1], single.effects[0:3].sum(0))
+    heads = attribute(model, "attn.hook_z", units="heads")
+    torch.testing.assert_close(heads.effects.sum(-1), attribute(model, "attn.hook_z").effects)
+
+
+@each_kind
+def test_agreement_with_the_exact_trace(tiny, kind):
+    model = tiny("gpt2", kind)
+    found, exact = attribute(model, "mlp_out"), trace(model, "mlp_out", window=1)
+    measured = agreement(found, exact)
+    start = exact.subject.start
+    pairs = torch.stack([found.effects[:, start:].flatten(), exact.effects[:, start:].flatten()])
+    assert measured.pearson == pytest.approx(torch.corrcoef(pairs)[0, 1].item(), rel=1e-6)
+    assert -1 <= measured.spearman <= 1
+    assert measured.cells == pairs.shape[1]
+    assert str(measured).startswith("Pearson")
+    assert agreement(found, found).spearman == pytest.approx(1)
+    with pytest.raises(InputError, match="differ in window"):
+        agreement(found, trace(model, "mlp_out", window=2))
+
+
+@each_kind
+def test_the_model_is_left_as_it_was(fresh_tiny, kind):
+    model = fresh_tiny("gemma2", kind)
+    model.blocks[1].mlp.W_out.requires_grad_(True)
+    found = Found(model)
+    attribute(model, "resid_post")
+    found.check()
+    assert model.blocks[1].mlp.W_out.grad is None
+
+
+def test_severing_is_refused(tiny):
+    with pytest.raises(InputError, match="cannot sever"):
+        attribute(tiny("gpt2", KINDS[0]), "resid_post", sever="mlp")
+
+
+@each_kind
+def test_a_whole_target(tiny, kind):
+    model = tiny("llama", kind, torch.float64)
+    fact = Fact(FACT.template, FACT.subject, "Łucja")
+    result = attribute(model, "resid_post", fact=fact, whole_target=True)
+    exact = trace(model, fact=fact, whole_target=True)
+    assert result.scores.shape == exact.scores.shape
+    assert result.corrupted_score == pytest.approx(exact.corrupted_score, rel=1e-9)
