@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_both_classes_give_the_same_edit(tiny, family):
     left, right = (editor(tiny(family, kind))(tiny(family, kind), REQUEST) for kind in KINDS)
     assert left.model == right.model
     assert relative(left.updates[0].delta, right.updates[0].delta) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_step_of_adam_is_the_sign_of_the_gradient(tiny, kind):
+    """So rounding decides the step of a coordinate whose gradient is all but zero: two classes may part there."""
+    found = optimise_value(tiny("llama", kind), LAYER, REQUEST.fact, CONTEXTS, replace(RELEASED, max_evaluations=2))
+    steps = (found.value - found.initial).abs()
+    torch.testing.assert_close(steps, torch.full_like(steps, RELEASED.learning_rate), rtol=1e-3, atol=0)
 
 
 def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
@@ -194,7 +203,7 @@ def test_golden_edit(smollm2, golden, kind):
         # Where the loss falls fastest, float32 rounding alone moves it by 5e-6: a float64 run of the same steps is 7e-6
         # away from the stored one, and so is 9e-5 relative at the small losses of the last steps.
         for name in ("loss", "nll"):
-            assert step[name] == pytest.approx(row[columns.index(name)], rel=1e-5, abs=5e-6)
+            assert step[name] == pytest.approx(row[columns.index(name)], rel=1e-5, abs=1e-5)
     prompts = [request.fact.prompt, *record["record"]["paraphrase_prompts"], *record["record"]["neighborhood_prompts"]]
     after = [*record["after"]["rewrite"], *record["after"]["paraphrase"], *record["after"]["neighborhood"]]
     with edit.applied(model):
