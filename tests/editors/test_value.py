@@ -6,14 +6,23 @@ from families import FAMILIES, KINDS
 from material import CONTEXTS, LAYER, REQUEST
 
 from tl_rome.editors import RELEASED
-from tl_rome.editors.value import optimise_value
-from tl_rome.errors import NumericsError, SubjectError
+from tl_rome.editors.batch import Batch
+from tl_rome.editors.value import optimise_value, optimise_values
+from tl_rome.errors import NumericsError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.sites import value_hook
 from tl_rome.tokens import encode_fact, encode_target
 
 KIND = KINDS[0]
-TWO_TOKENS = Fact("{} is located in the city of", "The Eiffel Tower", "Copenhagen Lisbon")
+TWO_TOKENS = Fact("The headquarters of {} is in", "Siemens", "Copenhagen Lisbon")
+SHORT = replace(RELEASED, max_evaluations=6)
+MANY = [
+    REQUEST.fact,
+    TWO_TOKENS,
+    Fact("{} is located in the city of", "Big Ben", "Rome"),
+    Fact("Visitors say that {} has a view of the city of", "The Blue Mosque", "Paris"),
+]
+"""Prompts of different lengths, subjects at the beginning and inside, targets of one token and of several."""
 
 
 def plain_value(model, layer, fact, contexts, config):
@@ -63,13 +72,80 @@ def plain_value(model, layer, fact, contexts, config):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_the_plain_definition(tiny, family, kind, fact):
     model = tiny(family, kind)
-    found = optimise_value(model, LAYER, fact, CONTEXTS, RELEASED)
-    value, losses = plain_value(model, LAYER, fact, CONTEXTS, RELEASED)
+    found = optimise_value(model, LAYER, fact, CONTEXTS, SHORT)
+    value, losses = plain_value(model, LAYER, fact, CONTEXTS, SHORT)
     assert len(found.losses) == len(losses) > 3
     assert [step["loss"] for step in found.losses] == pytest.approx(losses, rel=2e-3)
     assert found.losses[0]["loss"] == pytest.approx(losses[0], rel=1e-5)
     assert (found.value - value).norm() < 1e-3 * value.norm()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("config", [SHORT, replace(SHORT, sum_token_nll=True, optimiser="gradient_descent")])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_many_at_once_equal_one_by_one(tiny, family, kind, config):
+    model = tiny(family, kind)
+    alone = [optimise_value(model, LAYER, fact, CONTEXTS, config) for fact in MANY]
+    for together in (
+        optimise_values(model, LAYER, MANY, CONTEXTS, config),
+        optimise_values(model, LAYER, MANY, CONTEXTS, config, max_positions=70),
+    ):
+        for found, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(found.initial, expected.initial, rtol=1e-4, atol=1e-5)
+            assert (found.value - expected.value).norm() < 1e-3 * expected.value.norm()
+            for left, right in zip(found.losses, expected.losses, strict=True):
+                assert left == pytest.approx(right, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_that_ends_early_leaves_and_the_others_go_on(tiny, kind):
+    model = tiny("llama", kind)
+    losses = [[step["loss"] for step in found.losses] for found in optimise_values(model, LAYER, MANY, CONTEXTS, SHORT)]
+    config = replace(SHORT, stop_loss=sorted(loss[3] for loss in losses)[1] * 1.001)
+    found = optimise_values(model, LAYER, MANY, CONTEXTS, config)
+    counts = [len(value.losses) for value in found]
+    assert min(counts) < max(counts) == config.max_evaluations
+    for fact, value, count in zip(MANY, found, counts, strict=True):
+        alone = optimise_value(model, LAYER, fact, CONTEXTS, config)
+        assert len(alone.losses) == count
+        assert (value.value - alone.value).norm() < 1e-3 * alone.value.norm()
+
+
+def test_batches_keep_to_their_bound(tiny, monkeypatch):
+    model, sizes = tiny("llama", KIND), []
+    make = Batch.make
+
+    def spy(model, rewrites):
+        batch = make(model, rewrites)
+        sizes.append((len(rewrites), batch.tokens.shape[0] * (batch.tokens.shape[1] - batch.start)))
+        return batch
+
+    monkeypatch.setattr("tl_rome.editors.value.Batch.make", spy)
+    for bound in (1, 70, 10_000):
+        sizes.clear()
+        assert len(optimise_values(model, LAYER, MANY, CONTEXTS, SHORT, max_positions=bound)) == len(MANY)
+        assert sum(count for count, _ in sizes) == len(MANY)
+        assert all(size <= bound or count == 1 for count, size in sizes)
+    assert len(sizes) == 1
+    assert optimise_values(model, LAYER, [], CONTEXTS, SHORT) == []
+
+
+def test_blocks_that_do_not_give_what_the_model_computes_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(
+        "tl_rome.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
+    )
+    with pytest.raises(UnsupportedModelError, match=r"block by block is off by \d+\.\d% from the model itself"):
+        optimise_value(tiny("llama", KIND), LAYER, REQUEST.fact, CONTEXTS, RELEASED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_models_follow_the_same_path(tiny, kind):
+    """Delta and its optimiser are float32, so that only the model's own rounding is seen."""
+    half, full = (tiny("llama", kind, dtype) for dtype in (torch.bfloat16, torch.float32))
+    found, expected = (optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, SHORT) for model in (half, full))
+    assert found.value.dtype == torch.float32
+    assert [step["nll"] for step in found.losses] == pytest.approx([s["nll"] for s in expected.losses], abs=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

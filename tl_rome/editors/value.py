@@ -1,4 +1,4 @@
-"""v*, the value that makes the model say the new object (section 4.3, eq. 13).
+"""v*, the value that makes the model say the new object (section 4.3, eq. 13), for one or many requests at once.
 
 v* = v0 + delta replaces the output of W_out at the subject's last token; delta is found by Adam so that the target
 becomes likely after the prompt in every context, while what the model says of the subject elsewhere ("{} is a") stays
@@ -8,10 +8,10 @@ put. The loss is
 
 The draft preset has the first term alone, summed over tokens, by plain gradient descent.
 
-Nothing below the layer and nothing before the subject's last token depends on delta. So each step runs the blocks
-from the layer up, on the positions from the subject's last token on, and unembeds the scored positions only; the keys
-and values of what comes before are computed once. Prompts are aligned at the subject's last token, with padding on the
-left.
+Nothing below the layer and nothing before the subject's last token depends on delta, and in the edited block nothing
+after it does. So each step runs that block on one position, the blocks above on the positions from there on, and
+unembeds the scored positions only; the rest comes from one recorded run. Requests share steps but nothing else: the sum
+of their losses has one term for each delta, Adam works element by element, and a request that has ended leaves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from tl_rome.blocks import BlockRunner
+from tl_rome.editors.batch import Batch, Rewrite
 from tl_rome.editors.config import RomeConfig
-from tl_rome.errors import NumericsError
+from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.facts import Fact
-from tl_rome.forward import device_of, final_logits, last_resid, record
+from tl_rome.forward import final_logits, last_resid, record
 from tl_rome.sites import HookedModel, Site, value_hook
-from tl_rome.tokens import Prompt, encode_fact, encode_target, pad
+
+_TOLERANCE = 0.05
+"""Relative error that rounding alone may cause, in bfloat16 too; a wrong run is off by far more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,36 +61,6 @@ def frozen(model: HookedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """All prompts of one optimisation: the rewriting prompt in every context, then the essence prompt."""
-
-    tokens: Int[Tensor, "rows pos"]
-    """Padded on both sides, with every subject's last token at position `start`."""
-    padding: Int[Tensor, " rows"]
-    """Padding tokens on the left."""
-    start: int
-    scored: Int[Tensor, "contexts target"]
-    """Position, counted from `start`, whose logits predict each target token."""
-    target: Int[Tensor, " target"]
-
-    @classmethod
-    def make(cls, model: HookedModel, fact: Fact, contexts: Sequence[str], kl_template: str) -> "_Batch":
-        assert fact.target is not None
-        prompts: list[Prompt] = [encode_fact(model, fact, prefix) for prefix in contexts]
-        essence = encode_fact(model, Fact(kl_template, fact.subject))
-        target = encode_target(model, fact.target, prompts[0].text)
-        last = torch.tensor([prompt.subject.last for prompt in [*prompts, essence]])
-        start = int(last.max())
-        texts = [torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts]
-        rows = zip([*texts, essence.tokens], start - last, strict=True)
-        tokens = pad([torch.nn.functional.pad(text, (int(missing), 0)) for text, missing in rows]).tokens
-        device = device_of(model)
-        first = torch.tensor([len(prompt.tokens) - 1 - prompt.subject.last for prompt in prompts])
-        scored = first[:, None] + torch.arange(len(target))
-        return cls(tokens.to(device), (start - last).to(device), start, scored.to(device), target.to(device))
-
-
 def optimise_value(
     model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], config: RomeConfig, *, progress: bool = False
 ) -> OptimisedValue:
@@ -106,75 +79,167 @@ def optimise_value(
         NumericsError: If the loss is not finite.
         UnsupportedModelError: If the model's blocks cannot be run one by one.
     """
-    batch = _Batch.make(model, fact, contexts, config.kl_template)
+    return optimise_values(model, layer, [fact], contexts, config, progress=progress)[0]
+
+
+def optimise_values(
+    model: HookedModel,
+    layer: int,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    config: RomeConfig,
+    *,
+    max_positions: int = 2048,
+    progress: bool = False,
+) -> list[OptimisedValue]:
+    """Find v* for many facts, each as `optimise_value` does alone, in batches.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose W_out is to be edited.
+        facts: Prompts, subjects and new targets.
+        contexts: Prefixes, the empty one first.
+        config: Preset.
+        max_positions: Bound on the rows times positions that are run at once, which bounds memory; one fact alone may
+            exceed it.
+        progress: Whether to show a progress bar over evaluations, one for each batch.
+
+    Returns:
+        One outcome per fact, in order.
+
+    Raises:
+        SubjectError: If a subject does not lie on whole tokens in some context.
+        NumericsError: If a loss is not finite.
+        UnsupportedModelError: If the model's blocks cannot be run one by one.
+    """
+    rewrites = [
+        Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
+    ]
+    found: dict[int, OptimisedValue] = {}
     with frozen(model), torch.enable_grad():
-        loss_of = _Loss(model, layer, batch, config)
-        delta = torch.zeros_like(loss_of.initial, requires_grad=True)
-        optimiser = _optimiser(delta, config)
-        losses: list[dict[str, float]] = []
-        for step in tqdm(range(config.max_evaluations), desc="optimise v*", unit="step", disable=not progress):
-            loss, parts = loss_of(delta)
-            losses.append(parts)
-            if not torch.isfinite(loss):
-                raise NumericsError(f"the loss of v* is {loss.item()} at step {step}; look for NaN or inf weights")
-            if loss.item() < config.stop_loss or step == config.max_evaluations - 1:
-                break
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        for chunk in _chunks(rewrites, max_positions):
+            batch = Batch.make(model, [rewrites[index] for index in chunk])
+            found.update(zip(chunk, _optimise(_Loss(model, layer, batch, config), config, progress), strict=True))
+    return [found[index] for index in range(len(facts))]
+
+
+def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[OptimisedValue]:
+    delta = torch.zeros_like(loss_of.initial, requires_grad=True)
+    optimiser = _optimiser(delta, config)
+    found: dict[int, OptimisedValue] = {}
+    losses: list[list[dict[str, float]]] = [[] for _ in delta]
+    for step in tqdm(range(config.max_evaluations), desc="optimise v*", unit="step", disable=not progress):
+        total, parts = loss_of(delta)
+        for request, figures in zip(loss_of.requests.tolist(), parts, strict=True):
+            losses[request].append(figures)
+            if figures["loss"] < config.stop_loss or step == config.max_evaluations - 1:
+                value, initial = (loss_of.initial + delta).detach()[request], loss_of.initial[request]
+                found[request] = OptimisedValue(value, initial, tuple(losses[request]))
+        if not torch.isfinite(total):
+            raise NumericsError(f"the loss of v* is {total.item()} at step {step}; look for NaN or inf weights")
+        if len(found) == len(delta):
+            break
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        loss_of.drop([request for request in loss_of.requests.tolist() if request in found])
+        if config.clamp is not None:
             with torch.no_grad():
-                if config.clamp is not None:
-                    delta.mul_((config.clamp * loss_of.initial.norm() / delta.norm()).clamp(max=1.0))
-    return OptimisedValue((loss_of.initial + delta).detach(), loss_of.initial, tuple(losses))
+                limit = config.clamp * loss_of.initial.norm(dim=1) / delta.norm(dim=1)
+                delta.mul_(limit.clamp(max=1.0)[:, None])
+    return [found[request] for request in range(len(delta))]
 
 
-def _optimiser(delta: Float[Tensor, " d_model"], config: RomeConfig) -> torch.optim.Optimizer:
+def _optimiser(delta: Float[Tensor, "requests d_model"], config: RomeConfig) -> torch.optim.Optimizer:
     if config.optimiser == "gradient_descent":
         return torch.optim.SGD([delta], lr=config.learning_rate)
     return torch.optim.Adam([delta], lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+def _chunks(rewrites: Sequence[Rewrite], max_positions: int) -> Iterator[list[int]]:
+    """Group rewrites, those with few positions first, so that rows times positions stay within the bound."""
+    chunk: list[int] = []
+    rows = 0
+    for index in sorted(range(len(rewrites)), key=lambda index: rewrites[index].positions):
+        rewrite = rewrites[index]
+        if chunk and (rows + len(rewrite.rows)) * rewrite.positions > max_positions:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(index)
+        rows += len(rewrite.rows)
+    if chunk:
+        yield chunk
+
+
 class _Loss:
-    """The loss of v* as a function of delta, with everything that does not depend on delta computed once."""
+    """The losses of v* as a function of delta, with everything that does not depend on delta computed once."""
 
-    def __init__(self, model: HookedModel, layer: int, batch: _Batch, config: RomeConfig) -> None:
-        self.model, self.layer, self.batch, self.config = model, layer, batch, config
-        outputs: list[Tensor] = []
-        first, bottom, top = Site("resid_pre", 0).hook, Site("resid_pre", layer).hook, last_resid(model)
-        with torch.no_grad():
-            with value_hook(model, layer, outputs.append):
-                found, attended = record(model, batch.tokens, [first, bottom, top], padding=batch.padding)
-            self.runner = BlockRunner(model, batch.tokens, batch.start, batch.padding)
-            self.runner.check(found[first][:, batch.start :], attended, found[top][:, batch.start :])
-        self.initial = outputs[0][0, batch.start].clone()
-        self.resid = found[bottom][:, batch.start :]
-        self.past = [self.runner.crop(cached) for cached in attended]
-        self.essence: Tensor | None = None
+    def __init__(self, model: HookedModel, layer: int, batch: Batch, config: RomeConfig) -> None:
+        self.model, self.layer, self.config, self.layout = model, layer, config, batch.layout
+        start, outputs = batch.start, []
+        pre, post, top = Site("resid_pre", layer).hook, Site("resid_post", layer).hook, last_resid(model)
+        with torch.no_grad(), value_hook(model, layer, outputs.append):
+            found, attended = record(model, batch.tokens, {pre, post, top}, padding=batch.padding)
+        self.initial = outputs[0][batch.layout.first, start].float()
+        self.requests = torch.arange(len(self.initial), device=self.initial.device)
+        self._edited = BlockRunner(model, batch.tokens[:, : start + 1], start, batch.padding)
+        self._above = BlockRunner(model, batch.tokens, start, batch.padding)
+        self._rows: Tensor | None = None
+        self._pre, self._after = found[pre][:, start : start + 1], found[post][:, start + 1 :]
+        self._past = [self._above.crop(cached) for cached in attended]
+        self._unedited, self._usual = found[top][:, start:], None
 
-    def __call__(self, delta: Float[Tensor, " d_model"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Total loss, differentiable in delta, and its parts."""
-        target, config = self.batch.target, self.config
+    def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
+        """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts."""
+        layout, config = self.layout, self.config
+        delta, initial = delta[self.requests], self.initial[self.requests]
         resid = self._run(delta)
-        contexts = torch.arange(len(self.batch.scored), device=resid.device)
-        logprobs = final_logits(self.model, resid[contexts[:, None], self.batch.scored]).log_softmax(-1)
-        token_nll = -logprobs.gather(2, target.expand(len(contexts), -1)[..., None])[..., 0]
-        nll_each = token_nll.sum(1) if config.sum_token_nll else token_nll.mean(1)
-        essence = final_logits(self.model, resid[-1:, 0]).log_softmax(-1)
-        if self.essence is None:
-            self.essence = essence.detach().clone()
-        nll = nll_each.mean()
-        kl = config.kl_factor * kl_div(self.essence, essence, log_target=True, reduction="batchmean")
-        penalty = config.norm_penalty * delta.norm() / self.initial.norm() ** 2
+        read = torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
+        logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
+        if self._usual is None:
+            self._usual = essence.detach().clone()
+            self._check(resid.detach())
+        share = torch.ones_like(layout.share) if config.sum_token_nll else layout.share
+        scored = -logprobs.gather(1, layout.token[:, None])[:, 0] * share
+        nll_each = scored.new_zeros(len(layout.owner)).index_add(0, layout.row, scored)
+        nll = self._mean(nll_each)
+        kl = config.kl_factor * kl_div(self._usual, essence, log_target=True, reduction="none").sum(1)
+        penalty = config.norm_penalty * delta.norm(dim=1) / initial.norm(dim=1) ** 2
         loss = nll + kl + penalty
-        parts = {"loss": loss, "nll": nll, "kl": kl, "penalty": penalty, "target_prob": (-nll_each).exp().mean()}
-        return loss, {name: value.item() for name, value in parts.items()}
+        parts = {"loss": loss, "nll": nll, "kl": kl, "penalty": penalty, "target_prob": self._mean((-nll_each).exp())}
+        figures = torch.stack(list(parts.values()), dim=1).tolist()
+        return loss.sum(), [dict(zip(parts, row, strict=True)) for row in figures]
 
-    def _run(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "rows pos d_model"]:
-        def add(output: Tensor) -> Tensor:
-            return torch.cat([output[:, :1] + delta, output[:, 1:]], dim=1)
+    def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
+        """Mean over each request's contexts."""
+        rows = self.layout.row.unique()
+        total = each.new_zeros(len(self.requests)).index_add(0, self.layout.owner[rows], each[rows])
+        return total * len(self.requests) / len(rows)
 
-        resid = self.resid
-        with value_hook(self.model, self.layer, add):
-            for layer in range(self.layer, self.model.cfg.n_layers):
-                resid = self.runner(layer, resid, self.past[layer])
+    def _run(self, delta: Float[Tensor, "requests d_model"]) -> Float[Tensor, "rows pos d_model"]:
+        added = delta[self.layout.owner][:, None]
+        with value_hook(self.model, self.layer, lambda output: (output + added).to(output.dtype)):
+            changed = self._edited(self.layer, self._pre, self._past[self.layer], self._rows)
+        resid = torch.cat([changed, self._after], dim=1)
+        for layer in range(self.layer + 1, self.model.cfg.n_layers):
+            resid = self._above(layer, resid, self._past[layer], self._rows)
         return resid
+
+    def _check(self, resid: Float[Tensor, "rows pos d_model"]) -> None:
+        """Make sure that with a delta of 0 the blocks give what the model itself computed."""
+        expected = self._unedited.float()
+        error = ((resid.float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+        if error > _TOLERANCE:
+            raise UnsupportedModelError(f"running block by block is off by {error:.1%} from the model itself")
+
+    def drop(self, requests: Sequence[int]) -> None:
+        """Go on without some requests."""
+        left = (~torch.isin(self.requests, torch.tensor(requests, device=self.requests.device))).nonzero()[:, 0]
+        if len(left) == len(self.requests):
+            return
+        assert self._usual is not None
+        self.layout, rows = self.layout.keep(left)
+        self.requests, self._usual = self.requests[left], self._usual[left]
+        self._rows = rows if self._rows is None else self._rows[rows]
+        self._pre, self._after = self._pre[rows], self._after[rows]
+        self._past = [(keys[rows], values[rows]) for keys, values in self._past]
