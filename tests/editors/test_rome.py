@@ -200,10 +200,10 @@ def test_golden_edit(smollm2, golden, kind):
     assert relative(edit.updates[0].delta, expected) < 1e-5
     columns = list(arrays["traj_cols"])
     for step, row in zip(edit.provenance["losses"], arrays["traj"], strict=True):
-        # Where the loss falls fastest, float32 rounding alone moves it by 5e-6: a float64 run of the same steps is 7e-6
-        # away from the stored one, and so is 9e-5 relative at the small losses of the last steps.
+        # Where the loss falls fastest rounding decides: a float64 run of the same steps is 1.4e-5 away from the stored
+        # float32 one, at a loss of 0.76, and a float32 run of transformers in the same batch 5e-6.
         for name in ("loss", "nll"):
-            assert step[name] == pytest.approx(row[columns.index(name)], rel=1e-5, abs=1e-5)
+            assert step[name] == pytest.approx(row[columns.index(name)], rel=1e-5, abs=1.5e-5)
     prompts = [request.fact.prompt, *record["record"]["paraphrase_prompts"], *record["record"]["neighborhood_prompts"]]
     after = [*record["after"]["rewrite"], *record["after"]["paraphrase"], *record["after"]["neighborhood"]]
     with edit.applied(model):
