@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SLOW_TO_IMPORT = {"transformer_lens", "transformers", "matplotlib", "datasets", "circuitsvis"}
+SLOW_TO_IMPORT = {
+    *("circuitsvis", "datasets", "matplotlib", "nltk", "pandas", "punkt", "requests", "sklearn"),
+    *("transformer_lens", "transformers"),
+}
 
 IMPORT_SECONDS = """
 import time, torch

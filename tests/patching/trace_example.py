@@ -12,6 +12,7 @@ RESULT = TraceResult(
     component="resid_post",
     window=1,
     clipping="released",
+    prompt="The Louvre is",
     answer=" Paris",
     predicted=" Rome",
     labels=("The", " Louvre", " is"),

@@ -7,6 +7,8 @@ hand in the suggestion; without one a quarter of the way up is edited.
 
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
+
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel, check_layer
 
@@ -25,7 +27,7 @@ class HasLayer(Protocol):
 
 
 LayerChoice = int | HasLayer | Literal["auto"] | None
-"""A layer, an object with a `.layer`, or None for `default_layer`."""
+"""A layer, an object with a `.layer`, "auto" to trace the package's own facts first, or None for `default_layer`."""
 
 
 def default_layer(n_layers: int, d_model: int) -> int:
@@ -47,10 +49,14 @@ def choose_layer(model: HookedModel, layer: LayerChoice, covariance: HasLayer | 
         covariance: Key statistics that the caller gave; theirs is the layer where nothing else was said.
 
     Raises:
-        InputError: If the layer is out of range, or "auto", which only a caller that can trace may resolve.
+        InputError: If the layer is out of range, or the model knows too few facts for "auto" to trace.
     """
+    if layer == "auto":
+        from tl_rome.patching.layer import find_layer  # the one place where an editor asks for a trace
+
+        layer = find_layer(model, generator=torch.Generator().manual_seed(0))
     if isinstance(layer, str):
-        raise InputError(f"layer is {layer!r}; give a number, or the suggestion of causal tracing on some prompts")
+        raise InputError(f"layer is {layer!r}; give a number, 'auto', or the suggestion of causal tracing")
     if layer is not None and not isinstance(layer, int):
         return check_layer(model, layer.layer), f"suggested: {layer}"
     if layer is not None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def load_facts(path: str | Path) -> list[Fact]:
         InputError: If a line's fact is not valid.
     """
     return [Fact(row["template"], row["subject"], row.get("target")) for row in _rows(path, ("template", "subject"))]
+
+
+def own_facts() -> list[Fact]:
+    """Facts that ship with the package, written for it: well-known things, each with its object.
+
+    Each subject is asked about once; a relation's templates take turns.
+    """
+    found = []
+    for file in sorted(resources.files("tl_rome.data").joinpath("facts").iterdir(), key=lambda file: file.name):
+        relation = json.loads(file.read_text("utf-8"))
+        pairs = [(subject, target) for target, subjects in relation["facts"].items() for subject in subjects]
+        templates = relation["templates"]
+        found += [Fact(templates[i % len(templates)], subject, target) for i, (subject, target) in enumerate(pairs)]
+    return found
 
 
 def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:

@@ -6,16 +6,26 @@ edges windows are clipped: the one plotted at layer 0 covers the layers above it
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError
-from tl_rome.patching.average import AverageTrace
+from tl_rome.facts import Fact
+from tl_rome.patching.average import AverageTrace, average_traces
 from tl_rome.patching.bootstrap import interval, resampled_means
+from tl_rome.patching.config import TraceConfig
+from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.fact_sources import own_facts
+from tl_rome.patching.known import collect_known_facts
 from tl_rome.patching.roles import Role, role_index
+from tl_rome.patching.trace import trace_together
+from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode_fact
 
 _log = logging.getLogger(__name__)
 
@@ -104,3 +114,42 @@ def suggest_layer(
         role=role,
         n=n,
     )
+
+
+@torch.no_grad()
+def find_layer(
+    model: HookedModel,
+    facts: Iterable[Fact] | None = None,
+    *,
+    generator: torch.Generator,
+    prompts: int = 24,
+    config: TraceConfig | None = None,
+    progress: bool = True,
+) -> LayerSuggestion:
+    """Trace MLP outputs at the subject's last token of some known facts, and suggest the layer to edit.
+
+    Args:
+        model: Left as found.
+        facts: Facts with their objects, of which those that the model knows are traced; by default the package's own.
+        generator: Source of the choice among them, of the noise, and of the bootstrap.
+        prompts: Known facts to trace at most.
+        config: How they are traced; by default windows of ten, and five draws of noise at the measured scale.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: If the model knows fewer than two of the facts.
+    """
+    if facts is None:
+        shipped = own_facts()
+        facts = [shipped[index] for index in torch.randperm(len(shipped), generator=generator).tolist()]
+    known = collect_known_facts(model, facts, limit=prompts, progress=progress)
+    if len(known) < 2:
+        raise InputError(f"the model knows {len(known)} of the facts; give facts that it knows, or name a layer")
+    config = config or TraceConfig(corruption=GaussianNoise(noise_scale(model), samples=5))
+    traces = []
+    for found in tqdm(known, desc="trace facts", unit="fact", disable=not progress):
+        last = encode_fact(model, found.fact).subject.last
+        rngs = [torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))]
+        options = {"generators": rngs, "positions": [last], "progress": False}
+        traces += trace_together(model, [found.fact], "mlp_out", config, **options)
+    return suggest_layer(average_traces(traces, generator=generator), generator=generator)
