@@ -1,98 +1,115 @@
 """Cost of the three tracing maps: the sweep against one full forward pass per cell, and against the arithmetic minimum.
 
 Both are measured in this one process, in CPU-seconds. Every plain cell costs the same, so the plain twin is timed on
-some cells and extrapolated to all. The minimum counts the multiply-adds of the weights alone, for the cells that can
-differ from the corrupted run, at the layers and positions that can differ, at the rate of a large matrix product.
+some cells and extrapolated to all; with `--every` the sweep too is timed on a part of the cells, for large models. The
+minimum counts the multiply-adds of the weights alone, for the cells that can differ from the corrupted run, at the
+layers and positions that can differ, at the rate of a large matrix product. It counts clipped windows and the last
+layer in full, which the sweep does not.
 
-The last line is one JSON object.
+`--model gpt2-xl-random` builds a GPT-2 XL with random weights. The last line is one JSON object.
 """
 
 import argparse
 import json
-import resource
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from machine import load, peak_flops_per_second, peak_memory_mb
 
 import tl_rome
 from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.metrics import TargetProbability
+from tl_rome.patching.patch import Patch
 from tl_rome.patching.plain import trace_plain
-from tl_rome.patching.runs import Runs, TargetProbability
-from tl_rome.patching.sweep import trace_sweep
-from tl_rome.patching.windows import layer_window
+from tl_rome.patching.runs import Runs
+from tl_rome.patching.sweep import needed_names, trace_sweep
 from tl_rome.tokens import encode_fact
 
 COMPONENTS = {"resid_post": 1, "mlp_out": 10, "attn_out": 10}
 """Component and width of its windows."""
 
 
-def peak_flops_per_second(size: int = 2048, repeats: int = 4) -> float:
-    """Rate of a large float32 matrix product, per CPU-second."""
-    left, right = torch.rand(size, size), torch.rand(size, size)
-    left @ right
-    started = time.process_time()
-    for _ in range(repeats):
-        left @ right
-    return repeats * 2 * size**3 / (time.process_time() - started)
-
-
-def minimum_flops(model: Any, runs: Runs, windows: dict[str, list[range]]) -> float:
+def minimum_flops(model: Any, runs: Runs, patch: Patch) -> float:
     """Floating-point operations that exactness needs, attention scores and norms left out."""
-    cfg, n_pos = model.cfg, len(runs.prompt.tokens)
+    cfg, n_pos = model.cfg, len(runs.tokens)
     block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
     total = 0
-    for component, cells in windows.items():
-        for cell in cells:
-            layers = cfg.n_layers - cell.start - (component == "resid_post")
-            for position in range(runs.span.start, n_pos):
-                total += runs.samples * 2 * (layers * (n_pos - position) * block + cfg.d_model * cfg.d_vocab)
+    for window in patch.windows:
+        layers = cfg.n_layers - window.start - (patch.component == "resid_post")
+        for position in range(runs.span.start, n_pos):
+            total += runs.samples * 2 * (layers * (n_pos - position) * block + cfg.d_model * cfg.d_vocab)
     return float(total)
+
+
+def timed_map(model: Any, runs: Runs, component: str, layers: Sequence[int], cells: int, bound: int) -> dict[str, Any]:
+    """CPU-seconds of one map over the windows of some layers, and of its plain twin, extrapolated from some cells."""
+    whole = Patch.make(model, component, COMPONENTS[component], "released")
+    patch = replace(whole, windows=tuple(whole.windows[layer] for layer in layers))
+    n_pos = len(runs.prompt.tokens)
+    started = time.process_time()
+    recorded = runs.record(needed_names(model, patch), attended=True)
+    metric = TargetProbability((int(recorded.clean_logits[0, -1].argmax()),))
+    swept = trace_sweep([runs], [recorded], patch, [metric], max_batch_tokens=bound)[0]
+    seconds = time.process_time() - started
+    few = [index * len(layers) // max(1, cells // n_pos) for index in range(max(1, cells // n_pos))]
+    sample = replace(patch, windows=tuple(patch.windows[index] for index in few))
+    started = time.process_time()
+    twin = trace_plain(runs, recorded, sample, metric, max_batch_tokens=runs.samples * n_pos)
+    each = (time.process_time() - started) / twin.numel()
+    return {
+        "seconds": seconds,
+        "plain": each * len(layers) * n_pos,
+        "least": minimum_flops(model, runs, patch),
+        "worst": (twin - swept[few]).abs().max().item(),
+        "timed": f"plain on {twin.numel()} of {len(layers) * n_pos} cells",
+    }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="any name or folder that load_model takes")
+    parser.add_argument("--model", default="smollm2-135m", help="what load_model takes, or gpt2-xl-random")
     parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompt", default="In Kingdom of Bulgaria, the language spoken is")
     parser.add_argument("--subject", default="Kingdom of Bulgaria")
     parser.add_argument("--cells", type=int, default=9, help="cells on which the plain twin is timed, per map")
+    parser.add_argument("--every", type=int, default=1, help="time the sweep on the windows of every n-th layer only")
+    parser.add_argument("--components", nargs="+", choices=COMPONENTS, default=list(COMPONENTS))
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--max-batch-tokens", type=int, default=4096)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = tl_rome.load_model(options.model, kind=options.kind, progress=False)
-    layers = range(model.cfg.n_layers)
-    windows = {
-        name: [layer_window(layer, len(layers), width) for layer in layers] for name, width in COMPONENTS.items()
-    }
+    model = load(options.model, options.kind)
+    layers = range(0, model.cfg.n_layers, options.every)
+    part = model.cfg.n_layers / len(layers)
+    maps = []
     with torch.no_grad():
         prompt = encode_fact(model, tl_rome.Fact.from_prompt(options.prompt, options.subject))
-        runs = Runs(model, prompt, GaussianNoise(noise_scale(model)), torch.Generator().manual_seed(0))
-        metric = TargetProbability(int(runs.clean_logits[0].argmax()))
-        n_pos, spent, plain, worst = len(prompt.tokens), 0.0, 0.0, 0.0
-        for name, cells in windows.items():
-            started = time.process_time()
-            swept = trace_sweep(runs, name, cells, metric, max_rows=512)
-            seconds = time.process_time() - started
-            chosen = list(layers)[:: max(1, len(layers) * n_pos // options.cells)] or [0]
-            started = time.process_time()
-            twin = trace_plain(runs, name, [cells[layer] for layer in chosen], metric, max_rows=runs.samples)
-            each = (time.process_time() - started) / (len(chosen) * n_pos)
-            worst = max(worst, (twin - swept[chosen]).abs().max().item())
-            spent, plain = spent + seconds, plain + each * len(layers) * n_pos
-            print(f"{name}: sweep {seconds:.1f}, plain {each * len(layers) * n_pos:.1f} CPU-seconds "
-                  f"(from {len(chosen) * n_pos} of {len(layers) * n_pos} cells)")  # fmt: skip
-    least, rate = minimum_flops(model, runs, windows), peak_flops_per_second()
-    print(f"largest difference of a score between the two: {worst:.1e}")
+        noise = GaussianNoise(noise_scale(model), options.samples)
+        runs = Runs(model, prompt, noise, torch.Generator().manual_seed(0))
+        for name in options.components:
+            found = timed_map(model, runs, name, layers, options.cells, options.max_batch_tokens)
+            maps.append(found)
+            print(
+                f"{name}: sweep {found['seconds'] * part:.1f}, plain {found['plain'] * part:.1f} CPU-seconds "
+                f"({found['timed']}, windows of {len(layers)} of {model.cfg.n_layers} layers)",
+                flush=True,
+            )
+    total = {name: sum(found[name] for found in maps) for name in ("seconds", "plain", "least")}
+    rate = peak_flops_per_second()
+    print(f"largest difference of a score between the two: {max(found['worst'] for found in maps):.1e}")
     report = {
-        "cpu_seconds": round(spent, 2),
-        "plain_cpu_seconds": round(plain, 2),
-        "speedup": round(plain / spent, 2),
-        "minimum_flops": least,
+        "cpu_seconds": round(total["seconds"] * part, 2),
+        "plain_cpu_seconds": round(total["plain"] * part, 2),
+        "speedup": round(total["plain"] / total["seconds"], 2),
+        "minimum_flops": total["least"] * part,
         "peak_flops_per_second": rate,
-        "ratio_to_minimum": round(spent / (least / rate), 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "ratio_to_minimum": round(total["seconds"] / (total["least"] / rate), 2),
+        "peak_memory_mb": peak_memory_mb(),
         "model": options.model,
         "kind": options.kind or "default",
     }

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from families import KINDS, N_LAYERS, SENTENCES
+from known import known_to
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tl_rome import Edit, Fact, GaussianNoise, KeyCovariance, TraceResult, causal_trace, cli, rome, score_targets
 from tl_rome.cli import app
 from tl_rome.demo import FACT, NEW, ask, first_answer
-from tl_rome.patching import noise_scale
+from tl_rome.patching import noise_scale, save_facts
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
-COMMANDS = ("trace", "edit", "covariance", "demo")
+COMMANDS = ("trace", "average", "edit", "covariance", "demo")
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -319,7 +320,7 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
 @pytest.mark.slow
 def test_ctrl_c_in_a_real_run(folder, tmp_path):
     command = [sys.executable, "-m", "tl_rome.cli", "trace", TEMPLATE, SUBJECT, "--model", str(folder)]
-    command += ["--samples", "100000", "--component", "mlp", "--out", str(tmp_path / "out")]
+    command += ["--samples", "20000", "--component", "mlp", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = ""
@@ -333,6 +334,25 @@ def test_ctrl_c_in_a_real_run(folder, tmp_path):
     assert process.returncode not in (0, 2)
     assert "Traceback" not in seen + rest
     assert not written(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ averages
+
+
+def test_average_traces_what_the_model_knows_and_goes_on_where_it_was(tiny, family_dir, tmp_path):
+    family = next(name for name in ("gpt2", "llama", "qwen2", "neox") if len(known_to(tiny(name, KINDS[0]), 3)) > 1)
+    facts = save_facts(tmp_path / "facts.jsonl", known_to(tiny(family, KINDS[0]), 3))
+    store = tmp_path / "store"
+    arguments = ["average", "--model", family_dir(family), "--kind", KINDS[0], "--facts", facts, "--store", store]
+    told = succeed(*arguments, "--samples", 2, "--prompts", 2)
+    assert all(component in told for component in ("resid_post", "mlp_out", "attn_out"))
+    assert "to edit: layer" in told
+    assert_is_picture(store / "average.png")
+    first = {path: path.stat().st_mtime_ns for path in store.glob("*_out/*.safetensors")}
+    assert len(first) == 4
+    assert succeed(*arguments, "--samples", 2, "--prompts", 2) == told
+    assert {path: path.stat().st_mtime_ns for path in store.glob("*_out/*.safetensors")} == first
+    assert "samples=3" in fail(*arguments, "--samples", 3, "--prompts", 2)
 
 
 # ------------------------------------------------------------------------------------------------ the demo

@@ -149,6 +149,52 @@ def trace(
 
 
 @app.command()
+def average(
+    store: Annotated[Path, typer.Option(help="Folder of results; a run that was interrupted goes on there.")],
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            help="Facts to look through: JSONL, known_facts.json, or a ParaRel folder.",
+            show_default="the package's own",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Facts to trace, of those that the model knows.")] = 60,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples to average over.")] = 10,
+    together: Annotated[int, typer.Option(min=1, help="Prompts to run at once, for large devices.")] = 1,
+    seed: _Seed = 0,
+    model: _Model = _DEFAULT_MODEL,
+    kind: _Kind = None,
+    dtype: _Dtype = Dtype.float32,
+    device: _Device = None,
+    prepend_bos: _Bos = None,
+) -> None:
+    """Average the traces of many facts that a model knows, and suggest the layer to edit."""
+    import torch
+
+    from tl_rome import patching
+    from tl_rome.output import check_folder, save_averages
+    from tl_rome.tables import frame_table
+
+    check_folder(store)
+    loaded = _load(model, kind, dtype, device, prepend_bos)
+    found = patching.read_facts(facts) if facts is not None else patching.own_facts()
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    asked = [found[index] for index in order]
+    known = patching.collect_known_facts(loaded, asked, store=store / "known.jsonl", limit=prompts)
+    noise = patching.GaussianNoise(float(f"{patching.noise_scale(loaded):.6g}"), samples)
+    config = patching.TraceConfig(corruption=noise)
+    chosen = [one.fact for one in known]
+    traces = patching.trace_facts(loaded, chosen, store=store, seed=seed, config=config, together=together)
+    rng = torch.Generator().manual_seed(seed)
+    averages = {name: patching.average_traces(results, generator=rng) for name, results in traces.items()}
+    _out.print(frame_table(patching.summary_frame(averages.values()).round(3)))
+    _out.print(Text(f"to edit: {patching.suggest_layer(averages['mlp_out'], generator=rng)}"), soft_wrap=True)
+    files = [result.save(store / f"average_{name}.safetensors") for name, result in averages.items()]
+    _show([save_averages(list(averages.values()), store / "average.png"), *files])
+
+
+@app.command()
 def edit(
     template: _Template,
     subject: _Subject,

@@ -1,6 +1,7 @@
 """What the command line prints, as rich tables; everything that came from a user or a model is plain text in them."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group
@@ -10,6 +11,9 @@ from rich.text import Text
 from tl_rome.demo import FACT, GROUPS, NEW, Answer, DemoResult
 from tl_rome.editors import Receipt
 from tl_rome.patching import TraceResult
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> Group:
@@ -28,6 +32,14 @@ def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> G
     return Group(Text(f"Trace of {prompt!r}: {effect}"), table)
 
 
+def frame_table(frame: "pandas.DataFrame") -> Table:
+    """A data frame, without its index."""
+    table = _table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        table.add_row(*[Text(str(value)) for value in row])
+    return table
+
+
 def receipt_table(receipt: Receipt) -> Group:
     """An edit's receipt."""
     table = _table("", "")
@@ -36,12 +48,15 @@ def receipt_table(receipt: Receipt) -> Group:
     if receipt.prob_true is not None:
         _add(table, f"P({receipt.target_true})", change(*receipt.prob_true, digits=4))
     _add(table, "layer", f"{receipt.layer} ({receipt.layer_choice})")
-    _add(table, "preset", f"{receipt.preset}, {receipt.contexts} contexts")
-    _add(table, "covariance", receipt.covariance)
+    _add(table, "preset", f"{receipt.preset}, {receipt.contexts} contexts ({receipt.contexts_choice})")
+    if receipt.covariance is not None:
+        _add(table, "covariance", receipt.covariance)
+        _add(table, "divisor k.u", f"{receipt.divisor:.3g} (|k*| = {receipt.key_norm:.3g})")
     _add(table, "|dW| / |W|", f"{receipt.relative_change:.4f}")
-    _add(table, "divisor k.u", f"{receipt.divisor:.3g} (|k*| = {receipt.key_norm:.3g})")
     _add(table, "loss", f"{receipt.final_loss:.3f} after {receipt.evaluations} evaluations")
     _add(table, "seconds", f"{receipt.seconds:.1f}")
+    for warning in receipt.warnings:
+        _add(table, "WARNING", warning)
     return Group(Text(f"Edit of {receipt.prompt!r} to {receipt.target_new!r}"), table)
 
 

@@ -3,27 +3,15 @@
 import pytest
 import torch
 from families import KINDS
+from known import known_to
 
 from tl_rome.editors.layers import choose_layer
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching import GaussianNoise, TraceConfig, average_traces, causal_trace, collect_known_facts, own_facts
+from tl_rome.patching import GaussianNoise, TraceConfig, average_traces, causal_trace, own_facts
 from tl_rome.patching.layer import find_layer
-from tl_rome.tokens import encode_fact
 
 NOISE = GaussianNoise(0.7, samples=2)
-
-
-def known_to(model, count):
-    """Facts whose object is, by construction, what the model says next."""
-    found = []
-    for subject in ("Eiffel Tower", "Space Needle", "Louvre", "Kremlin", "Big Ben", "Rome", "Berlin", "Marie Curie"):
-        fact = Fact("In {} is", subject)
-        said = model.tokenizer.decode([int(model(encode_fact(model, fact).tokens[None])[0, -1].argmax())])
-        if said.startswith(" ") and said.strip().isalpha():
-            found.append(Fact(fact.template, subject, said.strip()))
-    known = [one.fact for one in collect_known_facts(model, found, progress=False)]
-    return known[:count]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,7 @@ from tl_rome.patching.fact_sources import load_facts as load_facts
 from tl_rome.patching.fact_sources import load_known_facts as load_known_facts
 from tl_rome.patching.fact_sources import load_pararel as load_pararel
 from tl_rome.patching.fact_sources import own_facts as own_facts
+from tl_rome.patching.fact_sources import read_facts as read_facts
 from tl_rome.patching.fact_sources import save_facts as save_facts
 from tl_rome.patching.known import KnownFact as KnownFact
 from tl_rome.patching.known import collect_known_facts as collect_known_facts

@@ -98,6 +98,22 @@ def load_facts(path: str | Path) -> list[Fact]:
     return [Fact(row["template"], row["subject"], row.get("target")) for row in _rows(path, ("template", "subject"))]
 
 
+def read_facts(path: str | Path) -> list[Fact]:
+    """Facts of whichever kind a path holds: a ParaRel folder, JSONL, or JSON as the authors' known_facts.
+
+    A relation's templates take turns over its facts.
+
+    Raises:
+        StorageError: If it cannot be read as what its name says.
+        InputError: If a fact is not valid.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pairs = [(relation.templates, enumerate(relation.pairs)) for relation in load_pararel(path)]
+        return [Fact(ts[i % len(ts)], subject, target) for ts, found in pairs for i, (subject, target) in found]
+    return load_facts(path) if path.suffix == ".jsonl" else load_known_facts(path)
+
+
 def own_facts() -> list[Fact]:
     """Facts that ship with the package, written for it: well-known things, each with its object.
 

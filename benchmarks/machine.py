@@ -1,0 +1,37 @@
+"""What this machine can do, and the models that it is asked to run."""
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+import tl_rome
+
+
+def load(name: str, kind: str | None) -> Any:
+    """A model that load_model knows, or a GPT-2 XL with random weights."""
+    if name != "gpt2-xl-random":
+        return tl_rome.load_model(name, kind=kind, progress=False)  # type: ignore[arg-type]
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tl_rome.conversion import convert
+
+    tokenizer = tl_rome.load_model("smollm2-135m", kind="bridge", progress=False).tokenizer
+    shape = {"n_embd": 1600, "n_layer": 48, "n_head": 25, "bos_token_id": 0, "eos_token_id": 0}
+    return convert(GPT2LMHeadModel(GPT2Config(**shape)).eval(), tokenizer, "gpt2-xl-random", kind or "bridge")
+
+
+def peak_flops_per_second(size: int = 2048, repeats: int = 4) -> float:
+    """Rate of a large float32 matrix product, per CPU-second."""
+    left, right = torch.rand(size, size), torch.rand(size, size)
+    left @ right
+    started = time.process_time()
+    for _ in range(repeats):
+        left @ right
+    return repeats * 2 * size**3 / (time.process_time() - started)
+
+
+def peak_memory_mb() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
