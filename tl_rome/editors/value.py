@@ -119,7 +119,10 @@ def optimise_values(
     with frozen(model), torch.enable_grad():
         for chunk in _chunks(rewrites, max_positions):
             batch = Batch.make(model, [rewrites[index] for index in chunk])
-            found.update(zip(chunk, _optimise(_Loss(model, layer, batch, config), config, progress), strict=True))
+            loss_of = _Loss(model, layer, batch, config)
+            # Once for all steps: a bridge takes tens of milliseconds to put a hook on.
+            with value_hook(model, layer, loss_of.add):
+                found.update(zip(chunk, _optimise(loss_of, config, progress), strict=True))
     return [found[index] for index in range(len(facts))]
 
 
@@ -172,7 +175,10 @@ def _chunks(rewrites: Sequence[Rewrite], max_positions: int) -> Iterator[list[in
 
 
 class _Loss:
-    """The losses of v* as a function of delta, with everything that does not depend on delta computed once."""
+    """The losses of v* as a function of delta, with everything that does not depend on delta computed once.
+
+    To be called inside a `value_hook` that adds the deltas.
+    """
 
     def __init__(self, model: HookedModel, layer: int, batch: Batch, config: RomeConfig) -> None:
         self.model, self.layer, self.config, self.layout = model, layer, config, batch.layout
@@ -188,6 +194,7 @@ class _Loss:
         self._pre, self._after = found[pre][:, start : start + 1], found[post][:, start + 1 :]
         self._past = [self._above.crop(cached) for cached in attended]
         self._unedited, self._usual = found[top][:, start:], None
+        self._added = torch.zeros(())
 
     def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
         """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts."""
@@ -210,6 +217,10 @@ class _Loss:
         figures = torch.stack(list(parts.values()), dim=1).tolist()
         return loss.sum(), [dict(zip(parts, row, strict=True)) for row in figures]
 
+    def add(self, output: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
+        """To be hooked on the output of W_out: the value of each row with its request's delta."""
+        return (output + self._added).to(output.dtype)
+
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
         """Mean over each request's contexts."""
         rows = self.layout.row.unique()
@@ -217,9 +228,8 @@ class _Loss:
         return total * len(self.requests) / len(rows)
 
     def _run(self, delta: Float[Tensor, "requests d_model"]) -> Float[Tensor, "rows pos d_model"]:
-        added = delta[self.layout.owner][:, None]
-        with value_hook(self.model, self.layer, lambda output: (output + added).to(output.dtype)):
-            changed = self._edited(self.layer, self._pre, self._past[self.layer], self._rows)
+        self._added = delta[self.layout.owner][:, None]
+        changed = self._edited(self.layer, self._pre, self._past[self.layer], self._rows)
         resid = torch.cat([changed, self._after], dim=1)
         for layer in range(self.layer + 1, self.model.cfg.n_layers):
             resid = self._above(layer, resid, self._past[layer], self._rows)

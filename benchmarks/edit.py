@@ -1,0 +1,149 @@
+"""Cost of one ROME edit: against full forward and backward passes, and against the arithmetic minimum.
+
+Both are measured in this one process, in CPU-seconds. The plain twin runs every prompt whole, through all layers to the
+logits of all positions, and back from there to the edited layer, as the authors' code does; some of its steps are timed
+and extrapolated to the evaluations that the edit took. The minimum counts the multiply-adds of the weights alone: one
+pass over all tokens, then the layers above the edit on the positions from the subject's last token on and the logits
+that are scored, forward and (but for the last evaluation) backward, at the rate of a large matrix product.
+
+`--model gpt2-xl-random` builds a GPT-2 XL with random weights, on which a few steps of v* are timed instead of a whole
+edit. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import peak_flops_per_second, peak_memory_mb
+
+import tl_rome
+from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
+from tl_rome.editors.batch import Batch, Rewrite
+from tl_rome.editors.config import RomeConfig
+from tl_rome.editors.value import frozen, optimise_value
+from tl_rome.facts import EditRequest
+from tl_rome.sites import value_hook
+from tl_rome.tokens import pad
+
+REQUESTS = (
+    EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
+    EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    EditRequest("{} was developed by", "iPhone 5", "Microsoft"),
+)
+
+
+def load(name: str, kind: str | None) -> Any:
+    """A model that load_model knows, or a GPT-2 XL with random weights."""
+    if name != "gpt2-xl-random":
+        return tl_rome.load_model(name, kind=kind, progress=False)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tl_rome.conversion import convert
+
+    tokenizer = tl_rome.load_model("smollm2-135m", kind="bridge", progress=False).tokenizer
+    shape = {"n_embd": 1600, "n_layer": 48, "n_head": 25, "bos_token_id": 0, "eos_token_id": 0}
+    return convert(GPT2LMHeadModel(GPT2Config(**shape)).eval(), tokenizer, "gpt2-xl-random", kind or "bridge")
+
+
+def minimum_flops(model: Any, layer: int, rewrite: Rewrite, evaluations: int) -> float:
+    """Floating-point operations that exactness needs, attention scores and norms left out."""
+    cfg, rows = model.cfg, rewrite.rows
+    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    once = sum(len(tokens) for tokens, _ in rows) * cfg.n_layers * block
+    moved = sum(len(tokens) - last for tokens, last in rows)
+    scored = len(rewrite.prompts) * len(rewrite.target) + 1
+    step = (moved * (cfg.n_layers - layer - 2) + scored) * block + scored * cfg.d_model * cfg.d_vocab
+    return float(2 * once + 2 * step * (2 * evaluations - 1))
+
+
+def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[float, float]:
+    """CPU-seconds of one full forward and backward pass, and the first loss."""
+    rows, contexts = rewrite.rows, len(rewrite.prompts)
+    batch = pad([tokens for tokens, _ in rows])
+    last = torch.tensor([position for _, position in rows])
+    with frozen(model):
+        delta = torch.zeros(model.cfg.d_model, requires_grad=True)
+
+        def add(output: torch.Tensor) -> torch.Tensor:
+            at = torch.zeros(*output.shape[:2], 1)
+            at[torch.arange(len(rows)), last] = 1
+            return output + at * delta
+
+        started = time.process_time()
+        for _ in range(repeats):
+            with value_hook(model, layer, add):
+                logprobs = model(batch.tokens).log_softmax(-1)
+            size = len(rewrite.target)
+            places = batch.last[:contexts, None] - size + 1 + torch.arange(size)
+            loss = -logprobs[torch.arange(contexts)[:, None], places, rewrite.target].mean()
+            loss.backward()
+    return (time.process_time() - started) / repeats, loss.item()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="what load_model takes, or gpt2-xl-random")
+    parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=RELEASED.max_evaluations, help="evaluations of the loss, at most")
+    parser.add_argument("--plain-steps", type=int, default=2, help="steps of the plain twin that are timed")
+    parser.add_argument("--records", type=Path, help="COUNTERFACT records (JSON) to take requests from")
+    parser.add_argument("--count", type=int, default=3, help="number of requests")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load(options.model, options.kind)
+    config: RomeConfig = replace(RELEASED, max_evaluations=options.steps)
+    layer = default_layer(model.cfg.n_layers, model.cfg.d_model)
+    contexts = sample_contexts(model, config, generator=torch.Generator().manual_seed(0))
+    covariance = KeyCovariance.shipped(model)
+    rome = Rome(covariance, contexts, config) if covariance is not None and covariance.layer == layer else None
+    requests = list(REQUESTS)
+    if options.records is not None:
+        rewrites = [record["requested_rewrite"] for record in json.loads(options.records.read_text("utf-8"))]
+        requests = [EditRequest(r["prompt"], r["subject"], r["target_new"]["str"]) for r in rewrites]
+    print(f"{'whole edits' if rome else 'v* alone'}, layer {layer}, {len(contexts)} contexts")
+    loaded, rows = peak_memory_mb(), []
+    for request in requests[: options.count]:
+        rewrite = Rewrite.make(model, request.fact, contexts, config.kl_template)
+        started = time.process_time()
+        if rome is not None:
+            losses = rome(model, request).provenance["losses"]
+        else:
+            losses = optimise_value(model, layer, request.fact, contexts, config).losses
+        seconds, least = time.process_time() - started, minimum_flops(model, layer, rewrite, len(losses))
+        rows.append((request, rewrite, seconds, least, losses, peak_flops_per_second()))
+    peak, report = peak_memory_mb(), []
+    for request, rewrite, seconds, least, losses, rate in rows:
+        step, loss = plain_step(model, layer, rewrite, options.plain_steps)
+        plain = step * (len(losses) - 0.5)  # the last evaluation has no backward pass
+        report.append((seconds, plain, plain / seconds, least, rate, seconds / (least / rate)))
+        print(
+            f"{request.fact.prompt!r}: {seconds:.1f}, plain {plain:.1f} CPU-seconds, {len(losses)} evaluations, "
+            f"least {least / 1e9:.0f} GFLOP, {Batch.make(model, [rewrite]).tokens.shape[0]} rows; "
+            f"first NLL {losses[0]['nll']:.5f}, plain {loss:.5f}"
+        )
+    plain_peak = peak_memory_mb()
+    print(f"peak memory: {peak} MB, plain {plain_peak} MB or less; {loaded} MB with the model loaded")
+    seconds, plain, speedup, least, rate, ratio = (statistics.median(column) for column in zip(*report, strict=True))
+    summary = {
+        "cpu_seconds": round(seconds, 2),
+        "plain_cpu_seconds": round(plain, 2),
+        "speedup": round(speedup, 2),
+        "minimum_flops": least,
+        "peak_flops_per_second": rate,
+        "ratio_to_minimum": round(ratio, 2),
+        "peak_memory_mb": peak,
+        "model": options.model,
+        "kind": options.kind or "default",
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
