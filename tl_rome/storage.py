@@ -1,8 +1,9 @@
 """Files on disk: tensors in safetensors, everything else in one JSON header, written atomically.
 
 Every file names its kind, its schema version and the model it belongs to. The fingerprint covers the model's shape and
-every MLP's input weights, so it tells models apart (also a processed from a raw one, and one dtype from another) but is
-the same for both TransformerLens classes, and does not change when W_out is edited.
+every MLP's input weights (attention output weights where there is no plain MLP), so it tells models apart (also a
+processed from a raw one, and one dtype from another) but is the same for both TransformerLens classes, and does not
+change when W_out is edited.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from tl_rome.errors import ModelMismatchError, StorageError
+from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.sites import HookedModel, w_in
 
 SCHEMA_VERSION = 1
@@ -32,11 +33,19 @@ def fingerprint(model: HookedModel) -> str:
     cfg = model.cfg
     digest = hashlib.sha256(repr((cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.d_vocab)).encode())
     for layer in range(cfg.n_layers):
-        weight = w_in(model, layer).detach()
+        weight = _kept_weight(model, layer).detach().flatten(1)
         sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
         digest.update(str(weight.dtype).encode())
         digest.update(sample.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _kept_weight(model: HookedModel, layer: int) -> Tensor:
+    """A layer's weight that edits leave alone: W_in, or W_O where there is no plain MLP."""
+    try:
+        return w_in(model, layer)
+    except UnsupportedModelError:
+        return model.blocks[layer].attn.W_O
 
 
 def check_fingerprint(model: HookedModel, expected: str, what: str) -> None:

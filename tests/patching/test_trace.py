@@ -96,6 +96,24 @@ def test_a_bos_token_shifts_the_subject(fresh_tiny, kind, component):
     assert relative_error(result.scores, trace(model, component, window=2, method="plain").scores) < 1e-6
 
 
+@pytest.mark.skipif("hooked" not in KINDS, reason="this TransformerLens has no HookedTransformer")
+def test_a_model_of_attention_alone(tiny):
+    shape = {"n_layers": 3, "d_model": 16, "n_ctx": 32, "d_head": 8, "n_heads": 2, "d_vocab": 600}
+    with pytest.warns(DeprecationWarning):
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        config = HookedTransformerConfig(**shape, attn_only=True, device="cpu")
+        model = HookedTransformer(config, tiny("gpt2", "hooked").tokenizer)
+    model.cfg.default_prepend_bos = False
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    swept, plain = (trace(model, "attn_out", window=2, method=method) for method in ("sweep", "plain"))
+    assert (swept.method, plain.method) == ("sweep", "plain")
+    assert relative_error(swept.scores, plain.scores) < 1e-4
+    with pytest.raises(UnsupportedModelError, match="hook_mlp_out"):
+        trace(model, "mlp_out")
+
+
 @pytest.mark.skipif(len(KINDS) < 2, reason="this TransformerLens has one class")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("component", ["mlp_out", "attn_out"])
