@@ -99,7 +99,8 @@ def test_a_bos_token_shifts_the_subject(fresh_tiny, kind, component):
 @pytest.mark.skipif("hooked" not in KINDS, reason="this TransformerLens has no HookedTransformer")
 def test_a_model_of_attention_alone(tiny):
     shape = {"n_layers": 3, "d_model": 16, "n_ctx": 32, "d_head": 8, "n_heads": 2, "d_vocab": 600}
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         config = HookedTransformerConfig(**shape, attn_only=True, device="cpu")
