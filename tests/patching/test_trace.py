@@ -1,5 +1,6 @@
 """What a trace says, what it refuses, and that the model it borrows is left as it was."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
