@@ -99,6 +99,14 @@ def test_many_at_once_equal_one_by_one(tiny, family, kind, config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_padded_on_the_right_alone(tiny, kind):
+    model, facts = tiny("llama", kind), [REQUEST.fact, Fact("{} is in", REQUEST.subject, "Rome")]
+    for fact, found in zip(facts, optimise_values(model, LAYER, facts, ("",), SHORT), strict=True):
+        alone = optimise_value(model, LAYER, fact, ("",), SHORT)
+        assert (found.value - alone.value).norm() < 1e-3 * alone.value.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_request_that_ends_early_leaves_and_the_others_go_on(tiny, kind):
     model = tiny("llama", kind)
     losses = [[step["loss"] for step in found.losses] for found in optimise_values(model, LAYER, MANY, CONTEXTS, SHORT)]

@@ -14,6 +14,10 @@ from tl_rome.editors.covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.edit import Edit as Edit
 from tl_rome.editors.estimation import estimate_covariances as estimate_covariances
 from tl_rome.editors.export import export_model as export_model
+from tl_rome.editors.finetune import FT as FT
+from tl_rome.editors.finetune import FT_L as FT_L
+from tl_rome.editors.finetune import FineTune as FineTune
+from tl_rome.editors.finetune import FineTuneConfig as FineTuneConfig
 from tl_rome.editors.layers import default_layer as default_layer
 from tl_rome.editors.published import import_npz as import_npz
 from tl_rome.editors.receipt import Receipt as Receipt
@@ -23,3 +27,7 @@ from tl_rome.editors.sequence import EditSequence as EditSequence
 from tl_rome.editors.sequence import compose as compose
 from tl_rome.editors.update import DenseUpdate as DenseUpdate
 from tl_rome.editors.update import RankOneUpdate as RankOneUpdate
+from tl_rome.editors.virtual import VirtualEdits as VirtualEdits
+from tl_rome.editors.virtual import continue_edited as continue_edited
+from tl_rome.editors.virtual import score_edited as score_edited
+from tl_rome.editors.virtual import virtual as virtual

@@ -23,7 +23,7 @@ from tl_rome.editors.outcome import measure
 from tl_rome.editors.receipt import Receipt
 from tl_rome.editors.safety import with_outcome
 from tl_rome.editors.update import RankOneUpdate
-from tl_rome.editors.value import OptimisedValue, optimise_value
+from tl_rome.editors.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
@@ -73,7 +73,8 @@ class Rome:
 
         Args:
             model: Left as found.
-            layer: Layer to edit, or something with a `.layer`; by default that of the covariance, else `default_layer`.
+            layer: Layer to edit, something with a `.layer`, or "auto" for the one that causal tracing of the package's
+                own facts suggests, which takes a few minutes; by default that of the covariance, else `default_layer`.
             covariance: Key statistics; by default those shipped with the package where they fit the model and layer,
                 else an estimate from text that the model samples itself, which takes minutes: keep the editor, or save
                 its covariance.
@@ -122,15 +123,46 @@ class Rome:
             ModelMismatchError: If the covariance is of another model.
             NumericsError: If weights, keys or loss are not finite, or the covariance is singular.
         """
+        return self.each(model, [request], progress=progress)[0]
+
+    def each(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest],
+        *,
+        max_positions: int = 2048,
+        progress: bool = False,
+    ) -> list[Edit]:
+        """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
+
+        Args:
+            model: The model that the editor was prepared for.
+            requests: The facts to write, each in a model of its own.
+            max_positions: Bounds memory, see `optimise_values`.
+            progress: Whether to show a progress bar over each optimisation.
+
+        Returns:
+            One edit per request, in order.
+
+        Raises:
+            TLRomeError: As a call with one request does.
+        """
         started = time.perf_counter()
         self.covariance.check(model, self.layer)
-        found = optimise_value(model, self.layer, request.fact, self.contexts, self.config, progress=progress)
-        edit = self.edit_for(model, request, found)
-        before = measure(model, request)
-        with edit.applied(model):
-            after = measure(model, request)
-        receipt = with_outcome(edit.receipt, before, after)
-        return replace(edit, receipt=replace(receipt, seconds=time.perf_counter() - started))
+        facts = [request.fact for request in requests]
+        found = optimise_values(
+            model, self.layer, facts, self.contexts, self.config, max_positions=max_positions, progress=progress
+        )
+        shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
+        for request, value in zip(requests, found, strict=True):
+            started = time.perf_counter()
+            edit = self.edit_for(model, request, value)
+            before = measure(model, request)
+            with edit.applied(model):
+                after = measure(model, request)
+            receipt = with_outcome(edit.receipt, before, after)
+            edits.append(replace(edit, receipt=replace(receipt, seconds=shared + time.perf_counter() - started)))
+        return edits
 
     def edit_for(self, model: HookedModel, request: EditRequest, found: OptimisedValue) -> Edit:
         """The edit that stores a given v*; its receipt is complete but for what only a model with the edit can show.
@@ -213,7 +245,7 @@ def rome(
         subject: The entity.
         target_new: What the model should say, without a leading space.
         target_true: What it says now; only reported.
-        layer: Layer to edit, or something with a `.layer`; see `Rome.prepare` for this and the other defaults.
+        layer: Layer to edit, something with a `.layer`, or "auto"; see `Rome.prepare` for this and the other defaults.
         covariance: Key statistics.
         contexts: Prefixes.
         config: Preset.

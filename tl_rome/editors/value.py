@@ -193,7 +193,7 @@ class _Loss:
         self._rows: Tensor | None = None
         self._pre, self._after = found[pre][:, start : start + 1], found[post][:, start + 1 :]
         self._past = [self._above.crop(cached) for cached in attended]
-        self._unedited, self._usual = found[top][:, start:], None
+        self._unedited, self._usual = self._read(found[top][:, start:]), None
         self._added = torch.zeros(())
 
     def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
@@ -201,11 +201,11 @@ class _Loss:
         layout, config = self.layout, self.config
         delta, initial = delta[self.requests], self.initial[self.requests]
         resid = self._run(delta)
-        read = torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
+        read = self._read(resid)
         logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
         if self._usual is None:
             self._usual = essence.detach().clone()
-            self._check(resid.detach())
+            check_blocks(read.detach(), self._unedited)
         share = torch.ones_like(layout.share) if config.sum_token_nll else layout.share
         scored = -logprobs.gather(1, layout.token[:, None])[:, 0] * share
         nll_each = scored.new_zeros(len(layout.owner)).index_add(0, layout.row, scored)
@@ -221,6 +221,11 @@ class _Loss:
         """To be hooked on the output of W_out: the value of each row with its request's delta."""
         return (output + self._added).to(output.dtype)
 
+    def _read(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "read d_model"]:
+        """The states that predict a target token, then those that show the essence."""
+        layout = self.layout
+        return torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
+
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
         """Mean over each request's contexts."""
         rows = self.layout.row.unique()
@@ -235,13 +240,6 @@ class _Loss:
             resid = self._above(layer, resid, self._past[layer], self._rows)
         return resid
 
-    def _check(self, resid: Float[Tensor, "rows pos d_model"]) -> None:
-        """Make sure that with a delta of 0 the blocks give what the model itself computed."""
-        expected = self._unedited.float()
-        error = ((resid.float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
-        if error > _TOLERANCE:
-            raise UnsupportedModelError(f"running block by block is off by {error:.1%} from the model itself")
-
     def drop(self, requests: Sequence[int]) -> None:
         """Go on without some requests."""
         left = (~torch.isin(self.requests, torch.tensor(requests, device=self.requests.device))).nonzero()[:, 0]
@@ -253,3 +251,14 @@ class _Loss:
         self._rows = rows if self._rows is None else self._rows[rows]
         self._pre, self._after = self._pre[rows], self._after[rows]
         self._past = [(keys[rows], values[rows]) for keys, values in self._past]
+
+
+def check_blocks(found: Float[Tensor, "read d_model"], expected: Float[Tensor, "read d_model"]) -> None:
+    """Make sure that running block by block, with nothing changed, gives what the model itself computed.
+
+    Raises:
+        UnsupportedModelError: If it does not: the model does more than pass one stream from block to block.
+    """
+    error = ((found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)).max().item()
+    if error > _TOLERANCE:
+        raise UnsupportedModelError(f"running block by block is off by {error:.1%} from the model itself")
