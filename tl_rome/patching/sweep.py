@@ -39,7 +39,8 @@ def needed_names(model: HookedModel, patch: Patch) -> list[str]:
     """Hook points that a sweep must know of the two runs."""
     layers = range(model.cfg.n_layers)
     parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
-    return [*patch.names, *_stream(model), *(name for name in parts if name in model.hook_dict)]
+    known = model.hook_dict  # a bridge makes it anew at every look
+    return [*patch.names, *_stream(model), *(name for name in parts if name in known)]
 
 
 def _stream(model: HookedModel) -> list[str]:
