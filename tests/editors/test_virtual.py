@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES, KINDS, N_LAYERS
 from material import REQUEST
 
-from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt
+from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt, compose
 from tl_rome.editors.virtual import continue_edited, score_edited, virtual
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.generation import continue_texts, sample_tokens
@@ -141,14 +141,23 @@ def test_continuations_of_texts_of_different_lengths(fresh_tiny, kind):
     assert found == expected != greedy(PROMPTS)
 
 
-def test_one_row_per_edit_by_default_and_several_updates_of_one_layer_add_up(tiny):
+def test_one_row_per_edit_by_default_and_a_dense_update_equals_the_rank_one_update_it_is(tiny):
     model = tiny("llama", KIND)
-    first, second, _ = random_edits(model)
-    both = edit_of(model, *first.updates, RankOneUpdate(1, second.updates[0].u, second.updates[0].v))
-    total = edit_of(model, DenseUpdate(1, sum(update.delta for update in both.updates)))
-    with virtual(model, [both, total]):
+    first, *_ = random_edits(model)
+    same = edit_of(model, DenseUpdate(1, first.updates[0].delta))
+    with virtual(model, [first, same]):
         left, right = model(TOKENS[[0, 0]])
     assert error(left, right) < 1e-5
+
+
+def test_composed_edits_are_one(fresh_tiny):
+    model = fresh_tiny("llama", KIND)
+    first, second, _ = random_edits(model)
+    other = edit_of(model, RankOneUpdate(1, second.updates[0].u, second.updates[0].v))
+    with virtual(model, [compose([first, other])], [0] * len(TOKENS)):
+        found = model(TOKENS)
+    with first.applied(model), other.applied(model):
+        assert error(found, model(TOKENS)) < 1e-5
 
 
 def test_unedited_rows_are_the_models_own_to_the_bit(tiny):

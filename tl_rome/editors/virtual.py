@@ -14,12 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.editors.edit import Edit
-from tl_rome.editors.update import DenseUpdate, RankOneUpdate
+from tl_rome.editors.sequence import EditSequence
+from tl_rome.editors.update import RankOneUpdate
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
 from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel, key_hook, value_hook, w_out
 from tl_rome.storage import check_fingerprint
+
+AnyEdit = Edit | EditSequence
 
 Rows = Int[Tensor, " batch"] | Sequence[int]
 """For each row of a batch the index of its edit, -1 for none."""
@@ -29,36 +32,31 @@ Rows = Int[Tensor, " batch"] | Sequence[int]
 class _LayerUpdates:
     """What all edits add at one layer; the last edit is one that adds nothing, so that index -1 means no edit."""
 
-    u: Float[Tensor, "edits d_mlp rank"]
-    v: Float[Tensor, "edits rank d_model"]
+    u: Float[Tensor, "edits d_mlp"]
+    v: Float[Tensor, "edits d_model"]
     dense: dict[int, Float[Tensor, "d_mlp d_model"]]
     """By edit."""
 
     @classmethod
-    def stack(cls, model: HookedModel, edits: Sequence[Edit], layer: int) -> "_LayerUpdates":
+    def stack(cls, model: HookedModel, edits: Sequence[AnyEdit], layer: int) -> "_LayerUpdates":
         weight = w_out(model, layer)
+        d_mlp, d_model = weight.shape
         kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-        of_edit = [[update for update in edit.updates if update.layer == layer] for edit in edits]
-        rank_one = [[update for update in updates if isinstance(update, RankOneUpdate)] for updates in of_edit]
-        rank = max(map(len, rank_one))
-        u = torch.zeros(len(edits) + 1, weight.shape[0], rank, **kind)
-        v = torch.zeros(len(edits) + 1, rank, weight.shape[1], **kind)
-        for edit, updates in enumerate(rank_one):
-            for column, update in enumerate(updates):
-                u[edit, :, column] = update.u.to(kind["dtype"])
-                v[edit, column] = update.v.to(kind["dtype"])
-        dense = {}
-        for edit, updates in enumerate(of_edit):
-            changes = [update.delta for update in updates if isinstance(update, DenseUpdate)]
-            if changes:
-                dense[edit] = torch.stack(changes).sum(0).to(kind["dtype"]).to(kind["device"])
-        return cls(u, v, dense)
+        found = cls(torch.zeros(len(edits) + 1, d_mlp, **kind), torch.zeros(len(edits) + 1, d_model, **kind), {})
+        for index, edit in enumerate(edits):
+            updates = [update for update in edit.updates if update.layer == layer]
+            if len(updates) == 1 and isinstance(updates[0], RankOneUpdate):
+                found.u[index], found.v[index] = updates[0].u, updates[0].v
+            elif updates:
+                change = sum((update.delta for update in updates), torch.zeros(d_mlp, d_model, dtype=torch.float64))
+                found.dense[index] = change.to(kind["dtype"]).to(kind["device"])
+        return found
 
     def __call__(
         self, keys: Float[Tensor, "batch pos d_mlp"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the edits add to the outputs for these keys."""
-        added = keys @ self.u[rows] @ self.v[rows]
+        added = (keys @ self.u[rows][:, :, None]) * self.v[rows][:, None]
         for edit, change in self.dense.items():
             chosen = rows == edit
             if bool(chosen.any()):
@@ -71,15 +69,16 @@ class VirtualEdits:
 
     Args:
         model: The model that the edits were made on; never written to.
-        edits: Any number of edits of it, each of any number of layers.
+        edits: Any number of edits of it, each of any number of layers; several composed ones count as one.
 
     Raises:
         ModelMismatchError: If an edit is for another model.
         UnsupportedModelError: If the model cannot be edited at a layer.
     """
 
-    def __init__(self, model: HookedModel, edits: Sequence[Edit]) -> None:
-        for fingerprint in {edit.model for edit in edits}:
+    def __init__(self, model: HookedModel, edits: Sequence[AnyEdit]) -> None:
+        single = [part for edit in edits for part in (edit.edits if isinstance(edit, EditSequence) else (edit,))]
+        for fingerprint in {edit.model for edit in single}:
             check_fingerprint(model, fingerprint, "an edit")
         self.model, self.count = model, len(edits)
         layers = sorted({update.layer for edit in edits for update in edit.updates})
@@ -118,7 +117,7 @@ def _added(model: HookedModel, layer: int, updates: _LayerUpdates, rows: Int[Ten
 
 
 @contextmanager
-def virtual(model: HookedModel, edits: Sequence[Edit], rows: Rows | None = None) -> Iterator[HookedModel]:
+def virtual(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None) -> Iterator[HookedModel]:
     """Run differently edited models side by side: inside, row i of every batch has edit `rows[i]`.
 
     Generation included: `sample_tokens` keeps the order of rows. `score_edited` and `continue_edited` do so for texts
@@ -139,7 +138,7 @@ def virtual(model: HookedModel, edits: Sequence[Edit], rows: Rows | None = None)
 
 def score_edited(
     model: HookedModel,
-    edits: Sequence[Edit],
+    edits: Sequence[AnyEdit],
     prompts: Sequence[str],
     targets: Sequence[str],
     rows: Rows,
@@ -160,7 +159,7 @@ def score_edited(
 
 def continue_edited(
     model: HookedModel,
-    edits: Sequence[Edit],
+    edits: Sequence[AnyEdit],
     prompts: Sequence[str],
     new_tokens: int,
     rows: Rows,
