@@ -61,8 +61,8 @@ def attribution_trace(
         effects = {}
         for layer, name in patch.points.items():
             change = patch.states(case.recorded.source(name)) - patch.states(case.recorded.base(name))
-            products = (change * patch.states(gradients[name])).double()[:, : len(case.runs.prompt.tokens)]
-            effects[layer] = _by_unit(products, patch).mean(1).cpu()
+            products = (change * patch.states(gradients[name]))[:, : len(case.runs.prompt.tokens)].cpu().double()
+            effects[layer] = _by_unit(products, patch).mean(1)
         rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
         scores = case.recorded.baseline(case.metric) + torch.stack(rows)  # type: ignore[arg-type]
     settings = {"component": component, "method": "attribution", "units": labels, "model": identity}

@@ -171,7 +171,7 @@ class AddedNoise:
                 f"noise is for {tuple(self.noise.shape[1:])} (tokens, d_model), "
                 f"the subject has {tuple(embeddings.shape)}"
             )
-        return (embeddings.double() + self.noise.to(embeddings.device, torch.float64)).to(embeddings.dtype)
+        return (embeddings.cpu().double() + self.noise.cpu().double()).to(embeddings)
 
 
 def example_subjects() -> tuple[str, ...]:
@@ -197,4 +197,4 @@ def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, mu
         rows = [read(model, encode(model, name)[None], [EMBED])[EMBED][0, bos:] for name in names]
     if not rows:
         raise InputError("no subjects to measure embeddings on")
-    return multiple * torch.cat(rows).double().std().item()
+    return multiple * torch.cat(rows).cpu().double().std().item()

@@ -171,7 +171,7 @@ def _judge(model: HookedModel, fact: Fact, asked: int, tokens: Int[Tensor, " pos
 def _first_token(model: HookedModel, tokens: Int[Tensor, " pos"], answer: int) -> tuple[float, bool]:
     """Probability of a token after others, and whether none is more likely."""
     last = last_resid(model)
-    logits = final_logits(model, read(model, tokens[None], [last])[last][0, -1:]).double()[0]
+    logits = final_logits(model, read(model, tokens[None], [last])[last][0, -1:]).cpu().double()[0]
     return logits.softmax(-1)[answer].item(), bool(logits[answer] == logits.max())
 
 

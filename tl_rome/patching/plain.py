@@ -45,7 +45,7 @@ def trace_plain(
             tokens = runs.tokens.repeat(len(chunk) * runs.samples, 1)
             with hooked(runs.model, _hooks(runs, recorded, patch, chunk, position)):
                 logits = runs.model(tokens)[:, -runs.scored :]
-            scores[first : first + together, position] = metric(logits).double().cpu().view(len(chunk), -1).mean(1)
+            scores[first : first + together, position] = metric(logits).cpu().double().view(len(chunk), -1).mean(1)
         tick()
     return scores
 

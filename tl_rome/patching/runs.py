@@ -139,7 +139,7 @@ class Recorded:
 
     def baseline(self, metric: Metric) -> float:
         """Score of the base run, nothing patched."""
-        return metric(self.clean_logits if self.noising else self.corrupted_logits).double().mean().item()
+        return metric(self.clean_logits if self.noising else self.corrupted_logits).cpu().double().mean().item()
 
     @staticmethod
     def _rows(value: Tensor, *, clean: bool) -> Tensor:
@@ -151,5 +151,7 @@ def mean_scores(
 ) -> Float[Tensor, " cells"]:
     """Score of each cell, the mean over its samples, from its last residual streams; float64, on the CPU."""
     rows = resid.flatten(0, 1)
-    parts = [metric(final_logits(model, part)).double() for part in rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))]
-    return torch.cat(parts).view(resid.shape[:2]).mean(1).cpu()
+    parts = [
+        metric(final_logits(model, part)).cpu().double() for part in rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))
+    ]
+    return torch.cat(parts).view(resid.shape[:2]).mean(1)

@@ -215,7 +215,7 @@ class Case:
         result = TraceResult(
             scores=scores,
             clean_score=self.metric(self.recorded.clean_logits).item(),
-            corrupted_score=self.metric(self.recorded.corrupted_logits).double().mean().item(),
+            corrupted_score=self.metric(self.recorded.corrupted_logits).cpu().double().mean().item(),
             window=config.width(settings["component"]),
             clipping=config.clipping,
             prompt=prompt.text,
