@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import peak_flops_per_second, peak_memory_mb
+from machine import load, peak_flops_per_second, peak_memory_mb
 
-import tl_rome
 from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
 from tl_rome.editors.batch import Batch, Rewrite
 from tl_rome.editors.config import RomeConfig
@@ -35,19 +34,6 @@ REQUESTS = (
     EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
     EditRequest("{} was developed by", "iPhone 5", "Microsoft"),
 )
-
-
-def load(name: str, kind: str | None) -> Any:
-    """A model that load_model knows, or a GPT-2 XL with random weights."""
-    if name != "gpt2-xl-random":
-        return tl_rome.load_model(name, kind=kind, progress=False)
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tl_rome.conversion import convert
-
-    tokenizer = tl_rome.load_model("smollm2-135m", kind="bridge", progress=False).tokenizer
-    shape = {"n_embd": 1600, "n_layer": 48, "n_head": 25, "bos_token_id": 0, "eos_token_id": 0}
-    return convert(GPT2LMHeadModel(GPT2Config(**shape)).eval(), tokenizer, "gpt2-xl-random", kind or "bridge")
 
 
 def minimum_flops(model: Any, layer: int, rewrite: Rewrite, evaluations: int) -> float:
