@@ -1,0 +1,16 @@
+from types import ModuleType
+
+import tl_rome
+from tl_rome import editors
+
+
+def test_every_public_name_is_there_and_hides_no_module():
+    """`virtual`, `convergence` and `rome` are functions that share their names with the modules they live in."""
+    assert {"load_model", "causal_trace", "rome", "virtual", "convergence"} <= set(tl_rome.__all__)
+    assert not [name for name in tl_rome.__all__ if isinstance(getattr(tl_rome, name), ModuleType)]
+
+
+def test_every_preset_has_a_name_of_its_own():
+    presets = {name for name in dir(editors) if isinstance(getattr(editors, name), editors.RomeConfig)}
+    assert {preset.upper() for preset in editors.PRESETS} == presets
+    assert presets | {"FT", "FT_L"} <= set(tl_rome.__all__)
