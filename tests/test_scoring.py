@@ -61,7 +61,9 @@ def test_the_bound_holds_but_for_single_rows(tiny, kind, max_tokens, n_runs):
 
 
 def test_probability_and_mean_loss_follow_from_the_log_probability():
-    scores = TargetScores(torch.tensor([-1.0, -6.0], dtype=torch.float64), torch.tensor([1, 3]))
+    scores = TargetScores(
+        torch.tensor([-1.0, -6.0], dtype=torch.float64), torch.tensor([1, 3]), torch.tensor([True, False])
+    )
     torch.testing.assert_close(scores.prob, torch.tensor([-1.0, -6.0], dtype=torch.float64).exp())
     torch.testing.assert_close(scores.nll, torch.tensor([1.0, 2.0], dtype=torch.float64))
 

@@ -9,23 +9,28 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError
 from tl_rome.forward import device_of, new_cache, run_cached
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import encode
+from tl_rome.tokens import encode, pad
+
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Source of the draws: one for all rows, or one per row, so that a row's text does not depend on the others."""
+
+_PREFILL = 1024
+"""Prompt tokens that are run at once, which bounds the logits that are made and thrown away."""
 
 
-@torch.no_grad()
 def sample_tokens(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
     new_tokens: int,
     *,
-    generator: torch.Generator,
+    generator: Draws,
     top_k: int | None = 5,
     progress: bool = False,
 ) -> Int[Tensor, "batch longer"]:
@@ -35,7 +40,7 @@ def sample_tokens(
         model: Left as found; hooks that are on it act on every step.
         tokens: Prompts of equal length, without padding.
         new_tokens: How many tokens to add; there is no early end.
-        generator: Source of the draws.
+        generator: Source of the draws, for all rows or one for each.
         top_k: Sample among the k most likely tokens (1 is greedy), or among all if None.
         progress: Whether to show a progress bar over steps.
 
@@ -45,23 +50,72 @@ def sample_tokens(
     Raises:
         InputError: If the result would be longer than the model's context, or `top_k` is not a number of tokens.
     """
-    total = tokens.shape[1] + new_tokens
-    if total > model.cfg.n_ctx:
+    if tokens.shape[1] + new_tokens > model.cfg.n_ctx:
         raise InputError(f"{tokens.shape[1]} + {new_tokens} tokens exceed the model's context of {model.cfg.n_ctx}")
+    length = tokens.shape[1] + new_tokens
+    return fill_up(model, list(tokens), length, generator=generator, top_k=top_k, progress=progress)
+
+
+@torch.no_grad()
+def fill_up(
+    model: HookedModel,
+    prompts: Sequence[Int[Tensor, " _"]],
+    length: int,
+    *,
+    generator: Draws,
+    top_k: int | None = 5,
+    progress: bool = False,
+) -> Int[Tensor, "prompts length"]:
+    """Continue prompts of different lengths until all have the same length, as the released code does.
+
+    All rows go on token by token from the end of the shortest; one that is still inside its prompt takes its next token
+    from there. So nothing is padded.
+
+    Args:
+        model: Left as found; hooks that are on it act on every step.
+        prompts: Tokens of each prompt, at least one; no more than `length` are taken.
+        length: Tokens of a prompt and its continuation.
+        generator: Source of the draws, for all rows or one for each.
+        top_k: As in `sample_tokens`.
+        progress: Whether to show a progress bar over steps.
+
+    Raises:
+        InputError: If the length exceeds the model's context, or `top_k` is not a number of tokens.
+    """
+    if length > model.cfg.n_ctx:
+        raise InputError(f"{length} tokens exceed the model's context of {model.cfg.n_ctx}")
     if top_k is not None and not 1 <= top_k <= model.cfg.d_vocab:
         raise InputError(f"top_k is {top_k}; use 1 to {model.cfg.d_vocab}, the model's vocabulary, or None for all")
+    text = pad([prompt[:length].cpu() for prompt in prompts])
+    begun = int(text.lengths.min())
+    tokens = torch.nn.functional.pad(text.tokens, (0, length - text.tokens.shape[1]))
     cache, device = new_cache(model, len(tokens)), device_of(model)
-    steps, following = [tokens.cpu()], tokens
-    for _ in tqdm(range(new_tokens), desc="sample", unit="token", disable=not progress):
+    *earlier, following = tokens[:, :begun].split(max(1, _PREFILL // len(tokens)), dim=1)
+    if begun < length:
+        for part in earlier:
+            run_cached(model, part.to(device), cache)
+    for position in tqdm(range(begun, length), desc="sample", unit="token", disable=not progress):
         logits = run_cached(model, following.to(device), cache)[:, -1].float().cpu()
-        if top_k is None:
-            following = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        else:
-            best = logits.topk(top_k, dim=-1)
-            choice = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
-            following = best.indices.gather(1, choice)
-        steps.append(following)
-    return torch.cat(steps, dim=1)
+        rows = (text.lengths <= position).nonzero()[:, 0]
+        tokens[rows, position] = _draw(logits, rows, generator, top_k)
+        following = tokens[:, position : position + 1]
+    return tokens
+
+
+def _draw(
+    logits: Float[Tensor, "batch d_vocab"], rows: Int[Tensor, " rows"], generator: Draws, top_k: int | None
+) -> Int[Tensor, " rows"]:
+    """A next token for each of some rows."""
+    kept, tokens = logits[rows], None
+    if top_k is not None:
+        kept, tokens = kept.topk(top_k, dim=-1)
+    probs = kept.softmax(dim=-1)
+    if isinstance(generator, torch.Generator):
+        choice = torch.multinomial(probs, 1, generator=generator) if len(rows) else rows[:, None]
+    else:
+        drawn = [torch.multinomial(p, 1, generator=generator[row]) for p, row in zip(probs, rows.tolist(), strict=True)]
+        choice = torch.stack(drawn) if drawn else rows[:, None]
+    return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
 
 
 def continue_texts(

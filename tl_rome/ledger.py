@@ -7,10 +7,11 @@ when the file is opened again.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -25,16 +26,33 @@ _SAMPLED = 64
 class Ledger:
     """An open file of records; made by `open_ledger`."""
 
-    def __init__(self, path: Path, records: list[dict[str, Any]], file: TextIO) -> None:
+    def __init__(self, path: Path, records: list[dict[str, Any]], file: BinaryIO) -> None:
         self.path = path
         self.records = records
         self._file = file
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add one JSON-serialisable record; it is in the file when this returns."""
-        self._file.write(_line(record))
-        self._file.flush()
-        self.records.append(dict(record))
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Add JSON-serialisable records; they are on the disk when this returns, or none of them is in the file.
+
+        Raises:
+            StorageError: If they cannot be written, as on a full disk.
+        """
+        lines, end = "".join(map(_line, records)).encode(), self._file.tell()
+        try:
+            _write_all(self._file, lines)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise StorageError(f"cannot write {self.path}: {error}; what was written before is kept") from error
+        self.records.extend(dict(record) for record in records)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
 
 
 @contextmanager
@@ -52,22 +70,23 @@ def open_ledger(path: str | Path, kind: str, settings: Mapping[str, Any]) -> Ite
     """
     path = Path(path)
     header = {"kind": kind, "schema": SCHEMA_VERSION, "settings": dict(settings)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=0):
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock", timeout=0))
             if not path.exists() or not path.stat().st_size:
                 write_whole(path, _line(header).encode())
             found, *records = read_ledger(path)
             _compare(path, found, header)
             whole = path.read_bytes().rfind(b"\n") + 1
-            with path.open("r+", encoding="utf-8") as file:
-                file.truncate(whole)
-                file.seek(whole)
-                yield Ledger(path, records, file)
-    except Timeout as error:
-        raise StorageError(f"{path} is in use by another process; wait for it, or name another file") from error
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
+            file = stack.enter_context(path.open("r+b", buffering=0))
+            file.truncate(whole)
+            file.seek(whole)
+        except Timeout as error:
+            raise StorageError(f"{path} is in use by another process; wait for it, or name another file") from error
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+        yield Ledger(path, records, file)
 
 
 def read_ledger(path: str | Path) -> list[dict[str, Any]]:

@@ -2,14 +2,17 @@
 
 A prompt and a target are scored as `f"{prompt} {target}"`, token by token with teacher forcing (eq. 5). The document
 multiplies token probabilities; the authors' code compares means of token log-probabilities. `TargetScores` has both.
+
+The last token of a target is predicted, never read, so it is not run; targets of one prompt share a row where what is
+run of one is the beginning of the other, as for all targets of one token.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError
@@ -19,6 +22,13 @@ from tl_rome.tokens import encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
+_FULL_CHUNK = 512
+"""Tokens that keep a processor busy; only chunks that have as many are ended to save padding."""
+_PADDING = 1.2
+"""Longest row of such a chunk, in lengths of its shortest."""
+
+Around = Callable[[Sequence[int]], AbstractContextManager]
+"""Gives the context in which the rows of these prompts are run, by their indices in the order of the batch's rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,8 @@ class TargetScores:
     """Sum of the target's token log-probabilities, in nats."""
     n_tokens: Int[Tensor, " n"]
     """Tokens of each target."""
+    is_argmax: Bool[Tensor, " n"]
+    """Whether every token of the target is the most likely one at its place."""
 
     @property
     def prob(self) -> Float[Tensor, " n"]:
@@ -40,6 +52,40 @@ class TargetScores:
         """Mean negative log-likelihood per token, in nats, as the authors' code compares."""
         return -self.logprob / self.n_tokens
 
+    def __getitem__(self, chosen: slice) -> "TargetScores":
+        return TargetScores(self.logprob[chosen], self.n_tokens[chosen], self.is_argmax[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """Tokens and what might follow them."""
+
+    start: Int[Tensor, " start"]
+    """What is given, at least one token."""
+    ends: tuple[Int[Tensor, " _"], ...] = ()
+    """Continuations to score; with none, only the state is read."""
+
+    @classmethod
+    def texts(cls, model: HookedModel, prompt: str, targets: Sequence[str]) -> "Continued":
+        """A prompt and its targets, tokenised.
+
+        Raises:
+            InputError: See `encode` and `encode_target`.
+        """
+        return cls(encode(model, prompt), tuple(encode_target(model, target, prompt) for target in targets))
+
+
+@dataclass
+class _Row:
+    """One row of a batch, and the continuations that are read from it."""
+
+    prompt: int
+    tokens: Int[Tensor, " pos"]
+    start: int
+    """Length of the prompt."""
+    ends: list[tuple[int, Int[Tensor, " _"]]] = field(default_factory=list)
+    """Place among all results, and tokens."""
+
 
 @torch.no_grad()
 def score_targets(
@@ -48,7 +94,7 @@ def score_targets(
     targets: Sequence[str],
     *,
     max_tokens: int = 4096,
-    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
+    around: Around = nullcontext,
 ) -> TargetScores:
     """Score each target as the continuation of its prompt.
 
@@ -68,39 +114,90 @@ def score_targets(
     """
     if len(prompts) != len(targets):
         raise InputError(f"{len(prompts)} prompts but {len(targets)} targets; give one target per prompt")
-    starts = [encode(model, prompt) for prompt in prompts]
-    ends = [encode_target(model, target, prompt) for target, prompt in zip(targets, prompts, strict=True)]
-    lengths = [len(start) + len(end) for start, end in zip(starts, ends, strict=True)]
-    logprob = torch.zeros(len(prompts), dtype=torch.float64)
-    for chunk in _chunks(lengths, max_tokens):
-        # The last target token is predicted, never read, so it need not be run.
-        tokens = pad([torch.cat([starts[i], ends[i]])[:-1] for i in chunk]).tokens
-        with around(chunk):
-            resid = read(model, tokens, [last_resid(model)])[last_resid(model)]
-        rows = torch.tensor([row for row, i in enumerate(chunk) for _ in ends[i]])
-        columns = torch.cat([torch.arange(len(ends[i])) + len(starts[i]) - 1 for i in chunk])
-        expected = torch.cat([ends[i] for i in chunk]).to(device_of(model))
-        scored = _token_logprobs(model, resid[rows, columns], expected)
-        logprob.index_add_(0, torch.tensor(chunk)[rows], scored.cpu())
-    return TargetScores(logprob, torch.tensor([len(end) for end in ends], dtype=torch.int64))
+    given = [Continued.texts(model, prompt, [target]) for prompt, target in zip(prompts, targets, strict=True)]
+    return score_continued(model, given, max_tokens=max_tokens, around=around)[0]
+
+
+@torch.no_grad()
+def score_continued(
+    model: HookedModel, given: Sequence[Continued], *, max_tokens: int = 4096, around: Around = nullcontext
+) -> tuple[TargetScores, Float[Tensor, "prompts d_model"]]:
+    """Score any number of continuations of each prompt, and read the state after the prompt from the same pass.
+
+    Args:
+        model: Left as found.
+        given: Prompts with their continuations.
+        max_tokens: See `score_targets`.
+        around: See `score_targets`; a prompt's index occurs once for each of its rows.
+
+    Returns:
+        Scores of all continuations, one prompt's after the other's; and the last block's output at each prompt's last
+        token, on the CPU, from which `final_logits` makes the logits of the next one.
+    """
+    rows = _rows(given)
+    n_tokens = torch.tensor([len(end) for prompt in given for end in prompt.ends], dtype=torch.int64)
+    logprob, misses = torch.zeros(2, len(n_tokens), dtype=torch.float64)
+    states: dict[int, Tensor] = {}
+    for chunk in _chunks([len(row.tokens) for row in rows], max_tokens):
+        batch = [rows[i] for i in chunk]
+        with around([row.prompt for row in batch]):
+            resid = read(model, pad([row.tokens for row in batch]).tokens, [last_resid(model)])[last_resid(model)]
+        states |= {row.prompt: resid[i, row.start - 1].cpu() for i, row in enumerate(batch)}
+        places = [
+            (i, row.start - 1 + step, owner, int(token))
+            for i, row in enumerate(batch)
+            for owner, end in row.ends
+            for step, token in enumerate(end)
+        ]
+        if places:
+            at, position, owner, expected = (torch.tensor(column) for column in zip(*places, strict=True))
+            found, hit = _token_logprobs(model, resid[at, position], expected.to(device_of(model)))
+            logprob.index_add_(0, owner, found.cpu())
+            misses.index_add_(0, owner, (~hit).double().cpu())
+    stacked = torch.stack([states[i] for i in range(len(given))]) if given else torch.zeros(0, model.cfg.d_model)
+    return TargetScores(logprob, n_tokens, misses == 0), stacked
+
+
+def _rows(given: Sequence[Continued]) -> list[_Row]:
+    """The fewest rows in which every continuation can be read."""
+    rows: list[_Row] = []
+    owner = 0
+    for index, prompt in enumerate(given):
+        start, mine = len(prompt.start), []
+        numbered = list(enumerate(prompt.ends, owner))
+        owner += len(numbered)
+        for number, end in sorted(numbered, key=lambda pair: -len(pair[1])):
+            body = end[:-1]
+            row = next((row for row in mine if torch.equal(row.tokens[start : start + len(body)], body)), None)
+            if row is None:
+                row = _Row(index, torch.cat([prompt.start, body]), start)
+                mine.append(row)
+            row.ends.append((number, end))
+        rows += mine or [_Row(index, prompt.start, start)]
+    return rows
 
 
 def _token_logprobs(
     model: HookedModel, resid: Float[Tensor, "n d_model"], expected: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    parts = []
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Log-probability of each token in nats, and whether it is the most likely one."""
+    parts, hits = [], []
     for part, tokens in zip(resid.split(_LOGIT_ROWS), expected.split(_LOGIT_ROWS), strict=True):
-        logprobs = final_logits(model, part).float().log_softmax(dim=-1)
-        parts.append(logprobs.gather(1, tokens[:, None])[:, 0].double())
-    return torch.cat(parts)
+        logits = final_logits(model, part).float()
+        picked = logits.gather(1, tokens[:, None])[:, 0]
+        parts.append((picked - logits.logsumexp(dim=-1)).cpu().double())
+        hits.append(logits.argmax(dim=-1) == tokens)
+    return torch.cat(parts), torch.cat(hits)
 
 
 def _chunks(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group row indices, shortest first, so that rows x longest row stays within the bound."""
+    """Group row indices, shortest first, so that rows x longest row stays within the bound and little is padding."""
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if chunks and (len(chunks[-1]) + 1) * lengths[index] <= max_tokens:
-            chunks[-1].append(index)
+        length, last = lengths[index], chunks[-1] if chunks else []
+        fits = bool(last) and (len(last) + 1) * length <= max_tokens
+        if fits and (len(last) * lengths[last[0]] < _FULL_CHUNK or length <= _PADDING * lengths[last[0]]):
+            last.append(index)
         else:
             chunks.append([index])
     return chunks

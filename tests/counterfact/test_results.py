@@ -51,9 +51,13 @@ def test_damaged_results_are_refused(path, value):
 
 
 def test_scores_of_both_targets_are_paired():
-    new = TargetScores(torch.tensor([-2.0, -3.0], dtype=torch.float64), torch.tensor([2, 1]))
-    true = TargetScores(torch.tensor([-1.0, -6.0], dtype=torch.float64), torch.tensor([1, 3]))
+    new = TargetScores(
+        torch.tensor([-2.0, -3.0], dtype=torch.float64), torch.tensor([2, 1]), torch.tensor([True, False])
+    )
+    true = TargetScores(
+        torch.tensor([-1.0, -6.0], dtype=torch.float64), torch.tensor([1, 3]), torch.tensor([False, False])
+    )
     paired = PromptScores.pair(new, true)
-    assert paired == PromptScores((-2.0, -3.0), (-1.0, -6.0), (2, 1), (1, 3))
+    assert paired == PromptScores((-2.0, -3.0), (-1.0, -6.0), (2, 1), (1, 3), (True, False), (False, False))
     assert (paired.loss("new", "released"), paired.loss("true", "released")) == ((1.0, 3.0), (1.0, 2.0))
     assert (paired.loss("new", "draft"), paired.loss("true", "draft")) == ((2.0, 3.0), (1.0, 6.0))

@@ -57,7 +57,7 @@ class PromptScores:
     @classmethod
     def pair(cls, new: TargetScores, true: TargetScores) -> "PromptScores":
         """Join the scores of both targets after the same prompts."""
-        columns = (new.logprob, true.logprob, new.n_tokens, true.n_tokens)
+        columns = (new.logprob, true.logprob, new.n_tokens, true.n_tokens, new.is_argmax, true.is_argmax)
         return cls(*(tuple(column.tolist()) for column in columns))
 
 
