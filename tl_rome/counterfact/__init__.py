@@ -4,6 +4,9 @@ from tl_rome.counterfact.builder import BuilderConfig as BuilderConfig
 from tl_rome.counterfact.builder import build_records as build_records
 from tl_rome.counterfact.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.columns import PAPER_COLUMNS as PAPER_COLUMNS
+from tl_rome.counterfact.evaluation import Editor as Editor
+from tl_rome.counterfact.evaluation import evaluate as evaluate
+from tl_rome.counterfact.measure import EvaluationConfig as EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite
 from tl_rome.counterfact.records import Target as Target
@@ -15,6 +18,7 @@ from tl_rome.counterfact.results import Divergence as Divergence
 from tl_rome.counterfact.results import Generation as Generation
 from tl_rome.counterfact.results import Measurement as Measurement
 from tl_rome.counterfact.results import PromptScores as PromptScores
+from tl_rome.counterfact.run_store import load_results as load_results
 from tl_rome.counterfact.sources import load_counterfact as load_counterfact
 from tl_rome.counterfact.statistics import composition as composition
 from tl_rome.counterfact.statistics import criteria as criteria
