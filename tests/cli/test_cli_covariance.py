@@ -1,0 +1,136 @@
+"""`tl-rome covariance`: statistics of one layer or several, from files, data sets or the model's own samples."""
+
+import json
+
+import pytest
+import torch
+from families import KINDS, N_LAYERS, SENTENCES
+from running import fail, run, succeed, written
+
+from tl_rome import Fact, KeyCovariance, convergence, estimate_covariances
+from tl_rome.editors.key import subject_keys
+from tl_rome.patching import own_facts
+
+KIND = KINDS[0]
+
+
+@pytest.fixture
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("\n".join(SENTENCES), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def data(tmp_path_factory):
+    """A folder that `datasets` reads: the sentences in a column of another name."""
+    place = tmp_path_factory.mktemp("data")
+    rows = [json.dumps({"sentence": sentence}) for sentence in SENTENCES]
+    (place / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return place
+
+
+def moments(out):
+    """What was written to a folder, by layer."""
+    found = [KeyCovariance.load(path) for path in out.iterdir()]
+    return {statistics.layer: statistics for statistics in found}
+
+
+def test_covariance_of_text_files(folder, tiny, tmp_path):
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for file, half in zip(texts, (SENTENCES[:30], SENTENCES[30:]), strict=True):
+        file.write_text("\n\n".join(half), encoding="utf-8")
+    out = tmp_path / "cov.safetensors"
+    options = ("--text", texts[0], "--text", texts[1], "--layer", 1, "--model", folder, "--out", out)
+    printed = succeed("covariance", *options)
+    found, model = KeyCovariance.load(out), tiny("gpt2", KIND)
+    expected = KeyCovariance.estimate(model, 1, SENTENCES, source="", progress=False)
+    torch.testing.assert_close(found.second_moment, expected.second_moment.float().double(), rtol=1e-5, atol=1e-6)
+    assert (found.layer, found.count, found.source) == (1, expected.count, "one.txt, two.txt")
+    assert f"{found.count} tokens from one.txt, two.txt, digest {found.digest}" in printed
+
+
+def test_covariance_of_own_samples_follows_the_seed(folder, tiny, tmp_path):
+    out = tmp_path / "cov.safetensors"
+    succeed("covariance", "--tokens", 1000, "--seed", 1, "--model", folder, "--out", out)
+    found, rng = KeyCovariance.load(out), torch.Generator().manual_seed(1)
+    model = tiny("gpt2", KIND)
+    expected = KeyCovariance.from_own_samples(model, N_LAYERS // 4, generator=rng, tokens=1000, progress=False)
+    assert (found.layer, found.count, found.digest) == (expected.layer, expected.count, expected.digest)
+    assert found.count >= 1000
+
+
+def test_several_layers_in_one_pass(folder, tiny, text, tmp_path):
+    out = tmp_path / "all"
+    printed = succeed("covariance", "--layers", "3,1", "--text", text, "--model", folder, "--out", out)
+    expected = estimate_covariances(tiny("gpt2", KIND), [1, 3], SENTENCES, source="", progress=False)
+    found = moments(out)
+    assert sorted(found) == [1, 3]
+    for layer, statistics in expected.items():
+        moment = statistics.second_moment.float().double()
+        torch.testing.assert_close(found[layer].second_moment, moment, rtol=1e-5, atol=1e-6)
+        assert f"layer {layer}: {statistics.count} tokens from text.txt" in printed
+
+
+def test_several_layers_of_own_samples_are_those_of_each_alone(folder, tmp_path):
+    options = ("--tokens", 1000, "--seed", 1, "--model", folder, "--out")
+    succeed("covariance", "--layers", "0,2", *options, tmp_path / "all")
+    succeed("covariance", "--layers", "2", *options, tmp_path / "two")
+    assert moments(tmp_path / "all")[2].digest == KeyCovariance.load(tmp_path / "two").digest
+
+
+def test_data_set(folder, tiny, data, tmp_path):
+    out = tmp_path / "cov.safetensors"
+    options = ("--layers", 1, "--dataset", data, "--tokens", 300, "--model", folder, "--out", out)
+    printed = succeed("covariance", *options, "--column", "sentence")
+    expected = KeyCovariance.estimate(tiny("gpt2", KIND), 1, SENTENCES, source="", max_tokens=300, progress=False)
+    found = KeyCovariance.load(out)
+    assert (found.digest, found.count) == (expected.digest, expected.count)
+    assert found.source == f"{data}, train"
+    assert f"{found.count} tokens from {data}, train" in printed
+    assert "has no column 'text', only ['sentence']; say text_column=" in fail("covariance", *options)
+    for wrong in (("--split", "dev"), ("--subset", "german")):
+        assert f"cannot read the data set '{data}" in fail("covariance", *options, *wrong)
+    assert written(tmp_path) == {"cov.safetensors"}
+
+
+def test_interrupted_work_goes_on_where_it_was(folder, text, tmp_path):
+    options = ("--layers", "0,1", "--text", text, "--model", folder)
+    succeed("covariance", *options, "--out", tmp_path / "whole")
+    resumed = ("covariance", *options, "--checkpoint", tmp_path / "unfinished")
+    succeed(*resumed, "--tokens", 200, "--out", tmp_path / "part")
+    text.write_text("\n".join(["Never read again."] * 5 + text.read_text(encoding="utf-8").splitlines()[5:]))
+    succeed(*resumed, "--out", tmp_path / "rest")
+    whole, rest, part = (moments(tmp_path / name) for name in ("whole", "rest", "part"))
+    for layer in (0, 1):
+        assert part[layer].count < whole[layer].count == rest[layer].count
+        torch.testing.assert_close(rest[layer].second_moment, whole[layer].second_moment, rtol=1e-5, atol=1e-6)
+    assert "holds sums of" in fail(*resumed, "--layers", "2", "--out", tmp_path / "other")
+
+
+def test_convergence_report(folder, tiny, text, tmp_path):
+    options = ("--layers", "1,2", "--text", text, "--seed", 3, "--model", folder, "--out", tmp_path / "cov")
+    printed = succeed("covariance", *options, "--convergence")
+    model, facts = tiny("gpt2", KIND), own_facts()
+    subjects = sorted({fact.subject for fact in facts})
+    drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(3))[:8].tolist()
+    keys = torch.cat([subject_keys(model, 2, Fact("{}", subjects[index]), ("",)) for index in drawn])
+    total = moments(tmp_path / "cov")[2].count
+    expected = convergence(model, 2, SENTENCES, keys, max_tokens=total, progress=False)
+    assert "C^-1 k* of 8 subjects at layer 1" in printed
+    shown = printed[printed.index("at layer 2") :]
+    for tokens, cosine in zip(expected.tokens, expected.cosine, strict=True):
+        assert f"{tokens} {cosine.min():.4f} {cosine.mean():.4f}" in shown
+
+
+def test_options_that_do_not_go_together(folder, text, data, tmp_path):
+    arguments = ("covariance", "--model", "./nowhere", "--out", tmp_path / "cov")
+    assert "--text and --dataset are both given" in fail(*arguments, "--text", text, "--dataset", data)
+    for option in (("--checkpoint", tmp_path / "unfinished"), ("--convergence",)):
+        assert "give --text or --dataset" in fail(*arguments, *option)
+    assert "is not a folder" in fail(*arguments[:3], "--layers", "1,2", "--text", text, "--out", text)
+    assert "it is a folder; name a file" in fail(*arguments, "--text", text, "--checkpoint", tmp_path)
+    wrong = run(*arguments, "--layers", "1-2")
+    assert wrong.exit_code == 2
+    assert "'1-2' is no list of layers such as 3,5,7" in wrong.stderr
+    assert not written(tmp_path)

@@ -1,0 +1,110 @@
+"""`tl-rome edit`: the library's edit, its receipt, and what the model says before and after."""
+
+import pytest
+import torch
+from families import KINDS
+from running import fail, succeed, written
+
+from tl_rome import FT, FT_L, PRESETS, Edit, Fact, FineTune, KeyCovariance, rome
+from tl_rome.cli.edit import Preset
+from tl_rome.demo import FACT, NEW, ask
+from tl_rome.editors import sample_contexts
+from tl_rome.facts import EditRequest
+
+TEMPLATE, SUBJECT = FACT.template, FACT.subject
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, statistics, tmp_path, kind):
+    out = tmp_path / "edit.safetensors"
+    asked = ["The [red]Eiffel Tower[/] stands in [", "Big Ben is in"]
+    printed = succeed(
+        *("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--ask", asked[0], "--ask", asked[1]),
+        *("--covariance", statistics, "--seed", 1, "--model", folder, "--kind", kind, "--out", out),
+    )
+    assert written(tmp_path) == {"edit.safetensors"}
+    model, covariance = tiny("gpt2", kind), KeyCovariance.load(statistics)
+    found = Edit.load(out, model)
+    expected = rome(model, TEMPLATE, SUBJECT, NEW, target_true="Paris", covariance=covariance, seed=1, progress=False)
+    torch.testing.assert_close(found.updates[0].delta, expected.updates[0].delta, rtol=1e-4, atol=1e-7)
+    prompts = [Fact(TEMPLATE, SUBJECT).prompt, *asked]
+    before = ask(model, prompts, [NEW])
+    with found.applied(model):
+        after = ask(model, prompts, [NEW])
+    for prompt, one, two in zip(prompts, before, after, strict=True):
+        assert prompt in printed
+        assert f"{one.probs[0]:.2f} → {two.probs[0]:.2f}" in printed
+    assert after[0].probs[0] > before[0].probs[0]
+    assert f"layer {expected.receipt.layer} (that of the covariance)" in printed
+
+
+def test_presets_are_those_of_the_library():
+    assert {preset.value for preset in Preset} == {*PRESETS, FT.preset, FT_L.preset}
+
+
+@pytest.mark.parametrize("preset", ["draft", "p_rome"])
+def test_preset(folder, tiny, statistics, tmp_path, preset):
+    out = tmp_path / "edit.safetensors"
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--preset", preset, "--covariance", statistics)
+    printed = succeed(*arguments, "--model", folder, "--out", out)
+    model, covariance = tiny("gpt2", KINDS[0]), KeyCovariance.load(statistics)
+    expected = rome(model, TEMPLATE, SUBJECT, NEW, covariance=covariance, config=PRESETS[preset], progress=False)
+    found = Edit.load(out, model)
+    torch.testing.assert_close(found.updates[0].delta, expected.updates[0].delta, rtol=1e-4, atol=1e-7)
+    assert f"preset {preset}" in printed
+
+
+@pytest.mark.parametrize(("config", "layer"), [(FT, None), (FT_L, 2)])
+def test_fine_tuning(folder, tiny, tmp_path, config, layer):
+    out = tmp_path / "edit.safetensors"
+    options = ("--preset", config.preset, *(() if layer is None else ("--layer", layer)))
+    printed = succeed("edit", TEMPLATE, SUBJECT, NEW, *options, "--model", folder, "--out", out)
+    model = tiny("gpt2", KINDS[0])
+    expected = FineTune(layer or 0, config)(model, EditRequest(TEMPLATE, SUBJECT, NEW))
+    torch.testing.assert_close(Edit.load(out).updates[0].delta, expected.updates[0].delta, rtol=1e-3, atol=1e-6)
+    assert f"layer {layer or 0} ({'given' if layer else 'the default of fine-tuning'})" in printed
+    assert "divisor" not in printed
+
+
+def test_fine_tuning_takes_no_statistics(statistics, tmp_path):
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--preset", "ft", "--model", "./nowhere", "--out", tmp_path / "edit")
+    for option in (("--covariance", statistics), ("--contexts", "recipe")):
+        assert "preset 'ft' fine-tunes on the prompt alone; leave out --covariance" in fail(*arguments, *option)
+
+
+def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):
+    out = tmp_path / "edit.safetensors"
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--covariance", statistics)
+    printed = succeed(*arguments, "--model", folder, "--out", out)
+    receipt = Edit.load(out).receipt
+    assert receipt.rank_new is not None
+    assert receipt.rank_true is not None
+    assert receipt.disturbance is not None
+    for before, after in (receipt.rank_new, receipt.rank_true):
+        assert f"rank {before} → {after}" in printed
+    assert f"contexts {receipt.contexts} ({receipt.contexts_choice})" in printed
+    assert f"disturbance {receipt.disturbance:.1%}" in printed
+    assert f"{receipt.final_loss:.3f} after {receipt.evaluations} evaluations" in printed
+
+
+def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistics, tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_rome.editors.safety.MAX_DISTURBANCE", 0.0)
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
+    assert "WARNING the layer's output on ordinary text changes by" in succeed(*arguments, "--out", tmp_path / "edit")
+
+
+def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_rome.editors.contexts.are_junk", lambda contexts: True)
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--seed", 1, "--model", folder)
+    assert "the start token gives junk" in succeed(*arguments, "--out", tmp_path / "auto")
+    printed = succeed(*arguments, "--contexts", "recipe", "--out", tmp_path / "recipe")
+    assert "(sampled from the start token, top-k 5)" in printed
+    recipe = sample_contexts(tiny("gpt2", KINDS[0]), PRESETS["released"], generator=torch.Generator().manual_seed(1))
+    assert Edit.load(tmp_path / "recipe").provenance["contexts"] == list(recipe)
+
+
+@pytest.mark.slow
+def test_edit_without_statistics_samples_its_own(folder, tmp_path):
+    out = tmp_path / "edit.safetensors"
+    assert "own samples" in succeed("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, "--model", folder, "--out", out)
+    assert Edit.load(out).updates[0].layer == 2
