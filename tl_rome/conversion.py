@@ -121,7 +121,24 @@ def _hooked(hf_model: Any, tokenizer: Any) -> Any:
     ]
     if missing:
         raise ValueError(f"its converter gives no value for {', '.join(missing[:3])}")
+    lay_out(model)
     return model
+
+
+def lay_out(model: Any) -> None:
+    """Store weights transposed, in place; a HookedTransformer would otherwise copy most of them at every call.
+
+    It multiplies by `torch.nn.functional.linear` with each weight's transpose, flattened over heads, which is a view
+    only where memory lies in that order. Values, shapes and results stay the same.
+    """
+    orders = {"W_U": (1, 0), "W_O": (2, 0, 1), **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1))}
+    if model.cfg.gated_mlp:
+        orders |= dict.fromkeys(("W_in", "W_gate", "W_out"), (1, 0))
+    for name, weight in model.named_parameters():
+        order = orders.get(name.split(".")[-1])
+        if order is not None and weight.ndim == len(order):
+            back = sorted(range(len(order)), key=order.__getitem__)
+            weight.data = weight.data.permute(order).contiguous().permute(back)
 
 
 def _check_neutral(folder: str) -> None:

@@ -75,7 +75,7 @@ def load_model(
                 "the installed TransformerLens has no HookedTransformer (it was removed in 4.0); "
                 "use kind='bridge' or kind=None, or pip install 'transformer-lens<4'"
             )
-        hf_model, tokenizer = _load_hugging_face(name, dtype, cache_dir, progress)
+        hf_model, tokenizer = load_hugging_face(name, dtype, cache_dir, progress)
         _check_finite(hf_model, name)
         policy = _bos_policy(tokenizer, prepend_bos, name)
         model: Any = convert(hf_model, tokenizer, _short_name(name), kind)
@@ -89,7 +89,7 @@ def load_model(
     return model
 
 
-def _load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, progress: bool) -> tuple[Any, Any]:
+def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, progress: bool) -> tuple[Any, Any]:
     """Return the Hugging Face model (CPU, eval mode, eager attention) and its tokenizer."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

@@ -133,11 +133,13 @@ def test_ctrl_c_inside_an_edit_leaves_the_model_as_it_was(fresh_tiny, monkeypatc
     else:
         left = [moment == "measure before", True]
 
-        def measure(model, request):
+        def measure(model, requests):
             if left.pop(0):
                 raise KeyboardInterrupt
+            return [None]
 
-        monkeypatch.setattr(sys.modules["tl_rome.editors.rome"], "measure", measure)
+        for name in ("measure", "measure_many"):
+            monkeypatch.setattr(sys.modules["tl_rome.editors.rome"], name, measure)
     with pytest.raises(KeyboardInterrupt):
         ready(model, REQUEST)
     for parameter, (value, required) in zip(model.parameters(), before, strict=True):

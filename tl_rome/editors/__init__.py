@@ -25,6 +25,7 @@ from tl_rome.editors.rome import Rome as Rome
 from tl_rome.editors.rome import rome as rome
 from tl_rome.editors.sequence import EditSequence as EditSequence
 from tl_rome.editors.sequence import compose as compose
+from tl_rome.editors.shared_values import SharedValues as SharedValues
 from tl_rome.editors.update import DenseUpdate as DenseUpdate
 from tl_rome.editors.update import RankOneUpdate as RankOneUpdate
 from tl_rome.editors.virtual import VirtualEdits as VirtualEdits

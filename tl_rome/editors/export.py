@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
-from tl_rome.models import _load_hugging_face
+from tl_rome.models import load_hugging_face
 from tl_rome.sites import HookedModel, w_in, w_out
 
 _MLP = {
@@ -44,7 +44,7 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
         ModelUnavailableError: If the source cannot be read.
         StorageError: If the folder cannot be written.
     """
-    plain, tokenizer = _load_hugging_face(source, w_out(model, 0).dtype, None, False)
+    plain, tokenizer = load_hugging_face(source, w_out(model, 0).dtype, None, False)
     with torch.no_grad():
         for layer in range(model.cfg.n_layers):
             into, out = _matrices(plain, layer)

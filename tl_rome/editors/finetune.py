@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner
+from tl_rome.blocks import BlockRunner, check_blocks
 from tl_rome.editors.edit import Edit
-from tl_rome.editors.outcome import measure
+from tl_rome.editors.outcome import Outcome, measure, measure_many
 from tl_rome.editors.receipt import Receipt
 from tl_rome.editors.safety import with_outcome
 from tl_rome.editors.update import DenseUpdate
-from tl_rome.editors.value import check_blocks, frozen
+from tl_rome.editors.value import frozen
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.forward import device_of, final_logits, last_resid, record
@@ -122,20 +122,22 @@ class FineTune:
             chunk = requests[first : first + max_rows]
             started = time.perf_counter()
             trained = _train(model, self.layer, chunk, self.config, progress)
+            before = measure_many(model, chunk)
             shared = (time.perf_counter() - started) / len(chunk)
-            edits += [self._edit(model, request, *each, shared) for request, each in zip(chunk, trained, strict=True)]
+            edits += [self._edit(model, *parts, shared) for parts in zip(chunk, trained, before, strict=True)]
         return edits
 
     def _edit(
         self,
         model: HookedModel,
         request: EditRequest,
-        change: Float[Tensor, "d_mlp d_model"],
-        losses: list[float],
+        trained: tuple[Float[Tensor, "d_mlp d_model"], list[float]],
+        before: Outcome,
         seconds: float,
     ) -> Edit:
         """The edit that adds a change, with what it does to the model."""
         started = time.perf_counter()
+        change, losses = trained
         weight = w_out(model, self.layer).detach()
         receipt = Receipt(
             prompt=request.fact.prompt,
@@ -163,7 +165,6 @@ class FineTune:
             "losses": losses,
         }
         edit = Edit((DenseUpdate(self.layer, change.cpu()),), request, receipt, fingerprint(model), provenance)
-        before = measure(model, request)
         with edit.applied(model):
             after = measure(model, request)
         receipt = with_outcome(edit.receipt, before, after)

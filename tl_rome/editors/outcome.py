@@ -3,6 +3,7 @@
 One forward pass covers all: the prompt with each target, and the sentences.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,33 +39,48 @@ class Outcome:
     """Mean entropy of the next-token distribution in `PLAIN_TEXTS`, in nats."""
 
 
-@torch.no_grad()
 def measure(model: HookedModel, request: EditRequest) -> Outcome:
-    """Measure a model as it stands.
+    """Measure a model as it stands, see `measure_many`."""
+    return measure_many(model, [request])[0]
+
+
+@torch.no_grad()
+def measure_many(model: HookedModel, requests: Sequence[EditRequest]) -> list[Outcome]:
+    """Measure a model as it stands on several requests; the plain sentences are run once.
 
     Args:
         model: Left as found.
-        request: Its `target_new`, and `target_true` if it has one, are scored.
+        requests: `target_new` of each, and `target_true` if it has one, are scored.
 
     Raises:
-        InputError: If the prompt with a target is longer than the context.
+        InputError: If a prompt with a target is longer than the context.
     """
-    prompt = encode(model, request.fact.prompt)
-    wanted = [target for target in (request.target_new, request.target_true) if target is not None]
-    targets = [encode_target(model, target, request.fact.prompt) for target in wanted]
     texts = [encode(model, text, truncate=True) for text in PLAIN_TEXTS]
-    rows = [*(torch.cat([prompt, target])[:-1] for target in targets), *(text[:-1] for text in texts)]
-    resid = read(model, pad(rows).tokens, [last_resid(model)])[last_resid(model)]
-    probs, ranks, losses, entropies = [], [], [], []
-    for row, target in zip(resid, targets, strict=False):
-        logprobs = _logprobs(model, row[len(prompt) - 1 : len(prompt) - 1 + len(target)])
-        probs.append(_picked(logprobs, target).sum().exp().item())
-        ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
-    for row, text in zip(resid[len(targets) :], texts, strict=True):
+    asked = [_questions(model, request) for request in requests]
+    rows = [torch.cat(question)[:-1] for questions in asked for question in questions]
+    resid = read(model, pad([*rows, *(text[:-1] for text in texts)]).tokens, [last_resid(model)])[last_resid(model)]
+    losses, entropies = [], []
+    for row, text in zip(resid[len(rows) :], texts, strict=True):
         logprobs = _logprobs(model, row[: len(text) - 1])
         losses.append(-_picked(logprobs, text[1:]))
         entropies.append(-(logprobs.exp() * logprobs).sum(-1))
-    return Outcome(tuple(probs), tuple(ranks), torch.cat(losses).mean().item(), torch.cat(entropies).mean().item())
+    nll, entropy = (torch.cat(figures).mean().item() for figures in (losses, entropies))
+    left, outcomes = iter(resid), []
+    for questions in asked:
+        probs, ranks = [], []
+        for prompt, target in questions:
+            logprobs = _logprobs(model, next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)])
+            probs.append(_picked(logprobs, target).sum().exp().item())
+            ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
+        outcomes.append(Outcome(tuple(probs), tuple(ranks), nll, entropy))
+    return outcomes
+
+
+def _questions(model: HookedModel, request: EditRequest) -> list[tuple[Int[Tensor, " pos"], Int[Tensor, " target"]]]:
+    """The prompt with each target."""
+    prompt = encode(model, request.fact.prompt)
+    wanted = [target for target in (request.target_new, request.target_true) if target is not None]
+    return [(prompt, encode_target(model, target, request.fact.prompt)) for target in wanted]
 
 
 def _logprobs(model: HookedModel, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:

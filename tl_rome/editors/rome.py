@@ -19,9 +19,10 @@ from tl_rome.editors.covariance import KeyCovariance
 from tl_rome.editors.edit import Edit
 from tl_rome.editors.key import chosen_keys
 from tl_rome.editors.layers import LayerChoice, choose_layer
-from tl_rome.editors.outcome import measure
+from tl_rome.editors.outcome import measure, measure_many
 from tl_rome.editors.receipt import Receipt
 from tl_rome.editors.safety import with_outcome
+from tl_rome.editors.shared_values import ValueFinder
 from tl_rome.editors.update import RankOneUpdate
 from tl_rome.editors.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
@@ -52,6 +53,8 @@ class Rome:
     """Seed that contexts and own samples were drawn with, if they were."""
     contexts_choice: str = "given"
     """How the contexts were chosen, for the receipt."""
+    find_values: ValueFinder = optimise_values
+    """How v* is found; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0]:
@@ -150,17 +153,17 @@ class Rome:
         started = time.perf_counter()
         self.covariance.check(model, self.layer)
         facts = [request.fact for request in requests]
-        found = optimise_values(
+        found = self.find_values(
             model, self.layer, facts, self.contexts, self.config, max_positions=max_positions, progress=progress
         )
+        before = measure_many(model, requests)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
-        for request, value in zip(requests, found, strict=True):
+        for request, value, old in zip(requests, found, before, strict=True):
             started = time.perf_counter()
             edit = self.edit_for(model, request, value)
-            before = measure(model, request)
             with edit.applied(model):
-                after = measure(model, request)
-            receipt = with_outcome(edit.receipt, before, after)
+                new = measure(model, request)
+            receipt = with_outcome(edit.receipt, old, new)
             edits.append(replace(edit, receipt=replace(receipt, seconds=shared + time.perf_counter() - started)))
         return edits
 

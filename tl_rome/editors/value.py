@@ -24,16 +24,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner
+from tl_rome.blocks import BlockRunner, check_blocks
 from tl_rome.editors.batch import Batch, Rewrite
 from tl_rome.editors.config import RomeConfig
-from tl_rome.errors import NumericsError, UnsupportedModelError
+from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, last_resid, record
 from tl_rome.sites import HookedModel, Site, value_hook
-
-_TOLERANCE = 0.05
-"""Relative error that rounding alone may cause, in bfloat16 too; a wrong run is off by far more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,14 +248,3 @@ class _Loss:
         self._rows = rows if self._rows is None else self._rows[rows]
         self._pre, self._after = self._pre[rows], self._after[rows]
         self._past = [(keys[rows], values[rows]) for keys, values in self._past]
-
-
-def check_blocks(found: Float[Tensor, "read d_model"], expected: Float[Tensor, "read d_model"]) -> None:
-    """Make sure that running block by block, with nothing changed, gives what the model itself computed.
-
-    Raises:
-        UnsupportedModelError: If it does not: the model does more than pass one stream from block to block.
-    """
-    error = ((found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)).max().item()
-    if error > _TOLERANCE:
-        raise UnsupportedModelError(f"running block by block is off by {error:.1%} from the model itself")
