@@ -22,10 +22,8 @@ from tl_rome.tokens import encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
-_FULL_CHUNK = 512
-"""Tokens that keep a processor busy; only chunks that have as many are ended to save padding."""
-_PADDING = 1.2
-"""Longest row of such a chunk, in lengths of its shortest."""
+_BUSY = 128
+"""Tokens that keep a CPU busy, so that more of them are only worth it where they need no padding."""
 
 Around = Callable[[Sequence[int]], AbstractContextManager]
 """Gives the context in which the rows of these prompts are run, by their indices in the order of the batch's rows."""
@@ -138,7 +136,8 @@ def score_continued(
     n_tokens = torch.tensor([len(end) for prompt in given for end in prompt.ends], dtype=torch.int64)
     logprob, misses = torch.zeros(2, len(n_tokens), dtype=torch.float64)
     states: dict[int, Tensor] = {}
-    for chunk in _chunks([len(row.tokens) for row in rows], max_tokens):
+    busy = _BUSY if device_of(model).type == "cpu" else max_tokens
+    for chunk in _chunks([len(row.tokens) for row in rows], max_tokens, busy):
         batch = [rows[i] for i in chunk]
         with around([row.prompt for row in batch]):
             resid = read(model, pad([row.tokens for row in batch]).tokens, [last_resid(model)])[last_resid(model)]
@@ -190,13 +189,16 @@ def _token_logprobs(
     return torch.cat(parts), torch.cat(hits)
 
 
-def _chunks(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group row indices, shortest first, so that rows x longest row stays within the bound and little is padding."""
+def _chunks(lengths: Sequence[int], max_tokens: int, busy: int) -> list[list[int]]:
+    """Group row indices, shortest first, so that rows x longest row stays within the bound.
+
+    A group that has `busy` tokens takes no longer row, which would pad it.
+    """
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length, last = lengths[index], chunks[-1] if chunks else []
-        fits = bool(last) and (len(last) + 1) * length <= max_tokens
-        if fits and (len(last) * lengths[last[0]] < _FULL_CHUNK or length <= _PADDING * lengths[last[0]]):
+        longest = lengths[last[-1]] if last else 0
+        if last and (len(last) + 1) * length <= max_tokens and (length == longest or len(last) * longest < busy):
             last.append(index)
         else:
             chunks.append([index])
