@@ -129,7 +129,7 @@ def interrupt(*_: Any, **__: Any) -> None:
     ("module", "function", "command"),
     [
         ("tl_rome.patching.trace", "trace_sweep", "trace"),
-        ("tl_rome.editors.rome", "optimise_values", "edit"),
+        ("tl_rome.editors.value", "_optimise", "edit"),
         ("os", "replace", "trace"),
         ("os", "replace", "edit"),
     ],
