@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
-from tl_rome.generation import continue_texts, sample_tokens
+from tl_rome.generation import continue_texts, fill_up, sample_tokens
 from tl_rome.tokens import encode
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -76,6 +76,25 @@ def test_texts_are_continued_in_order_and_as_if_alone(tiny, kind):
     expected = greedy_without_cache(model, encode(model, PROMPTS[0])[None], 6)[0, -6:]
     assert together[0] == model.tokenizer.decode(expected)
     assert len(set(together)) == len(PROMPTS)
+
+
+@each_kind
+@each_family
+def test_rows_of_any_length_are_filled_up_as_if_alone(tiny, family, kind):
+    model = tiny(family, kind)
+    prompts = [TOKENS[0, :n] for n in (3, 58, 1, 70, 20)]
+    draws = [seeded(row) for row in range(5)]
+    together = fill_up(model, prompts, 64, generator=draws)
+    for row, prompt in enumerate(prompts):
+        alone = sample_tokens(model, prompt[None, :64], 64 - min(64, len(prompt)), generator=seeded(row))
+        assert torch.equal(together[row], alone[0])
+
+
+def test_long_prompts_are_run_in_parts(tiny, monkeypatch):
+    model = tiny("gpt2", KINDS[0])
+    whole = fill_up(model, list(TOKENS), 64, generator=seeded())
+    monkeypatch.setattr("tl_rome.generation._PREFILL", 14)
+    assert torch.equal(fill_up(model, list(TOKENS), 64, generator=seeded()), whole)
 
 
 @each_kind

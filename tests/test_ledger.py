@@ -1,11 +1,13 @@
 """Append-only files: what was written comes back, a torn last line does not, and settings never mix."""
 
+import errno
 import json
 
 import pytest
 import torch
 from families import KINDS
 
+from tl_rome import ledger as ledgers
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.ledger import check_settings, model_settings, open_ledger, read_ledger
 from tl_rome.sites import w_out
@@ -33,6 +35,35 @@ def test_records_come_back_and_are_added_to(path):
         ledger.append({"n": 3})
         assert len(path.read_text("utf-8").splitlines()) == 4, "a record is in the file at once"
     assert records(path) == [1, 2, 3]
+
+
+def test_several_records_are_added_together(path):
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        ledger.append({"n": 3}, {"n": 4})
+        ledger.append()
+        assert [record["n"] for record in ledger.records] == [1, 2, 3, 4]
+    assert records(path) == [1, 2, 3, 4]
+
+
+def test_a_full_disk_leaves_what_was_there_and_the_file_can_be_added_to(path, monkeypatch):
+    def fill(file, data):
+        file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = path.read_bytes()
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(ledgers, "_write_all", fill)
+            with pytest.raises(StorageError, match=r"cannot write .*a.jsonl: .*No space left on device"):
+                ledger.append({"n": 3})
+        assert path.read_bytes() == before
+        ledger.append({"n": 4})
+    assert records(path) == [1, 2, 4]
+
+
+def test_errors_of_the_work_are_not_taken_for_those_of_the_file(path):
+    with pytest.raises(FileNotFoundError, match="mine"), open_ledger(path, "results", SETTINGS):
+        raise FileNotFoundError("mine")
 
 
 @pytest.mark.parametrize("cut", [1, 5, 15])

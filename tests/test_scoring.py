@@ -7,7 +7,8 @@ import torch
 from families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
-from tl_rome.scoring import TargetScores, score_targets
+from tl_rome.forward import final_logits
+from tl_rome.scoring import Continued, TargetScores, score_continued, score_targets
 from tl_rome.sites import EMBED
 from tl_rome.tokens import encode, encode_target
 
@@ -24,25 +25,60 @@ TARGETS = ("Rome", "is the capital of Italy, 東京", "a city", "Polish", "is")
 
 
 def scores_one_by_one(model, prompts, targets):
-    """Sum of log-probabilities (nats) and number of tokens of each target."""
+    """Sum of log-probabilities (nats) and number of tokens of each target, and whether it is what a greedy model says."""
     for prompt, target in zip(prompts, targets, strict=True):
         start, end = encode(model, prompt), encode_target(model, target, prompt)
         logprobs = model(torch.cat([start, end])[None])[0].double().log_softmax(dim=-1)
         steps = [logprobs[len(start) + i - 1, token].item() for i, token in enumerate(end)]
-        yield sum(steps), len(steps)
+        greedy = [logprobs[len(start) + i - 1].argmax() == token for i, token in enumerate(end)]
+        yield sum(steps), len(steps), all(greedy)
 
 
 @each_kind
 @each_family
 def test_scores_equal_one_by_one_scoring(tiny, family, kind):
     model = tiny(family, kind)
-    logprob, n_tokens = zip(*scores_one_by_one(model, PROMPTS, TARGETS), strict=True)
+    logprob, n_tokens, _ = zip(*scores_one_by_one(model, PROMPTS, TARGETS), strict=True)
     assert len(set(n_tokens)) > 2, "the targets should differ in length"
     expected = torch.tensor(logprob, dtype=torch.float64)
     for max_tokens in (1, 40, 4096):
         scores = score_targets(model, PROMPTS, TARGETS, max_tokens=max_tokens)
         torch.testing.assert_close(scores.logprob, expected, rtol=1e-5, atol=0)
         assert scores.n_tokens.tolist() == list(n_tokens)
+
+
+@each_kind
+@each_family
+def test_targets_of_one_prompt_share_rows_and_a_pass_with_its_state(tiny, family, kind):
+    model, shapes = tiny(family, kind), []
+    targets = ("Rome", "Paris", "the capital of Italy", "a city in France", "a", "the")
+    given = [Continued.texts(model, PROMPTS[0], targets), Continued(encode(model, PROMPTS[2]))]
+
+    def note(embeddings, hook):
+        shapes.append(embeddings.shape[:2])
+
+    with model.hooks([(EMBED, note)]):
+        scores, states = score_continued(model, given)
+    assert sum(rows for rows, _ in shapes) == 3, "two long targets that differ, and a prompt without any"
+    expected = zip(*scores_one_by_one(model, [PROMPTS[0]] * len(targets), targets), strict=True)
+    logprob, n_tokens, is_argmax = map(torch.tensor, expected)
+    torch.testing.assert_close(scores.logprob, logprob.double(), rtol=1e-5, atol=0)
+    assert torch.equal(scores.n_tokens, n_tokens)
+    assert torch.equal(scores.is_argmax, is_argmax)
+    following = torch.stack([model(encode(model, prompt)[None])[0, -1] for prompt in (PROMPTS[0], PROMPTS[2])])
+    torch.testing.assert_close(final_logits(model, states), following, rtol=1e-4, atol=1e-4)
+
+
+@each_kind
+def test_the_likeliest_tokens_are_noticed(tiny, kind):
+    model, (prompt,) = tiny("gpt2", kind), PROMPTS[:1]
+    start = encode(model, prompt)
+    tokens = start
+    for _ in range(3):
+        tokens = torch.cat([tokens, model(tokens[None])[0, -1].argmax()[None]])
+    said = tokens[len(start) :]
+    ends = (said, said[:1], torch.cat([said[:2], said[2:] + 1]), torch.cat([said[:1] + 1, said[1:]]))
+    assert score_continued(model, [Continued(start, ends)])[0].is_argmax.tolist() == [True, True, False, False]
 
 
 @each_kind
@@ -66,6 +102,19 @@ def test_probability_and_mean_loss_follow_from_the_log_probability():
     )
     torch.testing.assert_close(scores.prob, torch.tensor([-1.0, -6.0], dtype=torch.float64).exp())
     torch.testing.assert_close(scores.nll, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_full_batches_are_not_padded(tiny):
+    model, shapes = tiny("gpt2", KINDS[0]), []
+    given = [Continued(torch.full((length,), 5)) for length in (9, 3, 9, 3, 4) * 40]
+
+    def note(embeddings, hook):
+        shapes.append(tuple(embeddings.shape[:2]))
+
+    with model.hooks([(EMBED, note)]):
+        states = score_continued(model, given)[1]
+    assert shapes == [(80, 3), (40, 4), (80, 9)]
+    torch.testing.assert_close(states[2], score_continued(model, given[2:3])[1][0], rtol=1e-4, atol=1e-4)
 
 
 @each_kind

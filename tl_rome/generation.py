@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, NumericsError
 from tl_rome.forward import device_of, new_cache, run_cached
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad
@@ -81,6 +81,7 @@ def fill_up(
 
     Raises:
         InputError: If the length exceeds the model's context, or `top_k` is not a number of tokens.
+        NumericsError: If a logit is not finite.
     """
     if length > model.cfg.n_ctx:
         raise InputError(f"{length} tokens exceed the model's context of {model.cfg.n_ctx}")
@@ -109,6 +110,8 @@ def _draw(
     kept, tokens = logits[rows], None
     if top_k is not None:
         kept, tokens = kept.topk(top_k, dim=-1)
+    if not bool(kept.isfinite().all()):
+        raise NumericsError("logits are not finite; look for NaN or inf weights, or for an edit that broke the model")
     probs = kept.softmax(dim=-1)
     if isinstance(generator, torch.Generator):
         choice = torch.multinomial(probs, 1, generator=generator) if len(rows) else rows[:, None]

@@ -6,6 +6,8 @@ from tl_rome.counterfact.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.columns import PAPER_COLUMNS as PAPER_COLUMNS
 from tl_rome.counterfact.evaluation import Editor as Editor
 from tl_rome.counterfact.evaluation import evaluate as evaluate
+from tl_rome.counterfact.export import to_dataset as to_dataset
+from tl_rome.counterfact.export import write_parquet as write_parquet
 from tl_rome.counterfact.measure import EvaluationConfig as EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite

@@ -28,10 +28,12 @@ def editor_hash(editor: Any) -> str:
 
 
 def editor_name(editor: Any) -> str:
-    """Name for tables: that of its preset, such as "ft_l"; else that of the function or class."""
+    """Name for tables, such as "rome", "r_rome", "ft_l" or "rome (draft)"; else that of the function or class."""
     preset = getattr(getattr(editor, "config", None), "preset", None)
     kind = getattr(editor, "__name__", None) or type(editor).__name__.lower()
-    return preset if kind == "finetune" and preset else f"{kind} ({preset})" if preset else kind
+    if preset is None or preset == "released":
+        return kind
+    return preset if kind == "finetune" or kind in preset else f"{kind} ({preset})"
 
 
 def _plain(value: Any) -> Any:

@@ -89,9 +89,12 @@ def evaluate(
 
 
 def _named(editor: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
-    if editor is None or isinstance(editor, Mapping):
-        return editor or {}
-    return {editor_name(editor): editor}
+    if editor is None:
+        return {}
+    named = editor if isinstance(editor, Mapping) else {editor_name(editor): editor}
+    if UNEDITED in named:
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
+    return named
 
 
 @contextmanager
@@ -127,7 +130,8 @@ class _Run:
         def do(batch: Sequence[CounterFactRecord]) -> list[CaseResult]:
             readings = measure(self.model, batch, self.config, seed=self.seed)
             for record, reading in zip(batch, readings, strict=True):
-                self.store.put_states(record.case_id, reading.states)
+                if reading.states:
+                    self.store.put_states(record.case_id, reading.states)
             return [
                 self._result(record, before=reading.measurement)
                 for record, reading in zip(batch, readings, strict=True)
@@ -159,7 +163,8 @@ class _Run:
         readings = measure(self.model, batch, self.config, seed=self.seed, edits=VirtualEdits(self.model, edits))
         results = []
         for record, edit, reading in zip(batch, edits, readings, strict=True):
-            moved = compare(self.model, self.store.states(record.case_id), reading.states, kl=self.config.kl)
+            before = self.store.states(record.case_id) if reading.states else {}
+            moved = compare(self.model, before, reading.states)
             seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
             results.append(self._result(record, after=reading.measurement, divergence=moved, seconds=seconds))
         return results
@@ -201,6 +206,17 @@ class _Run:
 
 
 def make_edits(model: HookedModel, requests: Sequence[EditRequest], editor: Editor) -> list[AnyEdit]:
-    """An edit for each request, made together where the editor can."""
+    """An edit for each request, made together where the editor can.
+
+    Raises:
+        TypeError: If what is made are not as many edits.
+        TLRomeError: As the editor does.
+    """
     together = getattr(editor, "each", None)
-    return list(together(model, requests)) if together else [editor(model, request) for request in requests]
+    edits = list(together(model, requests)) if together else [editor(model, request) for request in requests]
+    if len(edits) != len(requests) or not all(isinstance(edit, AnyEdit) for edit in edits):
+        kinds = ", ".join(sorted({type(edit).__name__ for edit in edits}))
+        raise TypeError(
+            f"{editor!r} made {len(edits)} objects ({kinds}) of {len(requests)} requests; return an Edit each"
+        )
+    return edits

@@ -22,7 +22,7 @@ from tl_rome.counterfact.metrics import next_token_kl
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
 from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
 from tl_rome.editors.virtual import VirtualEdits
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import device_of, final_logits
 from tl_rome.generation import fill_up
@@ -32,10 +32,7 @@ from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100
-_COMPARED = ("neighborhood", "neighborhood_plus", "essence")
-"""Prompts after which next-token distributions are compared."""
-
-States = Mapping[str, Float[Tensor, "prompts d_model"]]
+States = Mapping[str, Float[Tensor, "_ d_model"]]
 """The last block's output at the end of some prompts, by group; next-token logits are made of it."""
 
 
@@ -67,6 +64,13 @@ class EvaluationConfig:
             raise InputError(f"generation_length and top_k cannot be negative, nor top_k 0: {self}")
         if self.essence_template is not None:
             Fact(self.essence_template, "subject")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Groups of prompts after which next-token distributions are compared."""
+        plus = ("neighborhood_plus",) if self.counterfact_plus else ()
+        essence = () if self.essence_template is None else ("essence",)
+        return (*(("neighborhood", *plus) if self.kl else ()), *essence)
 
     def describe(self) -> dict[str, Any]:
         """JSON form for a store's settings; texts are told apart by a digest."""
@@ -102,6 +106,7 @@ def measure(
 
     Raises:
         InputError: If a text cannot be tokenised, or a generated one would exceed the context.
+        NumericsError: If a score is not finite.
     """
     sections = [_sections(model, record, config) for record in records]
     owner = [i for i, groups in enumerate(sections) for prompts in groups.values() for _ in prompts]
@@ -109,13 +114,16 @@ def measure(
     scores, states = score_continued(
         model, given, around=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
     )
+    if not bool(scores.logprob.isfinite().all()):
+        raise NumericsError("a score is not finite; look for NaN or inf weights, or for an edit that broke the model")
     texts = generate(model, records, config, seed=seed, edits=edits)
     readings = []
     for (found, kept), generations in zip(_split(sections, scores, states), texts, strict=True):
         nll = found.pop("essence_text").nll if "essence_text" in found else None
         groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
         essence_nll = None if nll is None else nll.item()
-        readings.append(Reading(Measurement(**groups, generations=generations, essence_nll=essence_nll), kept))
+        measured = Measurement(**groups, generations=generations, essence_nll=essence_nll)
+        readings.append(Reading(measured, {name: kept[name].clone() for name in config.compared}))
     return readings
 
 
@@ -143,15 +151,14 @@ def _split(
     scores: TargetScores,
     states: Float[Tensor, "prompts d_model"],
 ) -> Iterator[tuple[dict[str, TargetScores], dict[str, Tensor]]]:
-    """Scores of each record by group, and the states that are compared."""
+    """Scores and states of each record by group."""
     prompt = target = 0
     for groups in sections:
         found, kept = {}, {}
         for name, given in groups.items():
             ends = sum(len(each.ends) for each in given)
             found[name] = scores[target : target + ends]
-            if name in _COMPARED:
-                kept[name] = states[prompt : prompt + len(given)].clone()
+            kept[name] = states[prompt : prompt + len(given)]
             prompt, target = prompt + len(given), target + ends
         yield found, kept
 
@@ -190,24 +197,20 @@ def _continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -
 
 
 @torch.no_grad()
-def compare(model: HookedModel, before: States, after: States, *, kl: bool = True) -> Divergence:
+def compare(model: HookedModel, before: States, after: States) -> Divergence:
     """KL(before || after) of next-token distributions.
 
     Args:
         model: The model that the states are of, edited or not: edits do not touch the unembedding.
         before: States of the unedited model.
         after: States of the edited model.
-        kl: Whether to compare more than the essence.
 
     Raises:
         InputError: If a logit is not finite.
     """
-    device = device_of(model)
-    moved = {
-        name: next_token_kl(*(final_logits(model, each[name].to(device)).float().cpu() for each in (before, after)))
-        for name in before
-        if kl or name == "essence"
-    }
-    figures = {name: tuple(values.tolist()) for name, values in moved.items()}
-    essence = figures.pop("essence", None)
-    return Divergence(**figures, essence=None if essence is None else essence[0])
+    device, figures = device_of(model), {}
+    for name in (name for name, states in after.items() if len(states)):
+        old, new = (final_logits(model, states[name].to(device)).float().cpu() for states in (before, after))
+        figures[name] = tuple(next_token_kl(old, new).tolist())
+    essence = figures.pop("essence", (None,))
+    return Divergence(**figures, essence=essence[0])
