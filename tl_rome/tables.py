@@ -67,7 +67,13 @@ def convergence_table(report: Convergence, layer: int) -> Group:
     """How the directions of some keys turn as the statistics grow, and from how many tokens on they stay."""
     table = _table("tokens", "cosine to the last: least", "mean", "norm over the last")
     for tokens, cosine, ratio in zip(report.tokens, report.cosine, report.norm_ratio, strict=True):
-        _add(table, str(tokens), f"{cosine.min():.4f}", f"{cosine.mean():.4f}", f"{ratio.mean():.3f}")
+        singular = bool(cosine.isnan().any())
+        figures = (
+            ("C is singular", "", "")
+            if singular
+            else (f"{cosine.min():.4f}", f"{cosine.mean():.4f}", f"{ratio.mean():.3f}")
+        )
+        _add(table, str(tokens), *figures)
     enough = report.enough()
     verdict = f"stays within a cosine of 0.99 from {enough} tokens on" if enough else "still turns; give more text"
     return Group(Text(f"C^-1 k* of {report.cosine.shape[1]} subjects at layer {layer} {verdict}"), table)
