@@ -25,7 +25,7 @@ TARGETS = ("Rome", "is the capital of Italy, 東京", "a city", "Polish", "is")
 
 
 def scores_one_by_one(model, prompts, targets):
-    """Sum of log-probabilities (nats) and number of tokens of each target, and whether it is what a greedy model says."""
+    """Sum of log-probabilities (nats) and number of tokens of each target, and whether greedy decoding says it."""
     for prompt, target in zip(prompts, targets, strict=True):
         start, end = encode(model, prompt), encode_target(model, target, prompt)
         logprobs = model(torch.cat([start, end])[None])[0].double().log_softmax(dim=-1)
