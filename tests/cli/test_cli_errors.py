@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,16 +148,22 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
 def test_ctrl_c_in_a_real_run(folder, tmp_path):
     command = [sys.executable, "-m", "tl_rome.cli", "trace", TEMPLATE, SUBJECT, "--model", str(folder)]
     command += ["--samples", "20000", "--component", "mlp", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    seen = ""
-    while "trace mlp_out" not in seen:
-        character = process.stderr.read(1)
-        assert character, f"ended before it could be interrupted: {seen}"
-        seen += character
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    # A shell has programs that it runs in the background ignore Ctrl-C, and so would their children.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=listen) as process:
+        try:
+            assert process.stderr is not None
+            seen = ""
+            while "trace mlp_out" not in seen:
+                character = process.stderr.read(1)
+                assert character, f"ended before it could be interrupted: {seen}"
+                seen += character
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode not in (0, 2)
     assert "Traceback" not in seen + rest
     assert not written(tmp_path)
