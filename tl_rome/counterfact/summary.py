@@ -167,7 +167,7 @@ def summarize(
         raise InputError(
             f"these {len(results)} results are of {len(origins)} pairs of model and data set; give one pair's"
         )
-    meter, labels = Meter(word_tokenizer(), references, preset), _labels(results)
+    meter, labels = Meter(word_tokenizer(), references, preset), row_labels(results)
     figures: dict[str, dict[int, Mapping[str, float]]] = {UNEDITED: {}}
     failures: dict[str, dict[int, str]] = {}
     for result in results:
@@ -185,7 +185,7 @@ def summarize(
     return Summary(preset, measured, failures, confidence, resamples, seed)
 
 
-def _labels(results: Sequence[CaseResult]) -> dict[tuple[str, str], str]:
+def row_labels(results: Sequence[CaseResult]) -> dict[tuple[str, str], str]:
     """Names of rows: the editor's, with the hash of its settings where one editor ran with several."""
     ran = dict.fromkeys((result.editor, result.config) for result in results)
     names = [editor for editor, _ in ran]
