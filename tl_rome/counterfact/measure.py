@@ -185,11 +185,11 @@ def generate(
         with nullcontext() if edits is None else edits.on([owner for owner, _ in prompts]):
             filled = fill_up(model, starts, config.generation_length, generator=generators, top_k=config.top_k)
         for (owner, text), start, tokens in zip(prompts, starts, filled, strict=True):
-            texts[owner].append(Generation(text, _continuation(model, tokens, len(start))))
+            texts[owner].append(Generation(text, continuation(model, tokens, len(start))))
     return [tuple(each) for each in texts]
 
 
-def _continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:
+def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:
     """Text after the prompt; the prompt is decoded with it, since some tokenizers drop a text's first space."""
     kind = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     whole, prompt = (model.tokenizer.decode(part.tolist(), **kind) for part in (tokens, tokens[:start]))
