@@ -1,5 +1,6 @@
 """Fine-tuning on cached keys gives what training the model's own weight gives, request by request."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -132,3 +133,14 @@ def test_settings_are_those_of_the_document_and_bad_ones_are_refused(tiny):
         FineTuneConfig(preset="ft", epsilon=0.0)
     with pytest.raises(InputError, match="layer 9 is out of range"):
         FineTune(9)(tiny("gpt2", KIND), REQUEST)
+
+
+def test_epsilon_is_the_documents_but_for_models_with_a_sweep(tiny, monkeypatch):
+    model = tiny("llama", KINDS[0])
+    assert FineTune.prepare(model, FT_L).config == FT_L
+    monkeypatch.setattr(
+        sys.modules["tl_rome.editors.finetune"], "_SWEPT_EPSILONS", {(model.cfg.n_layers, model.cfg.d_model): 0.1}
+    )
+    assert FineTune.prepare(model, FT_L).config == replace(FT_L, epsilon=0.1)
+    mine = replace(FT_L, epsilon=1e-5)
+    assert [FineTune.prepare(model, config).config for config in (FT, mine)] == [FT, mine]

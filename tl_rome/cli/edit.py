@@ -1,5 +1,6 @@
 """`tl-rome edit`: one fact rewritten, by any preset."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,9 +114,8 @@ def _editor(
 
     if preset.is_fine_tuning:
         config = editors.FT if preset == Preset.ft else editors.FT_L
-        if layer is None:
-            return editors.FineTune(config=config, layer_choice="the default of fine-tuning")
-        return editors.FineTune(layer, config)
+        prepared = editors.FineTune.prepare(model, config)
+        return prepared if layer is None else replace(prepared, layer=layer, layer_choice="given")
     return editors.Rome.prepare(
         model,
         layer=layer,

@@ -58,7 +58,7 @@ def editors_by_name(
     if unknown or not names:
         what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
         raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
-    made: dict[str, Editor] = {name: FineTune(config=config) for name, config in FINE_TUNING.items()}
+    made: dict[str, Editor] = {name: FineTune.prepare(model, config) for name, config in FINE_TUNING.items()}
     chosen = [name for name in names if name in ROME_CONFIGS]
     if chosen:
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)

@@ -66,6 +66,9 @@ FT = FineTuneConfig(preset="ft")
 FT_L = FineTuneConfig(preset="ft_l", epsilon=5e-4)
 """Constrained in the maximum norm; the document edits layer 0 of GPT-2 XL."""
 
+_SWEPT_EPSILONS = {(30, 576): 2e-3}
+"""By (n_layers, d_model): SmolLM2-135M, from a sweep on ten COUNTERFACT records."""
+
 
 @dataclass(frozen=True, eq=False)
 class FineTune:
@@ -77,6 +80,22 @@ class FineTune:
     """Settings."""
     layer_choice: str = "given"
     """Why this layer, for the receipt."""
+
+    @classmethod
+    def prepare(cls, model: HookedModel, config: FineTuneConfig = FT, *, layer: int = 0) -> "FineTune":
+        """An editor whose epsilon, where the preset has one, is that of a sweep on the model if there was one.
+
+        On SmolLM2-135M the document's 5e-4 leaves four facts in five as they were, and 2e-3 writes all of ten.
+
+        Args:
+            model: A HookedTransformer or TransformerBridge.
+            config: Settings.
+            layer: Layer whose W_out is trained.
+        """
+        swept = _SWEPT_EPSILONS.get((model.cfg.n_layers, model.cfg.d_model))
+        if config == FT_L and swept is not None:
+            config = replace(config, epsilon=swept)
+        return cls(layer, config, "the default of fine-tuning")
 
     def __call__(self, model: HookedModel, request: EditRequest, *, progress: bool = False) -> Edit:
         """Make an edit; the model is left as found.
