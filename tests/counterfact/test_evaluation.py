@@ -87,6 +87,18 @@ def test_the_unedited_model_alone(tiny):
     assert list(summarize(results).rows) == ["unedited"]
 
 
+def test_shards_with_a_store_each_are_the_whole_run(tiny, tmp_path):
+    model, editor = tiny("gpt2", KIND), RandomEdit()
+    whole = run(model, editor, together=1)
+    shards = [run(model, editor, together=1, store=tmp_path / str(i), shard=(i, 2)) for i in range(2)]
+    assert [[result.case_id for result in shard] for shard in shards] == [NUMBERS[0::2], NUMBERS[1::2]]
+    joined = [result for i in range(2) for result in load_results(tmp_path / str(i))]
+    assert sorted(joined, key=lambda result: NUMBERS.index(result.case_id)) == whole
+    assert summarize(joined).grid() == summarize(whole).grid()
+    assert run(model, editor, together=1, store=tmp_path / "0") == whole, "a shard can be made whole"
+    assert run(model, editor, together=1, store=tmp_path / "0", shard=(1, 2)) == shards[1]
+
+
 def test_one_editor_with_two_settings_is_two_editors(tiny, tmp_path):
     model = tiny("gpt2", KIND)
     weak, strong = (run(model, {"e": RandomEdit(strength=s)}, store=tmp_path) for s in (0.1, 2.0))
@@ -103,7 +115,7 @@ def test_a_record_that_cannot_be_edited_is_reported_and_the_others_go_on(tiny, e
     assert errors == {5: f"NumericsError: no edit of {refused}"}
     assert all((result.after is None) == (result.error is not None) for result in results)
     assert results[2].before is not None
-    assert f"left out record 5: no edit of {refused}" in caplog.text
+    assert f"left out record 5: NumericsError: no edit of {refused}" in caplog.text
     assert summarize(results).failures["randomedit" if editor is RandomEdit else "randomedits"].keys() == {5}
 
 
@@ -121,6 +133,8 @@ def test_a_record_that_cannot_be_measured_is_reported_too(tiny, caplog):
         ([], {}, "0 case_ids of 0 records"),
         ([RECORDS[0], RECORDS[0]], {}, "1 case_ids of 2 records"),
         (RECORDS, {"together": 0}, "together=0"),
+        (RECORDS, {"shard": (2, 2)}, "shard 2 of 2 of 5 records"),
+        (RECORDS, {"shard": (5, 6)}, "shard 5 of 6 of 5 records"),
         (RECORDS, {"editor": {"unedited": RandomEdit()}}, "'unedited' is the name of the model without edits"),
     ],
 )

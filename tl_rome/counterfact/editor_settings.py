@@ -24,7 +24,12 @@ def describe_editor(editor: Any) -> Any:
 
 def editor_hash(editor: Any) -> str:
     """16 hexadecimal digits of `describe_editor`."""
-    return digest([describe_editor(editor)])
+    return settings_hash(describe_editor(editor))
+
+
+def settings_hash(described: Any) -> str:
+    """The same of what `describe_editor` returned."""
+    return digest([described])
 
 
 def editor_name(editor: Any) -> str:

@@ -2,7 +2,7 @@
 
 The released code prints 1.96 standard deviations over the root of n. Here records are drawn with replacement, as many
 as there are, and the interval is between percentiles of the redrawn means; a difference between two editors redraws the
-records that both have, so what is hard about a record cancels.
+records that both have, so what is hard about a record cancels. Intervals do not depend on the order of results.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +67,7 @@ class Summary:
     """Estimates by row and column."""
 
     def __post_init__(self) -> None:
-        rows = {name: self._estimate([figures], list(figures)) for name, figures in self.figures.items()}
+        rows = {name: self._estimate([figures], sorted(figures)) for name, figures in self.figures.items()}
         object.__setattr__(self, "rows", rows)
 
     def difference(self, editor: str, baseline: str = UNEDITED) -> Mapping[str, Estimate]:
@@ -79,7 +79,7 @@ class Summary:
         for name in (editor, baseline):
             if name not in self.figures:
                 raise InputError(f"there are no results of {name!r}; there are {', '.join(self.figures)}")
-        both = [case for case in self.figures[editor] if case in self.figures[baseline]]
+        both = sorted(self.figures[editor].keys() & self.figures[baseline].keys())
         if not both:
             raise InputError(f"no record has results of both {editor!r} and {baseline!r}; evaluate them on the same")
         return self._estimate([self.figures[editor], self.figures[baseline]], both)
