@@ -10,11 +10,17 @@ from typer.core import TyperGroup
 from tl_rome.cli.covariance import covariance
 from tl_rome.cli.demo import demo
 from tl_rome.cli.edit import edit
+from tl_rome.cli.experiments import multi, sweep
 from tl_rome.cli.export import export
 from tl_rome.cli.trace import average, trace
 from tl_rome.errors import TLRomeError
 
-_SUBJECTS = {"Start here": (demo,), "Tracing": (trace, average), "Editing": (edit, covariance, export)}
+_SUBJECTS = {
+    "Start here": (demo,),
+    "Tracing": (trace, average),
+    "Editing": (edit, covariance, export),
+    "Measuring": (sweep, multi),
+}
 
 
 class _Commands(TyperGroup):

@@ -53,7 +53,7 @@ class Curve:
             along: See `Curve`.
             rows: The row's name at each value.
         """
-        named: dict[int | float, str] = {**rows}
+        named: dict[int | float, str] = dict(rows.items())
         values = tuple(sorted(named))
         found = tuple(_kept(summary.rows.get(named[x])) for x in values)
         return cls(name, along, values, found, _kept(summary.rows.get(UNEDITED)), summary.confidence)

@@ -59,7 +59,7 @@ def plot_many_facts(
     if not results or column not in CURVES:
         raise InputError(f"{len(results)} results and column {column!r}; give at least one, and {', '.join(CURVES)}")
     ax = ax or new_axes(4.2, 3.0)
-    for index, (name, result) in enumerate(results.items()):
+    for index, (name, result) in enumerate(results.items(), start=1):  # black is that of S
         _line(ax, result.curve, column, name, index)
     _finish(ax, "facts in one model", title or column)
     return ax
