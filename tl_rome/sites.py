@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,8 @@ class HookedModel(Protocol):
     cfg: Any
     tokenizer: Any
     blocks: Any
-    hook_dict: Any
+    if TYPE_CHECKING:  # a check at run time would read it, and a bridge makes it anew at every look
+        hook_dict: Any
 
     def hooks(self, fwd_hooks: list) -> Any:
         """Context manager that adds forward hooks and takes them away again."""
