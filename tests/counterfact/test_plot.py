@@ -41,6 +41,7 @@ def test_a_sweep_has_a_line_and_a_band_for_every_score(ax):
     extents = ax.collections[0].get_paths()[0].get_extents()
     assert (extents.ymin, extents.ymax) == (1.0, 99.0)
     assert (ax.get_xlabel(), ax.get_title(), ax.get_xscale()) == ("layer", "ft, 7 records", "linear")
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
     assert len({line.get_marker() for line in ax.get_lines()}) == len(CURVES)
 
 

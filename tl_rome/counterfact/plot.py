@@ -104,6 +104,8 @@ def _line(ax: "Axes", curve: Curve, column: str, label: str, index: int) -> None
 
 
 def _finish(ax: "Axes", along: str, title: str) -> None:
+    if ax.get_xscale() == "linear":
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylim(-2, 102)
     ax.set_xlabel(along)
     ax.set_ylabel("%")
