@@ -104,8 +104,10 @@ def _line(ax: "Axes", curve: Curve, column: str, label: str, index: int) -> None
 
 
 def _finish(ax: "Axes", along: str, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if ax.get_xscale() == "linear":
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-2, 102)
     ax.set_xlabel(along)
     ax.set_ylabel("%")
