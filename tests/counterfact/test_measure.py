@@ -144,7 +144,7 @@ def test_a_broken_model_is_no_measurement(fresh_tiny, batch):
 
 
 def test_impossible_settings_are_refused(tiny):
-    for wrong in ({"generation_length": -1}, {"top_k": 0}, {"essence_template": "what is it"}):
+    for wrong in ({"generation_length": -1}, {"top_k": 0}, {"texts": 0}, {"essence_template": "what is it"}):
         with pytest.raises(InputError, match=r"cannot be negative|exactly once"):
             EvaluationConfig(**wrong)
     with pytest.raises(InputError, match="129 tokens exceed the model's context of 128"), nullcontext():
@@ -154,3 +154,10 @@ def test_impossible_settings_are_refused(tiny):
 def test_settings_tell_texts_apart():
     described = [EvaluationConfig(essence_texts=texts).describe() for texts in ({}, {"Rome": "a"}, {"Rome": "b"})]
     assert len({each["essence_texts"] for each in described}) == 3
+
+
+def test_fewer_texts_are_the_first_of_all(tiny):
+    model = tiny("gpt2", KIND)
+    every, few = (generate(model, RECORDS, EvaluationConfig(generation_length=12, texts=texts)) for texts in (None, 2))
+    assert [texts[:2] for texts in every] == few
+    assert any(len(texts) > 2 for texts in every)

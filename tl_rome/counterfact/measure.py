@@ -46,6 +46,8 @@ class EvaluationConfig:
 
     generation_length: int = 100
     """Tokens of each generated text, its prompt included; 0 generates none. The draft has 200."""
+    texts: int | None = None
+    """How many of a record's generation prompts are used, from the first; None is all, ten in the released data."""
     top_k: int | None = 5
     """Texts are sampled among this many most likely tokens; None is all."""
     kl: bool = True
@@ -60,8 +62,8 @@ class EvaluationConfig:
     """By subject a text about it, whose perplexity is measured; its first 100 tokens are taken."""
 
     def __post_init__(self) -> None:
-        if self.generation_length < 0 or (self.top_k is not None and self.top_k < 1):
-            raise InputError(f"generation_length and top_k cannot be negative, nor top_k 0: {self}")
+        if self.generation_length < 0 or any(n is not None and n < 1 for n in (self.texts, self.top_k)):
+            raise InputError(f"generation_length cannot be negative, and texts and top_k are at least 1: {self}")
         if self.essence_template is not None:
             Fact(self.essence_template, "subject")
 
@@ -172,21 +174,19 @@ def generate(
     edits: VirtualEdits | None = None,
 ) -> list[tuple[Generation, ...]]:
     """Continue the generation prompts of some records; see `measure`."""
-    prompts = [(i, text) for i, record in enumerate(records) for text in record.generation_prompts]
-    texts: list[list[Generation]] = [[] for _ in records]
+    asked = [record.generation_prompts[: config.texts] for record in records]
+    prompts = [(i, text) for i, texts in enumerate(asked) for text in texts]
+    written: list[list[Generation]] = [[] for _ in records]
     if prompts and config.generation_length:
-        seeds = [
-            digest([seed, record.case_id, place])
-            for record in records
-            for place in range(len(record.generation_prompts))
-        ]
+        owners = zip(records, asked, strict=True)
+        seeds = [digest([seed, record.case_id, place]) for record, texts in owners for place in range(len(texts))]
         generators = [torch.Generator().manual_seed(int(each, 16) >> 1) for each in seeds]
         starts = [encode(model, text) for _, text in prompts]
         with nullcontext() if edits is None else edits.on([owner for owner, _ in prompts]):
             filled = fill_up(model, starts, config.generation_length, generator=generators, top_k=config.top_k)
         for (owner, text), start, tokens in zip(prompts, starts, filled, strict=True):
-            texts[owner].append(Generation(text, continuation(model, tokens, len(start))))
-    return [tuple(each) for each in texts]
+            written[owner].append(Generation(text, continuation(model, tokens, len(start))))
+    return [tuple(each) for each in written]
 
 
 def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:

@@ -1,0 +1,67 @@
+"""`tl-rome table3`: editors side by side on COUNTERFACT records, all columns with intervals."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_rome.cli import console
+from tl_rome.cli.options import (
+    DEFAULT_MODEL,
+    BosOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    KindOption,
+    ModelOption,
+    SeedOption,
+    load,
+)
+
+
+def table3(
+    editors: Annotated[
+        str, typer.Option(help="Names, with commas between: ft, ft_l, rome, r_rome, p_rome, draft, neurips.")
+    ] = "ft,ft_l,rome,r_rome",
+    records: Annotated[
+        str, typer.Option(help="sample, a JSON or JSONL file, or the name of a `datasets` data set.")
+    ] = "sample",
+    limit: Annotated[int | None, typer.Option(min=1, help="Take this many records from the start.")] = None,
+    references: Annotated[
+        str, typer.Option(help="Texts for RS: sample, a folder, a JSON file or a `datasets` data set.")
+    ] = "sample",
+    generation_length: Annotated[
+        int, typer.Option(min=0, help="Tokens of each generated text with its prompt; 0 generates none.")
+    ] = 100,
+    texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 3,
+    plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
+    together: Annotated[int, typer.Option(min=1, help="Records at once; bounds memory.")] = 8,
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results; run again with it to go on.")] = Path("tl-rome-table3"),
+    model: ModelOption = DEFAULT_MODEL,
+    kind: KindOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    prepend_bos: BosOption = None,
+) -> None:
+    """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency."""
+    from tl_rome import counterfact
+    from tl_rome.output import check_folder
+
+    check_folder(out)
+    chosen = counterfact.load_counterfact(records)[:limit]
+    about = counterfact.load_references(references) if generation_length else None
+    loaded = load(model, kind, dtype, device, prepend_bos)
+    table = counterfact.table3(
+        loaded,
+        chosen,
+        counterfact.editors_by_name(loaded, [name.strip() for name in editors.split(",") if name.strip()]),
+        references=about,
+        store=out / "results",
+        config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
+        together=together,
+        seed=seed,
+    )
+    console.out.print(table.summary.grid(table.columns).table)
+    console.out.print(table.summary.differences(columns=table.columns).table)
+    console.say_written(table.save(out))
