@@ -12,6 +12,7 @@ from tl_rome.cli.demo import demo
 from tl_rome.cli.edit import edit
 from tl_rome.cli.experiments import multi, sweep
 from tl_rome.cli.export import export
+from tl_rome.cli.generate import generate
 from tl_rome.cli.table3 import table3
 from tl_rome.cli.trace import average, trace
 from tl_rome.errors import TLRomeError
@@ -20,7 +21,7 @@ _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, average),
     "Editing": (edit, covariance, export),
-    "Measuring": (table3, sweep, multi),
+    "Measuring": (table3, sweep, multi, generate),
 }
 
 
