@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_LAYERS
+from families import FAMILY_KINDS, KINDS, N_LAYERS
 from tracing import relative_error, trace
 
 from tl_rome.blocks import BlockRunner
@@ -12,7 +12,7 @@ from tl_rome.tokens import encode_fact
 
 SWEPT = ("resid_post", "mlp_out", "attn_out")
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 
 
 def both_ways(model, component, **options):
@@ -23,8 +23,7 @@ def both_ways(model, component, **options):
     return relative_error(swept.scores, plain.scores)
 
 
-@each_kind
-@each_family
+@each_pair
 @pytest.mark.parametrize(
     ("component", "window"), [("resid_post", 1), ("resid_post", 3), ("mlp_out", 3), ("attn_out", 1)]
 )
