@@ -47,3 +47,11 @@ class ModelMismatchError(StorageError):
 
 class EditStateError(TLRomeError):
     """An edit applied or undone when the weights are not in the state that this needs."""
+
+
+class WorkerError(TLRomeError):
+    """Work that was given up because the processes that it was given to died."""
+
+
+class MissingPackageError(TLRomeError, ImportError):
+    """An optional package that a function needs and that is not installed."""
