@@ -37,7 +37,7 @@ def html_report(
     title: str = "COUNTERFACT",
     figures: "Mapping[str, bytes | Figure] | None" = None,
 ) -> str:
-    """Make the page of a run; about 40 kB a record with four editors and ten texts each.
+    """Make the page of a run; about 30 kB a record with four editors and ten texts each.
 
     Args:
         results: As `evaluate` or `load_results` gives them.
