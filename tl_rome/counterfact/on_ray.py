@@ -179,8 +179,8 @@ class _Pool:
         if given_up:
             raise WorkerError(
                 f"gave up {_names(given_up)}: {self._retries + 1} workers died at each batch of them, lastly of: "
-                f"{_brief(reason)}; all other records of this step are stored. Look at the worker's own log, give workers "
-                "more memory, or go on in the same store with together=1 to find the record at fault"
+                f"{_brief(reason)}; all other records of this step are stored. Look at the worker's own log, give "
+                "workers more memory, or go on in the same store with together=1 to find the record at fault"
             ) from reason
 
     def close(self) -> None:
