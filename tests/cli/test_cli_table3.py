@@ -23,7 +23,8 @@ def test_table_on_the_embedded_sample_goes_on_where_it_stopped(options, tmp_path
     assert list(rows) == ["unedited", "ft", "ft_l"]
     assert rows["ft"]["ES"]["n"] == 2
     assert rows["ft"]["GE"]["mean"] > 0
-    assert "ft_l - unedited" in told
+    assert "paired bootstrap" in told
+    assert "ft_l - unedited" in (out / "table3.md").read_text()
     lines = [(path, path.read_text()) for path in (out / "results").rglob("*.jsonl")]
     assert succeed("table3", *options) == told
     assert [(path, path.read_text()) for path, _ in lines] == lines

@@ -42,3 +42,7 @@ def test_what_v_depends_on_is_told_apart(tiny, steps):
         before = len(steps)
         changed.each(model, [REQUEST, OTHER, REQUEST])
         assert len(steps) == before + 2
+    with editor(model, REQUEST).applied(model):
+        before = len(steps)
+        shared(model, editor.layer, [REQUEST.fact], CONTEXTS, RELEASED)
+        assert len(steps) == before + 1, "v* of the edited model is another"

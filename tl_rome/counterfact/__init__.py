@@ -4,6 +4,7 @@ from tl_rome.counterfact.builder import BuilderConfig as BuilderConfig
 from tl_rome.counterfact.builder import build_records as build_records
 from tl_rome.counterfact.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.columns import PAPER_COLUMNS as PAPER_COLUMNS
+from tl_rome.counterfact.curve import Curve as Curve
 from tl_rome.counterfact.editors_by_name import editors_by_name as editors_by_name
 from tl_rome.counterfact.editors_table import Table3 as Table3
 from tl_rome.counterfact.editors_table import table3 as table3
@@ -11,7 +12,11 @@ from tl_rome.counterfact.evaluation import Editor as Editor
 from tl_rome.counterfact.evaluation import evaluate as evaluate
 from tl_rome.counterfact.export import to_dataset as to_dataset
 from tl_rome.counterfact.export import write_parquet as write_parquet
+from tl_rome.counterfact.many_facts import many_facts as many_facts
+from tl_rome.counterfact.many_facts_result import ManyFacts as ManyFacts
 from tl_rome.counterfact.measure import EvaluationConfig as EvaluationConfig
+from tl_rome.counterfact.plot import plot_many_facts as plot_many_facts
+from tl_rome.counterfact.plot import plot_sweep as plot_sweep
 from tl_rome.counterfact.plot_summary import plot_summary as plot_summary
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite
@@ -31,4 +36,8 @@ from tl_rome.counterfact.statistics import composition as composition
 from tl_rome.counterfact.statistics import criteria as criteria
 from tl_rome.counterfact.summary import Summary as Summary
 from tl_rome.counterfact.summary import summarize as summarize
+from tl_rome.counterfact.sweep import finetune_over_epsilon as finetune_over_epsilon
+from tl_rome.counterfact.sweep import finetune_over_layers as finetune_over_layers
+from tl_rome.counterfact.sweep import rome_over_layers as rome_over_layers
+from tl_rome.counterfact.sweep import sweep as sweep
 from tl_rome.counterfact.wikidata import WikiDataNeighbors as WikiDataNeighbors

@@ -10,8 +10,8 @@ from dataclasses import replace
 from tl_rome.editors.config import RELEASED, RomeConfig
 from tl_rome.editors.value import OptimisedValue, optimise_values
 from tl_rome.facts import Fact
+from tl_rome.ledger import model_settings
 from tl_rome.sites import HookedModel
-from tl_rome.storage import fingerprint
 
 ValueFinder = Callable[..., list[OptimisedValue]]
 """Finds v* for many facts; called as `optimise_values` is."""
@@ -38,7 +38,7 @@ class SharedValues:
         progress: bool = False,
     ) -> list[OptimisedValue]:
         """See `optimise_values`."""
-        start = (fingerprint(model), model.cfg.default_prepend_bos, layer, tuple(contexts), _what_matters(config))
+        start = (*model_settings(model).values(), layer, tuple(contexts), _what_matters(config))
         missing = [fact for fact in dict.fromkeys(facts) if (*start, fact) not in self._found]
         new = optimise_values(model, layer, missing, contexts, config, max_positions=max_positions, progress=progress)
         self._found |= {(*start, fact): value for fact, value in zip(missing, new, strict=True)}
