@@ -15,7 +15,18 @@ from running import fail, run, succeed, written
 from tl_rome.demo import FACT, NEW
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
-COMMANDS = ("trace", "average", "edit", "covariance", "export", "demo")
+COMMANDS = (
+    "demo",
+    "trace",
+    "average",
+    "edit",
+    "covariance",
+    "export",
+    "table3",
+    "sweep",
+    "multi",
+    "generate",
+)
 
 
 def test_version():
@@ -145,6 +156,7 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.leg("4")
 def test_ctrl_c_in_a_real_run(folder, tmp_path):
     command = [sys.executable, "-m", "tl_rome.cli", "trace", TEMPLATE, SUBJECT, "--model", str(folder)]
     command += ["--samples", "20000", "--component", "mlp", "--out", str(tmp_path / "out")]

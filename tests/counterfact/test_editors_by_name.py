@@ -73,3 +73,15 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):
         editors_by_name(model, names)
+
+
+def test_fewer_contexts_keep_the_empty_one_and_all_lengths(model, covariance):
+    every = editors_by_name(model, ("rome", "draft", "ft"), covariance=covariance)
+    few = editors_by_name(model, ("rome", "draft", "ft"), covariance=covariance, max_contexts=5)
+    empty, *others = every["rome"].contexts
+    assert few["rome"].contexts == (empty, *others[::5])
+    assert few["rome"].contexts_choice.startswith("5 of 21, ")
+    assert few["draft"].contexts == ("",)
+    assert editors_by_name(model, ["rome"], covariance=covariance, max_contexts=1)["rome"].contexts == ("",)
+    with pytest.raises(InputError, match="max_contexts is 0"):
+        editors_by_name(model, ["rome"], covariance=covariance, max_contexts=0)

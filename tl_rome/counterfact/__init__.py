@@ -5,6 +5,7 @@ from tl_rome.counterfact.builder import build_records as build_records
 from tl_rome.counterfact.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.columns import PAPER_COLUMNS as PAPER_COLUMNS
 from tl_rome.counterfact.curve import Curve as Curve
+from tl_rome.counterfact.editors_by_name import EDITOR_NAMES as EDITOR_NAMES
 from tl_rome.counterfact.editors_by_name import editors_by_name as editors_by_name
 from tl_rome.counterfact.editors_table import Table3 as Table3
 from tl_rome.counterfact.editors_table import table3 as table3
@@ -15,6 +16,7 @@ from tl_rome.counterfact.export import write_parquet as write_parquet
 from tl_rome.counterfact.many_facts import many_facts as many_facts
 from tl_rome.counterfact.many_facts_result import ManyFacts as ManyFacts
 from tl_rome.counterfact.measure import EvaluationConfig as EvaluationConfig
+from tl_rome.counterfact.on_ray import evaluate_on_ray as evaluate_on_ray
 from tl_rome.counterfact.plot import plot_many_facts as plot_many_facts
 from tl_rome.counterfact.plot import plot_sweep as plot_sweep
 from tl_rome.counterfact.plot_summary import plot_summary as plot_summary
@@ -24,6 +26,7 @@ from tl_rome.counterfact.records import Target as Target
 from tl_rome.counterfact.references import ReferenceTexts as ReferenceTexts
 from tl_rome.counterfact.references import load_references as load_references
 from tl_rome.counterfact.relations import read_pararel as read_pararel
+from tl_rome.counterfact.report import html_report as html_report
 from tl_rome.counterfact.report import write_report as write_report
 from tl_rome.counterfact.results import CaseResult as CaseResult
 from tl_rome.counterfact.results import Divergence as Divergence
@@ -31,6 +34,8 @@ from tl_rome.counterfact.results import Generation as Generation
 from tl_rome.counterfact.results import Measurement as Measurement
 from tl_rome.counterfact.results import PromptScores as PromptScores
 from tl_rome.counterfact.run_store import load_results as load_results
+from tl_rome.counterfact.side_by_side import SideBySide as SideBySide
+from tl_rome.counterfact.side_by_side import side_by_side as side_by_side
 from tl_rome.counterfact.sources import load_counterfact as load_counterfact
 from tl_rome.counterfact.statistics import composition as composition
 from tl_rome.counterfact.statistics import criteria as criteria

@@ -35,6 +35,7 @@ def editors_by_name(
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
+    max_contexts: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Editor]:
@@ -46,6 +47,7 @@ def editors_by_name(
         layer: Layer that ROME edits, see `Rome.prepare`; fine-tuning trains the first.
         covariance: Key statistics, see `Rome.prepare`.
         contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
+        max_contexts: Take this many of them at most, the empty one included; v* costs as many times as much.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
 
@@ -54,6 +56,8 @@ def editors_by_name(
         TLRomeError: As `Rome.prepare` does.
     """
     names = list(dict.fromkeys(names))
+    if max_contexts is not None and max_contexts < 1:
+        raise InputError(f"max_contexts is {max_contexts}; the empty context is always there, so take at least 1")
     unknown = [name for name in names if name not in EDITOR_NAMES]
     if unknown or not names:
         what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
@@ -64,7 +68,7 @@ def editors_by_name(
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
         base = replace(base, find_values=SharedValues())
         made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
-    return {name: made[name] for name in names}
+    return {name: _shortened(made[name], max_contexts) for name in names}
 
 
 def _variant(
@@ -75,6 +79,16 @@ def _variant(
         return replace(base, config=config)
     own = Rome.prepare(model, covariance=base.covariance, contexts=contexts, config=config, seed=base.seed or 0)
     return replace(base, config=config, contexts=own.contexts, contexts_choice=own.contexts_choice)
+
+
+def _shortened(editor: Editor, most: int | None) -> Editor:
+    """The editor with fewer contexts: the empty one and others at equal distances, so that all lengths stay."""
+    if not isinstance(editor, Rome) or most is None or len(editor.contexts) <= most:
+        return editor
+    empty, *others = editor.contexts
+    chosen = [others[i * len(others) // (most - 1)] for i in range(most - 1)]
+    choice = f"{most} of {len(editor.contexts)}, {editor.contexts_choice}"
+    return replace(editor, contexts=(empty, *chosen), contexts_choice=choice)
 
 
 def _recipe(config: RomeConfig) -> tuple:

@@ -88,7 +88,7 @@ class Table3:
             write_whole(folder / "table3.md", self.markdown.encode()),
             write_whole(folder / "table3.png", image.getvalue()),
         ]
-        write_report(report, self.results, records=self.records, references=self.references, title="Table 3")
+        write_report(report, self.results, records=self.records, summary=self.summary, title="Table 3")
         return [*files, report]
 
 
