@@ -2,7 +2,8 @@
 
 Models are loaded once per session and shared: treat them as read-only and leave no hooks behind. A test that writes
 weights takes `fresh_tiny`. `TL_ROME_LEG` says which TransformerLens the run is about ("3.9" or "4"); a run that got
-another one stops instead of skipping the tests that it was made for.
+another one stops instead of skipping the tests that it was made for. Tests that both legs would only repeat are
+marked with `leg("3.9")` or `leg("4")` and left out on the other one; without `TL_ROME_LEG` all are run.
 """
 
 import os
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Stop when the TransformerLens at hand is not the one this leg is about."""
+    config.addinivalue_line("markers", "leg(name): says nothing new on the other leg")
     leg = os.environ.get("TL_ROME_LEG")
     if leg is None:
         return
@@ -98,11 +100,17 @@ def smollm2() -> Callable[[str], Any]:
     return get
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that takes the real model as slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test that takes the real model as slow, and leave out those of the other leg."""
+    leg, others = os.environ.get("TL_ROME_LEG"), []
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        marker = item.get_closest_marker("leg")
+        if marker is not None and leg not in (None, *marker.args):
+            others.append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, on both legs, and are kept with their outputs.
+"""The notebooks run from the first cell to the last, on the two legs by turns, and are kept with their outputs.
 
 A cell's metadata may have code under `reduced`, which is run after the cell, so that the test does less work.
 """
@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LEGS = ("3.9", "4")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=pytest.mark.leg(LEGS[n % 2])) for n, p in enumerate(NOTEBOOKS)]
+)
 def test_notebook_runs(path, tmp_path):
     import nbformat
     from nbclient import NotebookClient

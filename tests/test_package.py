@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.leg("3.9")
 ROOT = Path(__file__).parents[1]
 SLOW_TO_IMPORT = {
     *("circuitsvis", "datasets", "matplotlib", "nltk", "pandas", "punkt", "requests", "sklearn"),

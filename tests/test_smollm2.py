@@ -255,6 +255,7 @@ def test_killed_first_use_leaves_nothing_broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.leg("3.9")
 def test_real_conversion_keeps_the_quantized_models_numbers(smollm2):
     """The cached float32 weights are those that the GGUF file stands for: one layer read by the gguf package itself."""
     import gguf

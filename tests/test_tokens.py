@@ -495,6 +495,7 @@ def test_padding_changes_no_logits(tiny, kind):
             torch.testing.assert_close(logits[row, : batch.lengths[row]], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.leg("3.9")
 def test_the_golden_prompts_are_tokenised_as_the_authors_code_did(shared_data, smollm2):
     real = smollm2(KINDS[-1])
     stub = SimpleNamespace(tokenizer=real.tokenizer, cfg=SimpleNamespace(default_prepend_bos=False, n_ctx=2048))
@@ -508,6 +509,7 @@ def test_the_golden_prompts_are_tokenised_as_the_authors_code_did(shared_data, s
         assert prompt.subject == SubjectSpan(start, end)
 
 
+@pytest.mark.leg("3.9")
 def test_real_prompts_resolve_or_are_refused_for_a_merged_edge(shared_data, smollm2):
     real = smollm2(KINDS[-1])
     records = json.loads((shared_data / "data" / "counterfact" / "records_400.json").read_text(encoding="utf-8"))

@@ -49,6 +49,7 @@ def test_prompt_that_fills_the_context_is_answered(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.leg("4")
 def test_demo_as_a_user_runs_it(tmp_path):
     """Traces, edits and asks the embedded model, and finds what the README says."""
     command = [sys.executable, "-m", "tl_rome.cli", "demo", "--out", "found"]

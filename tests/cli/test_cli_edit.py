@@ -104,6 +104,7 @@ def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.leg("4")
 def test_edit_without_statistics_samples_its_own(folder, tmp_path):
     out = tmp_path / "edit.safetensors"
     assert "own samples" in succeed("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, "--model", folder, "--out", out)

@@ -121,6 +121,7 @@ def test_neighbors_can_come_from_elsewhere():
 
 
 @pytest.mark.slow
+@pytest.mark.leg("3.9")
 def test_thousands_of_records_from_pararel(shared_data):
     relations = read_pararel(shared_data / "data" / "pararel")
     built = build_records(relations, generator=torch.Generator().manual_seed(0), config=BuilderConfig(per_relation=100))

@@ -33,6 +33,7 @@ def test_every_new_object_has_reference_texts():
         assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.leg("4")
 @pytest.mark.parametrize("kind", KINDS[-1:])
 def test_smollm2_knows_the_facts_and_their_neighbours(smollm2, kind):
     asked, expected = [], []

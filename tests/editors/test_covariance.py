@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, SENTENCES
+from families import FAMILY_KINDS, KINDS, SENTENCES
 from material import LAYER, covariance
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -15,8 +15,7 @@ from tl_rome.tokens import encode
 KIND = KINDS[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_streaming_equals_one_text_at_a_time(tiny, family, kind):
     model = tiny(family, kind)
     keys = []

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from families import FAMILY_KINDS, KINDS
 from material import LAYER, REQUEST, covariance
 
 from tl_rome.editors import DRAFT, Rome
@@ -61,8 +61,7 @@ def test_value_is_that_of_plain_gradient_descent(tiny, kind, fact):
     torch.testing.assert_close(found.value, z.detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_edit_stores_the_value_exactly_and_raises_the_target(tiny, family, kind):
     model = tiny(family, kind)
     editor = Rome.prepare(model, covariance=covariance(model), config=DRAFT)

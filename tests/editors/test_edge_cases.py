@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from families import FAMILY_KINDS, KINDS
 from material import CONTEXTS, LAYER, REQUEST, covariance, editor
 from test_edit import same, weights
 
@@ -29,8 +29,7 @@ def prob(model, request):
     return score_targets(model, [request.fact.prompt], [request.target_new]).prob.item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_bfloat16_models_are_edited_and_restored(fresh_tiny, family, kind):
     model = fresh_tiny(family, kind, torch.bfloat16)
     before = weights(model)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from families import FAMILY_KINDS, KINDS
 from material import REQUEST, editor
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,8 +34,7 @@ def random_edit(edit, layer, seed):
     return Edit((RankOneUpdate(layer, u, v),), edit.request, edit.receipt, edit.model, {})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_apply_writes_delta_and_undo_is_bit_exact(fresh_tiny, family, kind):
     model = fresh_tiny(family, kind)
     edit = editor(model)(model, REQUEST)

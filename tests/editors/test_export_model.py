@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from families import FAMILY_KINDS, KINDS
 from material import REQUEST, editor
 from test_edit import same, weights
 from transformers import AutoModelForCausalLM
@@ -14,8 +14,7 @@ KIND = KINDS[0]
 TOKENS = torch.arange(20)[None]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_the_folder_reloads_with_the_logits_of_the_edited_model(fresh_tiny, family_dir, tmp_path, family, kind):
     model = fresh_tiny(family, kind)
     edit = editor(model)(model, REQUEST)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_LAYERS
+from families import FAMILY_KINDS, KINDS, N_LAYERS
 from material import REQUEST
 
 from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt, compose
@@ -26,7 +26,7 @@ PROMPTS = [
 TARGETS = ["Rome", "is located in the city of Rome", "Paris", "Italy", "a city"]
 PROMPT_ROWS = [2, 0, -1, 1, 0]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 
 
 def edit_of(model, *updates):
@@ -80,8 +80,7 @@ def error(found, expected):
     return ((found - expected).float().norm() / expected.float().norm()).item()
 
 
-@each_kind
-@each_family
+@each_pair
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_each_row_equals_its_edit_in_the_weights(fresh_tiny, family, kind, dtype, tolerance):
     model = fresh_tiny(family, kind, dtype)
@@ -99,8 +98,7 @@ def test_each_row_equals_its_edit_in_the_weights(fresh_tiny, family, kind, dtype
     assert torch.equal(model(tokens), plain)
 
 
-@each_kind
-@each_family
+@each_pair
 def test_generation_with_a_cache_equals_generation_by_edited_weights(fresh_tiny, family, kind):
     model = fresh_tiny(family, kind)
     edits = random_edits(model)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_HEADS, N_LAYERS
+from families import FAMILIES, FAMILY_KINDS, KINDS, N_HEADS, N_LAYERS
 from tracing import FACT, NOISE, relative_error, trace
 
 from tl_rome.errors import InputError, UnsupportedModelError
@@ -15,7 +15,7 @@ from tl_rome.patching import LogitDifference, TraceConfig
 from tl_rome.tokens import encode_fact, encode_target
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 PARALLEL = ("gptj", "neox")
 INERT_PATTERN = ("gptj",)
 
@@ -29,8 +29,7 @@ def check_both_ways(model, component, expected_method="sweep", **options):
     return swept
 
 
-@each_kind
-@each_family
+@each_pair
 @pytest.mark.parametrize("component", ["attn.hook_z", "attn.hook_pattern", "attn.hook_k", "mlp.hook_post"])
 def test_the_sweep_covers_what_is_inside_a_block(tiny, family, kind, component):
     if (component, kind) == ("attn.hook_pattern", "bridge") and family in INERT_PATTERN:
@@ -122,8 +121,7 @@ def test_restoring_all_corrupted_embeddings_one_by_one(tiny, kind):
 # ------------------------------------------------------------------------------------------------------- directions
 
 
-@each_kind
-@each_family
+@each_pair
 @pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("mlp_out", 2)])
 def test_noising(tiny, family, kind, component, window):
     result = check_both_ways(tiny(family, kind, torch.float64), component, window=window, direction="noising")
@@ -136,8 +134,7 @@ def test_noising(tiny, family, kind, component, window):
 # ------------------------------------------------------------------------------------------------------------ severing
 
 
-@each_kind
-@each_family
+@each_pair
 @pytest.mark.parametrize(("sever", "component"), [("mlp", "resid_post"), ("attn", "resid_post"), ("attn", "mlp_out")])
 def test_severing(tiny, family, kind, sever, component):
     model = tiny(family, kind, torch.float64)

@@ -41,8 +41,7 @@ def files(store):
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in Path(store).glob("*/*.safetensors")}
 
 
-@each_kind
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize(("together", "kind"), [(1, KINDS[0]), (3, KINDS[-1])])
 def test_each_trace_is_that_of_the_prompt_alone(tiny, tmp_path, kind, together):
     model = tiny("llama", kind)
     found = trace_all(model, tmp_path, components=("resid_post", "attn_out"), together=together, seed=5)
@@ -257,7 +256,7 @@ def kill_after(process, traces):
 
 
 @pytest.mark.slow
-@each_kind
+@pytest.mark.parametrize("kind", KINDS[:1])
 def test_a_killed_run_goes_on_and_loses_at_most_the_prompt_in_hand(tiny, family_dir, tmp_path, kind):
     # Killed while the fourth trace, the second component of the second prompt, is made but not kept.
     kill_after(start(family_dir("gpt2"), kind, tmp_path / "killed", pause=1), traces=4)
@@ -274,6 +273,7 @@ def test_a_killed_run_goes_on_and_loses_at_most_the_prompt_in_hand(tiny, family_
 
 
 @pytest.mark.slow
+@pytest.mark.leg("4")
 def test_two_processes_share_the_work_and_one_takes_over_when_the_other_dies(tiny, family_dir, tmp_path):
     model, kind = tiny("gpt2", KINDS[-1]), KINDS[-1]
     other = start(family_dir("gpt2"), kind, tmp_path, pause=2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from families import FAMILY_KINDS, KINDS
 from tracing import NOISE, relative_error
 
 from tl_rome.facts import Fact
@@ -22,8 +22,7 @@ def together(model, facts, component, config, **options):
     return trace_together(model, facts, component, config, generators=generators, progress=False, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 @pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("attn_out", 2)])
 def test_prompts_of_any_length_climb_together(tiny, family, kind, component, window):
     model = tiny(family, kind, torch.float64)
