@@ -64,11 +64,12 @@ def test_value_is_that_of_plain_gradient_descent(tiny, kind, fact):
 @pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_edit_stores_the_value_exactly_and_raises_the_target(tiny, family, kind):
     model = tiny(family, kind)
-    editor = Rome.prepare(model, covariance=covariance(model), config=DRAFT)
+    config = replace(DRAFT, max_evaluations=6)
+    editor = Rome.prepare(model, covariance=covariance(model), config=config)
     assert editor.contexts == ("",)
     edit = editor(model, REQUEST)
     key = chosen_keys(model, LAYER, REQUEST.fact, ("",), ["subject"])["subject"]
-    value = optimise_value(model, LAYER, REQUEST.fact, ("",), DRAFT).value.double()
+    value = optimise_value(model, LAYER, REQUEST.fact, ("",), config).value.double()
     stored = w_out(model, LAYER).double() + edit.updates[0].delta
     torch.testing.assert_close(key @ stored + b_out(model, LAYER).double(), value, rtol=1e-6, atol=1e-6)
     with edit.applied(model):
