@@ -13,8 +13,8 @@ from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens
 
 KIND = KINDS[0]
-JUNK = ("", "-_10. ", "-_13. ", "-_2022-01. ", "\n and the most. ")
-PROSE = ("", "The first of the. ", "Ich weiß nicht, was. ", "東京 は 日本の. ", "-_10. ")
+JUNK = ("", "-_10. ", "-in-the-past. ", ", the first of the. ", "\nThe most. ")
+PROSE = ("", "The first of the. ", "Ich weiß nicht, was. ", "東京 は 日本の. ", '\n\n"I was there. ', "-_10. ")
 
 
 def draw(seed=0):
@@ -41,10 +41,10 @@ def test_contexts_follow_the_seed_and_the_recipe(tiny, monkeypatch):
 
 @pytest.mark.parametrize("prepend_bos", [False, True])
 def test_openings_take_turns_and_count_in_the_length(fresh_tiny, monkeypatch, prepend_bos):
-    model, lengths = fresh_tiny("llama", KIND, prepend_bos=prepend_bos), []
+    model, starts = fresh_tiny("llama", KIND, prepend_bos=prepend_bos), []
 
     def spy(model, tokens, new_tokens, **options):
-        lengths.append(tokens.shape[1] + new_tokens)
+        starts.append((model.tokenizer.decode(tokens[0, prepend_bos:]), new_tokens))
         return sample_tokens(model, tokens, new_tokens, **options)
 
     monkeypatch.setattr("tl_rome.editors.contexts.sample_tokens", spy)
@@ -52,7 +52,8 @@ def test_openings_take_turns_and_count_in_the_length(fresh_tiny, monkeypatch, pr
     found = sample_contexts(model, config, generator=draw())
     assert [text.startswith(word) for text, word in zip(found[1:], ("The", "People") * 2, strict=True)] == [True] * 4
     assert found[1] != found[3]
-    assert lengths == [6 + prepend_bos] * 4
+    words = [len(model.tokenizer.encode(word, add_special_tokens=False)) for word in ("The", "People")]
+    assert starts == [("\n\nThe", 6 - words[0]), ("\n\nPeople", 6 - words[1])] * 2
     assert config.contexts_choice == "sampled from openings The, People, top-k 5"
 
 

@@ -5,19 +5,15 @@ by object, as those of the embedded sample are.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from tl_rome.counterfact.records import Target
 from tl_rome.errors import StorageError
 from tl_rome.facts import Fact
-
-_PATTERN = re.compile(r"(?P<before>[^\[\]]*)\[X\](?P<between>[^\[\]]*\s)\[Y\][\s.]*")
-"""A ParaRel pattern that a left-to-right model can complete: the subject comes first, and nothing after the object."""
+from tl_rome.patching.fact_sources import read_lines, template_of
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,10 @@ def read_pararel(folder: str | Path, prompts: Mapping[str, Sequence[str]] | None
         raise StorageError(f"{folder} has no patterns/*.jsonl; give ParaRel's data folder")
     relations, number = [], 0
     for file in files:
-        templates = dict.fromkeys(template for line in _lines(file, "pattern") if (template := _template(line[0])))
-        facts = dict.fromkeys(_lines(folder / "facts" / file.name, "sub_label", "obj_label"))
+        patterns = (row["pattern"] for row in read_lines(file, ("pattern",)))
+        templates = dict.fromkeys(template for pattern in patterns if (template := template_of(pattern)))
+        rows = read_lines(folder / "facts" / file.name, ("sub_label", "obj_label"))
+        facts = dict.fromkeys((row["sub_label"].strip(), row["obj_label"].strip()) for row in rows)
         if templates:
             numbered = (StatedFact(name, Target(target), number + i) for i, (name, target) in enumerate(facts))
             more = tuple(prompts.get(file.stem, ()))
@@ -117,22 +115,3 @@ def read_relations(texts: Mapping[str, str], prompts: Mapping[str, Sequence[str]
             raise StorageError(f"relation {relation_id} has no templates and facts by object ({error!r})") from error
         number += len(facts)
     return relations
-
-
-def _template(pattern: str) -> str | None:
-    """A pattern such as "[X] was born in [Y] ." as "{} was born in"; None where the object does not come last."""
-    found = _PATTERN.fullmatch(pattern)
-    if found is None or "{}" in pattern:
-        return None
-    return f"{found['before']}{{}}{found['between']}".strip()
-
-
-def _lines(path: Path, *names: str) -> Iterator[tuple[str, ...]]:
-    """The named fields of every line."""
-    try:
-        for line in path.read_text("utf-8").split("\n"):
-            if line.strip():
-                data: Any = json.loads(line)
-                yield tuple(str(data[name]).strip() for name in names)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise StorageError(f"cannot read {', '.join(names)} from {path}: {error!r}") from error

@@ -4,9 +4,8 @@ The released recipe samples them from the model itself: ten of 5 tokens and ten 
 beginning-of-text token, whose position counts in the length; each becomes `"text. "`. The prompt itself, with nothing
 before it, comes first.
 
-A model that was never trained to begin a text from that token gives junk there, such as "-_10". Texts that continue a
-few common openings, as in MEMIT's code, are prose then. On ten COUNTERFACT records and SmolLM2-135M they raise the
-magnitude of the rewrite from 0.91 to 0.95 and of paraphrases from 0.51 to 0.69 (preset "released").
+A model that was never trained to begin a text from that token gives junk there, such as "-in-the-past". Paragraphs that
+begin with a few common openings, those of MEMIT's code, are prose then; docs/presets.md has what they change.
 """
 
 import logging
@@ -21,6 +20,8 @@ from tl_rome.generation import sample_tokens
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
+_QUOTES = tuple("\"'“‘«「")
+_PARAGRAPH = "\n\n"
 _log = logging.getLogger(__name__)
 
 
@@ -59,15 +60,19 @@ def choose_contexts(
 
 
 def are_junk(contexts: Sequence[str]) -> bool:
-    """Whether most of the sampled prefixes are no prose: less than three quarters letters and spaces, or no word."""
+    """Whether most of the sampled prefixes are no prose.
+
+    Prose begins with a letter, a digit or a quotation mark, is letters and spaces to three quarters, and has a word.
+    """
     sampled = [context for context in contexts if context]
     return sum(map(_is_prose, sampled)) < len(sampled) / 2
 
 
 def _is_prose(context: str) -> bool:
-    text = context.removesuffix(". ")
+    text = context.removesuffix(". ").lstrip()
     plain = sum(character.isalpha() or character.isspace() for character in text)
-    return plain >= 0.75 * max(1, len(text)) and any(len(word) > 1 and word.isalpha() for word in text.split())
+    has_word = any(len(word) > 1 and word.isalpha() for word in text.split())
+    return has_word and plain >= 0.75 * len(text) and (text[0].isalnum() or text[0] in _QUOTES)
 
 
 def sample_contexts(model: HookedModel, config: RomeConfig, *, generator: torch.Generator) -> tuple[str, ...]:
@@ -96,12 +101,15 @@ def sample_contexts(model: HookedModel, config: RomeConfig, *, generator: torch.
 def _from_openings(
     model: HookedModel, config: RomeConfig, length: int, count: int, generator: torch.Generator
 ) -> list[str]:
-    """Texts of `length` tokens, BOS not counted, that begin with the openings in turn."""
+    """Texts of `length` tokens that begin with the openings in turn, each sampled as the start of a paragraph.
+
+    Without the line break, a model without BOS takes the opening's first token for an attention sink and not a word.
+    """
     texts = []
     for index in range(count):
-        start = encode(model, config.context_openings[index % len(config.context_openings)])
-        bos = int(bool(model.cfg.default_prepend_bos))
-        more = max(0, length + bos - len(start))
+        opening = config.context_openings[index % len(config.context_openings)]
+        start = encode(model, _PARAGRAPH + opening)
+        more = max(0, length - len(model.tokenizer.encode(opening, add_special_tokens=False)))
         sampled = sample_tokens(model, start[None], more, generator=generator, top_k=config.context_top_k)
-        texts.append(model.tokenizer.decode(sampled[0, bos:], skip_special_tokens=True))
+        texts.append(model.tokenizer.decode(sampled[0], skip_special_tokens=True).strip())
     return texts

@@ -95,7 +95,9 @@ def load_facts(path: str | Path) -> list[Fact]:
         StorageError: If the file is absent or a line damaged.
         InputError: If a line's fact is not valid.
     """
-    return [Fact(row["template"], row["subject"], row.get("target")) for row in _rows(path, ("template", "subject"))]
+    return [
+        Fact(row["template"], row["subject"], row.get("target")) for row in read_lines(path, ("template", "subject"))
+    ]
 
 
 def read_facts(path: str | Path) -> list[Fact]:
@@ -138,14 +140,16 @@ def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:
     return write_whole(Path(path), "".join(lines).encode())
 
 
-def _relation(folder: Path, name: str) -> Relation:
-    patterns = [row["pattern"] for row in _rows(folder / "patterns" / f"{name}.jsonl", ("pattern",))]
-    templates = [template for template in map(template_of, patterns) if template is not None]
-    rows = _rows(folder / "facts" / f"{name}.jsonl", ("sub_label", "obj_label"))
-    return Relation(name, tuple(templates), tuple((row["sub_label"], row["obj_label"]) for row in rows))
+def read_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    """Records of a JSONL file.
 
+    Args:
+        path: File; blank lines are passed over.
+        fields: Names of text fields that every line must have.
 
-def _rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    Raises:
+        StorageError: If the file cannot be read, or a line lacks a field; it names the line.
+    """
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -161,3 +165,10 @@ def _rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[str, An
         if missing:
             raise StorageError(f"line {number} of {path}: {missing} should be text")
         yield row
+
+
+def _relation(folder: Path, name: str) -> Relation:
+    patterns = [row["pattern"] for row in read_lines(folder / "patterns" / f"{name}.jsonl", ("pattern",))]
+    templates = [template for template in map(template_of, patterns) if template is not None]
+    rows = read_lines(folder / "facts" / f"{name}.jsonl", ("sub_label", "obj_label"))
+    return Relation(name, tuple(templates), tuple((row["sub_label"], row["obj_label"]) for row in rows))
