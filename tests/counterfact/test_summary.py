@@ -147,6 +147,13 @@ def test_two_settings_of_one_editor_are_two_rows():
     assert set(summarize(results).rows) == {UNEDITED, "rome (c)", "rome (other)"}
 
 
+def test_the_unedited_model_may_have_results_of_its_own():
+    unedited = [dataclasses.replace(result, editor=UNEDITED, after=result.before, before=None) for result in RESULTS]
+    alone, joined = summarize(RESULTS), summarize([*RESULTS, *unedited])
+    assert list(joined.rows) == list(alone.rows)
+    assert means(joined.rows[UNEDITED]) == pytest.approx(means(alone.rows[UNEDITED]), nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [

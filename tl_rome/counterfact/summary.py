@@ -170,11 +170,13 @@ def summarize(
     meter, labels = Meter(word_tokenizer(), references, preset), row_labels(results)
     figures: dict[str, dict[int, Mapping[str, float]]] = {UNEDITED: {}}
     failures: dict[str, dict[int, str]] = {}
+    seen: set[tuple[str, int]] = set()
     for result in results:
         label, case = labels[result.editor, result.config], result.case_id
-        rows, failed = figures.setdefault(label, {}), failures.setdefault(label, {})
-        if case in rows or case in failed:
+        if (label, case) in seen:
             raise InputError(f"record {case} has two results of {label!r}; keep one")
+        seen.add((label, case))
+        rows, failed = figures.setdefault(label, {}), failures.setdefault(label, {})
         if result.before is not None and case not in figures[UNEDITED]:
             figures[UNEDITED][case] = meter.read(result.before, result.rewrite)
         if result.after is None:
