@@ -1,9 +1,11 @@
 """Tables of many records: averages by hand, intervals that cover, pairing that helps, and what is left out is said."""
 
 import dataclasses
+import io
 import math
 
 import pytest
+import rich.console
 import torch
 from cases import case, measurement, scores
 
@@ -140,6 +142,19 @@ def test_tables_have_the_columns_of_the_source():
     assert [row[:2] for row in differences.rows] == [("rome - unedited", "3")]
     assert "paired" in differences.caption
     assert len(grid.table.columns) == len(grid.header)
+
+
+@pytest.mark.parametrize("width", [40, 80, 400])
+def test_a_terminal_shows_whole_cells_however_narrow_it_is(width):
+    grid = summarize(RESULTS).grid()
+    console = rich.console.Console(width=width, file=io.StringIO())
+    console.print(*grid.tables(width), sep="\n")
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(cell in shown for row in (grid.header, *grid.rows) for cell in row)
+    assert "…" not in shown
+    assert (len(grid.tables(width)) == 1) == (width == 400)
+    assert " ".join(shown.split()).count("conventions") == 1
 
 
 def test_two_settings_of_one_editor_are_two_rows():

@@ -210,7 +210,7 @@ def _write(folder: Path, name: str, data: Any, grids: "Sequence[Grid]", figure: 
     from tl_rome.storage import write_whole
 
     for grid in grids:
-        console.out.print(grid.table)
+        console.out.print(*grid.tables(console.out.width), sep="\n")
     image = BytesIO()
     figure.savefig(image, format="png")
     texts = {"json": json.dumps(data, indent=1, allow_nan=False), "md": "\n".join(grid.markdown for grid in grids)}

@@ -41,7 +41,7 @@ def table3(
     ] = 7,
     texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 3,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
-    together: Annotated[int, typer.Option(min=1, help="Records at once; bounds memory.")] = 8,
+    together: Annotated[int, typer.Option(min=1, help="Records at once; bounds memory.")] = 16,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="Folder of results; run again with it to go on.")] = Path("tl-rome-table3"),
     model: ModelOption = DEFAULT_MODEL,
@@ -70,5 +70,5 @@ def table3(
         seed=seed,
     )
     for grid in (table.summary.grid(), table.summary.differences()):  # the files have all columns
-        console.out.print(grid.table)
+        console.out.print(*grid.tables(console.out.width), sep="\n")
     console.say_written(table.save(out))
