@@ -1,8 +1,10 @@
 from dataclasses import asdict, replace
 
 import pytest
+from families import KINDS
 
 from tl_rome.editors import DRAFT, NEURIPS, P_ROME, PRESETS, R_ROME, RELEASED
+from tl_rome.editors.tuning import suited
 from tl_rome.errors import InputError
 
 COLUMNS = (
@@ -13,17 +15,18 @@ COLUMNS = (
     "learning_rate",
     "weight_decay",
     "max_evaluations",
+    "extra_evaluations",
     "sum_token_nll",
     "kl_factor",
     "norm_penalty",
     "clamp",
 )
 TABLE = {
-    "draft": ("subject", "subject", "prompt", "gradient_descent", 10.0, 0.0, 100, True, 0.0, 0.0, None),
-    "neurips": ("contexts", "contexts", "prompt", "adam", 0.5, 1.5e-3, 20, False, 1e2, 0.0, None),
-    "released": ("contexts", "prompt", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
-    "r_rome": ("contexts", "contexts", "key", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
-    "p_rome": ("prompt", "prompt", "prompt", "adam", 0.5, 0.0, 20, False, 0.0625, 0.5, 4.0),
+    "draft": ("subject", "subject", "prompt", "gradient_descent", 10.0, 0.0, 100, 0, True, 0.0, 0.0, None),
+    "neurips": ("contexts", "contexts", "prompt", "adam", 0.5, 1.5e-3, 20, 0, False, 1e2, 0.0, None),
+    "released": ("contexts", "prompt", "prompt", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
+    "r_rome": ("contexts", "contexts", "key", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
+    "p_rome": ("prompt", "prompt", "prompt", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
 }
 
 
@@ -55,12 +58,33 @@ def test_r_rome_and_p_rome_differ_from_the_release_in_one_key_each():
     assert replace(P_ROME, preset="released", direction_key="contexts") == RELEASED
 
 
+def test_departures_from_a_preset_are_told():
+    assert RELEASED.departures == ""
+    assert replace(R_ROME, clamp=3.0, kl_factor=0.1).departures == "kl_factor=0.1, clamp=3.0"
+    assert replace(RELEASED, preset="mine").departures == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [((24, 1024), {"clamp": 3.0}), ((30, 576), {"extra_evaluations": 20}), ((48, 1600), {}), ((3, 64), {})],
+)
+def test_what_suits_a_model_by_its_shape(tiny, monkeypatch, shape, changes):
+    model = tiny("llama", KINDS[0])
+    for name, size in zip(("n_layers", "d_model"), shape, strict=True):
+        monkeypatch.setattr(model.cfg, name, size)
+    for config in (RELEASED, R_ROME, P_ROME):
+        assert suited(model, config) == replace(config, **changes)
+    for config in (DRAFT, NEURIPS, replace(RELEASED, clamp=5.0)):
+        assert suited(model, config) == config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"learning_rate": 0.0}, "must be positive"),
         ({"max_evaluations": 0}, "must be positive"),
         ({"clamp": -1.0}, "must be positive"),
+        ({"extra_evaluations": -1}, "cannot be negative"),
         ({"optimiser": "gradient_descent", "weight_decay": 0.1}, "weight_decay is Adam's"),
     ],
 )

@@ -173,6 +173,24 @@ def test_the_model_is_left_as_found(fresh_tiny, kind):
     assert not any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_targets_that_are_still_unlikely_get_more_evaluations(tiny, kind, monkeypatch):
+    model, more = tiny("llama", kind), replace(SHORT, extra_evaluations=3)
+    short, long = (
+        optimise_values(model, LAYER, MANY, CONTEXTS, replace(SHORT, max_evaluations=most)) for most in (6, 9)
+    )
+    last = sorted(value.losses[-1]["nll"] for value in short)
+    monkeypatch.setattr("tl_rome.editors.value._UNWRITTEN", (last[1] + last[2]) / 2)
+    hard = [value.losses[-1]["nll"] > last[1] for value in short]
+    for value, *others, is_hard in zip(
+        optimise_values(model, LAYER, MANY, CONTEXTS, more), short, long, hard, strict=True
+    ):
+        expected = others[is_hard]
+        assert len(value.losses) == len(expected.losses)
+        assert (value.value - expected.value).norm() < 1e-3 * expected.value.norm()
+    assert sum(hard) == 2
+
+
 def test_delta_is_clamped(tiny):
     found = optimise_value(tiny("llama", KIND), LAYER, REQUEST.fact, CONTEXTS, replace(RELEASED, clamp=0.1))
     assert (found.value - found.initial).norm() <= 0.1001 * found.initial.norm()

@@ -166,6 +166,7 @@ def _rome(
     from tl_rome.counterfact.editors_by_name import EDITOR_NAMES, ROME_CONFIGS
     from tl_rome.counterfact.sweep import rome_over_layers
     from tl_rome.editors.contexts import choose_contexts
+    from tl_rome.editors.tuning import suited
 
     if name not in ROME_CONFIGS:
         raise InputError(f"there is no editor {name!r}; choose from {', '.join(EDITOR_NAMES)}")
@@ -178,7 +179,7 @@ def _rome(
         )
     for layer, each in covariances.items():
         each.check(model, layer)
-    config = ROME_CONFIGS[name]
+    config = suited(model, ROME_CONFIGS[name])
     contexts, _ = choose_contexts(model, config, generator=torch.Generator().manual_seed(seed))
     return {**rome_over_layers((covariances[layer] for layer in layers or sorted(covariances)), contexts, config)}
 

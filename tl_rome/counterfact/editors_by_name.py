@@ -15,6 +15,7 @@ from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.layers import LayerChoice
 from tl_rome.editors.rome import Rome
 from tl_rome.editors.shared_values import SharedValues
+from tl_rome.editors.tuning import suited
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
 
@@ -76,9 +77,9 @@ def _variant(
 ) -> Rome:
     """The editor with another preset; its contexts are drawn anew only where the preset's recipe differs."""
     if _recipe(config) == _recipe(base.config) or contexts not in (None, "recipe"):
-        return replace(base, config=config)
+        return replace(base, config=suited(model, config))
     own = Rome.prepare(model, covariance=base.covariance, contexts=contexts, config=config, seed=base.seed or 0)
-    return replace(base, config=config, contexts=own.contexts, contexts_choice=own.contexts_choice)
+    return replace(base, config=own.config, contexts=own.contexts, contexts_choice=own.contexts_choice)
 
 
 def _shortened(editor: Editor, most: int | None) -> Editor:

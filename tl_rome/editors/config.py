@@ -5,7 +5,7 @@ The sources are the draft this project follows, the published text (Meng et al.,
 that the code divides by another key than the one it solves for. Where a text is silent the release is followed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from tl_rome.errors import InputError
@@ -46,6 +46,8 @@ class RomeConfig:
     """Adam's own L2 term: this times delta is added to the gradient."""
     max_evaluations: int
     """Evaluations of the loss; there is one update fewer."""
+    extra_evaluations: int = 0
+    """Further ones for a target that is then still less likely than not: its mean NLL over contexts is above log 2."""
     stop_loss: float
     """Optimisation ends as soon as the total loss falls below this."""
     sum_token_nll: bool = False
@@ -66,6 +68,13 @@ class RomeConfig:
     """Words that sampled texts begin with, in turn; none: they are sampled from the start token alone."""
 
     @property
+    def departures(self) -> str:
+        """Settings in which this is not the preset it names, such as "clamp=3.0"; for the receipt."""
+        preset = PRESETS.get(self.preset, self)
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ", ".join(f"{name}={value!r}" for name, value in pairs if value != getattr(preset, name))
+
+    @property
     def contexts_choice(self) -> str:
         """How contexts are sampled, in words, for the receipt."""
         if not self.context_lengths:
@@ -74,6 +83,8 @@ class RomeConfig:
         return f"sampled from {start}, top-k {self.context_top_k}"
 
     def __post_init__(self) -> None:
+        if self.extra_evaluations < 0:
+            raise InputError(f"extra_evaluations is {self.extra_evaluations}; it cannot be negative")
         if self.learning_rate <= 0 or self.max_evaluations < 1 or (self.clamp is not None and self.clamp <= 0):
             raise InputError(f"learning rate, evaluations and clamp must be positive: {self}")
         if self.optimiser == "gradient_descent" and self.weight_decay:

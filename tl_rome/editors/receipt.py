@@ -56,15 +56,18 @@ class Receipt:
     """Entropy of the next token in those sentences before and after, in nats."""
     losses: tuple[float, ...] = ()
     """The loss at each evaluation, in nats."""
+    departures: str = ""
+    """Settings that are not those of the preset."""
     warnings: tuple[str, ...] = ()
     """What suggests that the edit does damage, see `safety`; empty for a sound one."""
 
     def __str__(self) -> str:
         lines = [f"{self.prompt!r} -> {self.target_new!r}"]
         lines.append(_target_line(self.target_new, self.prob_new, self.rank_new))
+        departures = f" with {self.departures}" if self.departures else ""
         if self.prob_true is not None and self.target_true is not None:
             lines.append(_target_line(self.target_true, self.prob_true, self.rank_true))
-        lines.append(f"  layer {self.layer} ({self.layer_choice}), preset {self.preset!r}")
+        lines.append(f"  layer {self.layer} ({self.layer_choice}), preset {self.preset!r}{departures}")
         lines.append(f"  {self.contexts} contexts ({self.contexts_choice})")
         if self.covariance is not None:
             lines.append(f"  covariance: {self.covariance}")

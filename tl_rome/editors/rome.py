@@ -23,6 +23,7 @@ from tl_rome.editors.outcome import measure, measure_many
 from tl_rome.editors.receipt import Receipt
 from tl_rome.editors.safety import with_outcome
 from tl_rome.editors.shared_values import ValueFinder
+from tl_rome.editors.tuning import suited
 from tl_rome.editors.update import RankOneUpdate
 from tl_rome.editors.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
@@ -83,7 +84,7 @@ class Rome:
                 its covariance.
             contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
                 where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
-            config: Preset.
+            config: Preset, which takes what suits the model (`suited`), or a configuration of your own, which is kept.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
 
@@ -92,6 +93,7 @@ class Rome:
             ModelMismatchError: If the covariance is of another model.
         """
         is_hooked_transformer(model)
+        config = suited(model, config)
         chosen_layer, layer_choice = choose_layer(model, layer, covariance)
         generator = torch.Generator().manual_seed(seed)
         contexts_choice = "given"
@@ -197,6 +199,7 @@ class Rome:
             prob_new=(0.0, 0.0),
             prob_true=None,
             preset=config.preset,
+            departures=config.departures,
             layer=layer,
             layer_choice=self.layer_choice,
             contexts=len(self.contexts),

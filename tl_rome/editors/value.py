@@ -14,6 +14,7 @@ unembeds the scored positions only; the rest comes from one recorded run. Reques
 of their losses has one term for each delta, Adam works element by element, and a request that has ended leaves.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, last_resid, record
 from tl_rome.sites import HookedModel, Site, value_hook
+
+_UNWRITTEN = math.log(2)
+"""NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +132,15 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
     optimiser = _optimiser(delta, config)
     found: dict[int, OptimisedValue] = {}
     losses: list[list[dict[str, float]]] = [[] for _ in delta]
-    for step in tqdm(range(config.max_evaluations), desc="optimise v*", unit="step", disable=not progress):
+    most = config.max_evaluations + config.extra_evaluations
+    limits = [config.max_evaluations] * len(delta)
+    for step in tqdm(range(most), desc="optimise v*", unit="step", disable=not progress):
         total, parts = loss_of(delta)
         for request, figures in zip(loss_of.requests.tolist(), parts, strict=True):
             losses[request].append(figures)
-            if figures["loss"] < config.stop_loss or step == config.max_evaluations - 1:
+            if step + 1 == config.max_evaluations and figures["nll"] > _UNWRITTEN:
+                limits[request] = most
+            if figures["loss"] < config.stop_loss or step + 1 == limits[request]:
                 value, initial = (loss_of.initial + delta).detach()[request], loss_of.initial[request]
                 found[request] = OptimisedValue(value, initial, tuple(losses[request]))
         if not torch.isfinite(total):
