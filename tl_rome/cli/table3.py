@@ -1,5 +1,6 @@
 """`tl-rome table3`: editors side by side on COUNTERFACT records, all columns with intervals."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +40,13 @@ def table3(
             min=1, help="Texts before the prompt while ROME seeks v*; 21 in the released code, 3 times as slow."
         ),
     ] = 7,
-    texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 3,
+    texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 2,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
     together: Annotated[int, typer.Option(min=1, help="Records at once; bounds memory.")] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes with a model each.", show_default="2 on a CPU with two threads, else 1"),
+    ] = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="Folder of results; run again with it to go on.")] = Path("tl-rome-table3"),
     model: ModelOption = DEFAULT_MODEL,
@@ -52,23 +57,31 @@ def table3(
 ) -> None:
     """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency."""
     from tl_rome import counterfact
+    from tl_rome.counterfact.editors_by_name import check_names
     from tl_rome.output import check_folder
 
     check_folder(out)
+    names = check_names(name.strip() for name in editors.split(",") if name.strip())
     chosen = counterfact.load_counterfact(records)[:limit]
     about = counterfact.load_references(references) if generation_length else None
-    names = [name.strip() for name in editors.split(",") if name.strip()]
-    loaded = load(model, kind, dtype, device, prepend_bos)
-    table = counterfact.table3(
-        loaded,
+    results = counterfact.evaluate_in_processes(
+        partial(load, model, kind, dtype, device, prepend_bos),
         chosen,
-        counterfact.editors_by_name(loaded, names, max_contexts=contexts, seed=seed),
-        references=about,
+        partial(counterfact.editors_by_name, names=names, max_contexts=contexts, seed=seed),
         store=out / "results",
+        workers=workers or _default_workers(device),
         config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
         together=together,
         seed=seed,
     )
+    table = counterfact.Table3.of(chosen, results, about, seed=seed)
     for grid in (table.summary.grid(), table.summary.differences()):  # the files have all columns
         console.out.print(*grid.tables(console.out.width), sep="\n")
     console.say_written(table.save(out))
+
+
+def _default_workers(device: str | None) -> int:
+    import torch
+
+    on_cpu = torch.device(device).type == "cpu" if device else not torch.cuda.is_available()
+    return min(2, torch.get_num_threads()) if on_cpu else 1

@@ -13,6 +13,7 @@ from tl_rome.counterfact.evaluation import Editor as Editor
 from tl_rome.counterfact.evaluation import evaluate as evaluate
 from tl_rome.counterfact.export import to_dataset as to_dataset
 from tl_rome.counterfact.export import write_parquet as write_parquet
+from tl_rome.counterfact.in_processes import evaluate_in_processes as evaluate_in_processes
 from tl_rome.counterfact.many_facts import many_facts as many_facts
 from tl_rome.counterfact.many_facts_result import ManyFacts as ManyFacts
 from tl_rome.counterfact.measure import EvaluationConfig as EvaluationConfig

@@ -56,13 +56,9 @@ def editors_by_name(
         InputError: If a name is unknown or there is none.
         TLRomeError: As `Rome.prepare` does.
     """
-    names = list(dict.fromkeys(names))
+    names = check_names(names)
     if max_contexts is not None and max_contexts < 1:
         raise InputError(f"max_contexts is {max_contexts}; the empty context is always there, so take at least 1")
-    unknown = [name for name in names if name not in EDITOR_NAMES]
-    if unknown or not names:
-        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
-        raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
     made: dict[str, Editor] = {name: FineTune.prepare(model, config) for name, config in FINE_TUNING.items()}
     chosen = [name for name in names if name in ROME_CONFIGS]
     if chosen:
@@ -70,6 +66,20 @@ def editors_by_name(
         base = replace(base, find_values=SharedValues())
         made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
     return {name: _shortened(made[name], max_contexts) for name in names}
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """The names, each once.
+
+    Raises:
+        InputError: If one is unknown or there is none.
+    """
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in EDITOR_NAMES]
+    if unknown or not names:
+        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
+        raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
+    return names
 
 
 def _variant(

@@ -37,6 +37,32 @@ class Table3:
     references: ReferenceTexts | None
     """Texts for RS."""
 
+    @classmethod
+    def of(
+        cls,
+        records: Iterable[CounterFactRecord],
+        results: Iterable[CaseResult],
+        references: ReferenceTexts | None = None,
+        *,
+        preset: Preset = "released",
+        seed: int = 0,
+    ) -> "Table3":
+        """The table of an evaluation, wherever it was run.
+
+        Args:
+            records: What was evaluated.
+            results: One per editor and record.
+            references: Texts for RS.
+            preset: Whose conventions the figures follow.
+            seed: Of the bootstrap.
+
+        Raises:
+            InputError: See `summarize`.
+        """
+        results = tuple(results)
+        summary = summarize(results, references=references, preset=preset, seed=seed)
+        return cls(tuple(records), results, summary, references)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The source's columns and those beside them, as far as something was measured."""
@@ -126,8 +152,7 @@ def table3(
     results = evaluate(
         model, chosen, editors, store=store, config=config, together=together, seed=seed, progress=progress
     )
-    summary = summarize(results, references=references, preset=preset, seed=seed)
-    return Table3(chosen, tuple(results), summary, references)
+    return Table3.of(chosen, results, references, preset=preset, seed=seed)
 
 
 def _plain(row: Mapping[str, Estimate]) -> dict[str, Any]:

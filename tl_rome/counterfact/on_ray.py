@@ -18,7 +18,7 @@ from tl_rome.counterfact.measure import EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.counterfact.run import Batch, Found, Identity, Run
-from tl_rome.errors import InputError, MissingPackageError, ModelMismatchError, WorkerError
+from tl_rome.errors import InputError, MissingPackageError, WorkerError
 from tl_rome.sites import HookedModel
 
 _log = logging.getLogger(__name__)
@@ -232,11 +232,7 @@ class _Pool:
         self._failed_starts = 0
         self._idle.append(actor)
         self._identity = first = self._identity or found
-        if found != first:
-            raise ModelMismatchError(
-                f"workers differ in {_differences(first, found)}; load the same model in each, prepare editors with "
-                "fixed seeds, and read covariances from a file that all share"
-            )
+        first.check_same(found)
 
 
 def _names(batches: Iterable[Batch]) -> str:
@@ -247,10 +243,3 @@ def _names(batches: Iterable[Batch]) -> str:
 def _brief(error: Exception | None) -> str:
     """Ray's first line; what caused it is told with the traceback."""
     return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _differences(one: Identity, other: Identity) -> str:
-    editors = [
-        repr(name) for name in {**one.editors, **other.editors} if one.editors.get(name) != other.editors.get(name)
-    ]
-    return ", ".join([*["the model"] * (one.model != other.model), *(f"the editor {name}" for name in editors)])

@@ -18,7 +18,7 @@ from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.counterfact.run_store import RunStore, editor_line, unedited_line
 from tl_rome.counterfact.summary import UNEDITED
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.ledger import Ledger
 from tl_rome.patching.trace_store import digest
 
@@ -33,6 +33,21 @@ class Identity:
     """See `model_settings`."""
     editors: Mapping[str, Any]
     """By name, see `describe_editor`."""
+
+    def check_same(self, other: "Identity") -> None:
+        """Refuse a worker that differs from another.
+
+        Raises:
+            ModelMismatchError: If model or editors differ.
+        """
+        names = {**self.editors, **other.editors}
+        editors = [name for name in names if self.editors.get(name) != other.editors.get(name)]
+        differing = [*["the model"] * (self.model != other.model), *(f"the editor {name!r}" for name in editors)]
+        if differing:
+            raise ModelMismatchError(
+                f"workers differ in {', '.join(differing)}; load the same model in each, prepare editors with fixed "
+                "seeds, and read covariances from a file that all share"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -117,7 +117,7 @@ class FineTune:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_rows: int = 32,
+        max_rows: int = 8,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, training many at once; the model is left as found.
@@ -125,7 +125,8 @@ class FineTune:
         Args:
             model: A HookedTransformer or TransformerBridge.
             requests: The facts to write, each in a model of its own.
-            max_rows: Requests trained at once; each needs four times the memory of the matrix in float32.
+            max_rows: Requests trained at once, those of about equal length together; each needs four times the memory
+                of the matrix in float32.
             progress: Whether to show a progress bar over steps.
 
         Returns:
@@ -136,15 +137,18 @@ class FineTune:
             UnsupportedModelError: If the model has no W_out there, or its blocks cannot be run one by one.
             NumericsError: If a loss is not finite.
         """
-        edits = []
+        edits: dict[int, Edit] = {}
+        order = sorted(range(len(requests)), key=lambda index: len(_tokens(model, requests[index])))
         for first in range(0, len(requests), max_rows):
-            chunk = requests[first : first + max_rows]
+            places = order[first : first + max_rows]
+            chunk = [requests[place] for place in places]
             started = time.perf_counter()
             trained = _train(model, self.layer, chunk, self.config, progress)
             before = measure_many(model, chunk)
             shared = (time.perf_counter() - started) / len(chunk)
-            edits += [self._edit(model, *parts, shared) for parts in zip(chunk, trained, before, strict=True)]
-        return edits
+            for place, *parts in zip(places, chunk, trained, before, strict=True):
+                edits[place] = self._edit(model, *parts, shared)
+        return [edits[place] for place in range(len(requests))]
 
     def _edit(
         self,
@@ -221,15 +225,20 @@ def _train(
     return [(change.detach(), found) for change, found in zip(loss_of.changes, losses, strict=True)]
 
 
+def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
+    """The prompt with the target, but for its last token."""
+    prompt = encode(model, request.fact.prompt)
+    return torch.cat([prompt, encode_target(model, request.target_new, request.fact.prompt)[:-1]])
+
+
 class _Loss:
     """The loss of each request that is left, as a function of the changes that a `value_hook` with `add` puts in."""
 
     def __init__(self, model: HookedModel, layer: int, requests: Sequence[EditRequest]) -> None:
         self.model, self.layer, weight = model, layer, w_out(model, layer)
-        prompts = [encode(model, request.fact.prompt) for request in requests]
+        rows = [_tokens(model, request) for request in requests]
         self._targets = [encode_target(model, request.target_new, request.fact.prompt) for request in requests]
-        self._starts = [len(prompt) - 1 for prompt in prompts]
-        rows = [torch.cat([prompt, target[:-1]]) for prompt, target in zip(prompts, self._targets, strict=True)]
+        self._starts = [len(row) - len(target) for row, target in zip(rows, self._targets, strict=True)]
         tokens = pad(rows).tokens.to(device_of(model))
         pre, key, top = Site("resid_pre", layer).hook, key_hook(layer), last_resid(model)
         with torch.no_grad():
