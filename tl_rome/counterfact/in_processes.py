@@ -10,6 +10,7 @@ from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ class _Worker:
         try:
             self._ours.send(batch)
         except OSError:
-            self._died()
+            raise self._death() from None
 
     def answer(self) -> list[Found]:
         """The results of the batch that it was given."""
@@ -130,21 +131,21 @@ class _Worker:
         self._process.join()
         self._ours.close()
 
-    def _receive(self):
+    def _receive(self) -> Any:
         try:
             found = self._ours.recv()
         except (EOFError, OSError):
-            self._died()
+            raise self._death() from None
         if isinstance(found, Exception):
             raise found
         return found
 
-    def _died(self) -> None:
+    def _death(self) -> WorkerError:
         self._process.join()
-        raise WorkerError(
+        return WorkerError(
             f"a worker process ended with exit code {self._process.exitcode}; what was done before is stored: run "
             "again to go on, with fewer workers if memory ran out"
-        ) from None
+        )
 
 
 def _serve(

@@ -146,8 +146,8 @@ class FineTune:
             trained = _train(model, self.layer, chunk, self.config, progress)
             before = measure_many(model, chunk)
             shared = (time.perf_counter() - started) / len(chunk)
-            for place, *parts in zip(places, chunk, trained, before, strict=True):
-                edits[place] = self._edit(model, *parts, shared)
+            for place, change, old in zip(places, trained, before, strict=True):
+                edits[place] = self._edit(model, requests[place], change, old, shared)
         return [edits[place] for place in range(len(requests))]
 
     def _edit(
