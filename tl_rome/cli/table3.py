@@ -40,7 +40,7 @@ def table3(
             min=1, help="Texts before the prompt while ROME seeks v*; 21 in the released code, 3 times as slow."
         ),
     ] = 7,
-    texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 2,
+    texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 1,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
     together: Annotated[int, typer.Option(min=1, help="Records at once; bounds memory.")] = 16,
     workers: Annotated[
