@@ -72,7 +72,7 @@ def test_openings_are_used_where_the_start_token_gives_junk(tiny, monkeypatch, c
         return answers[len(configs) - 1]
 
     monkeypatch.setattr("tl_rome.editors.contexts.sample_contexts", sample)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         found, choice = choose_contexts(model, RELEASED, generator=draw())
     assert found == PROSE
     assert [config.context_openings for config in configs] == [(), OPENINGS]

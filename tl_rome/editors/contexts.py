@@ -50,7 +50,7 @@ def choose_contexts(
     found = sample_contexts(model, config, generator=generator)
     if config.context_openings or not are_junk(found):
         return found, config.contexts_choice
-    _log.warning(
+    _log.info(
         "texts sampled from the start token are junk, such as %r; sampling from openings instead "
         "(contexts='recipe' keeps to the preset)",
         next(text for text in found if text and not _is_prose(text)),
