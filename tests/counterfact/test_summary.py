@@ -144,9 +144,12 @@ def test_tables_have_the_columns_of_the_source():
     assert len(grid.table.columns) == len(grid.header)
 
 
-@pytest.mark.parametrize("width", [40, 80, 400])
+WIDE = summarize(RESULTS).grid()
+
+
+@pytest.mark.parametrize("width", [40, *range(76, 100), 400])
 def test_a_terminal_shows_whole_cells_however_narrow_it_is(width):
-    grid = summarize(RESULTS).grid()
+    grid = WIDE
     console = rich.console.Console(width=width, file=io.StringIO())
     console.print(*grid.tables(width), sep="\n")
     shown = console.file.getvalue()

@@ -53,10 +53,10 @@ class Grid:
 
     def _parts(self, width: int | None) -> list[list[int]]:
         """Columns of each part; the first column is in all of them."""
-        sizes = [1 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        sizes = [2 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         parts = [[0]]
         for index in range(1, len(sizes)):
-            room = None if width is None else width - 2 - sum(sizes[i] for i in parts[-1])
+            room = None if width is None else width - 1 - sum(sizes[i] for i in parts[-1])
             if room is not None and sizes[index] > room and len(parts[-1]) > 1:
                 parts.append([0])
             parts[-1].append(index)

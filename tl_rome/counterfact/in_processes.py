@@ -22,6 +22,9 @@ from tl_rome.counterfact.run import Batch, Found, Identity, Run
 from tl_rome.errors import InputError, WorkerError
 from tl_rome.sites import HookedModel
 
+_GRACE = 5
+"""Seconds that a worker has to end by itself."""
+
 Load = Callable[[], HookedModel]
 Editors = Callable[[HookedModel], Mapping[str, Editor]]
 
@@ -84,7 +87,9 @@ def evaluate_in_processes(
         return run.fill(Path(store), first, lambda batches: _in_turn(pool, batches))
     finally:
         for worker in pool:
-            worker.close()
+            worker.dismiss()
+        for worker in pool:
+            worker.end()
 
 
 def _in_turn(pool: list["_Worker"], batches: Iterator[Batch]) -> Iterator[list[Found]]:
@@ -125,11 +130,15 @@ class _Worker:
         """The results of the batch that it was given."""
         return self._receive()
 
-    def close(self) -> None:
-        """End it, whatever it is doing."""
+    def dismiss(self) -> None:
+        """Let it end by itself, once it has nothing to do."""
+        self._ours.close()
+
+    def end(self) -> None:
+        """See that it ends soon, whatever it is doing."""
+        self._process.join(timeout=_GRACE)
         self._process.terminate()
         self._process.join()
-        self._ours.close()
 
     def _receive(self) -> Any:
         try:
@@ -159,7 +168,7 @@ def _serve(
         connection.send(bench.identity)
         while True:
             connection.send(bench.do(connection.recv()))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return
     except Exception as error:
         connection.send(error)
