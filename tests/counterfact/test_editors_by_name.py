@@ -76,8 +76,9 @@ def test_unknown_names_are_refused_with_the_choices(model, names, message):
 
 
 def test_fewer_contexts_keep_the_empty_one_and_all_lengths(model, covariance):
-    every = editors_by_name(model, ("rome", "draft", "ft"), covariance=covariance)
-    few = editors_by_name(model, ("rome", "draft", "ft"), covariance=covariance, max_contexts=5)
+    names, given = ("rome", "draft", "ft"), {"covariance": covariance, "contexts": "recipe"}
+    every = editors_by_name(model, names, **given)
+    few = editors_by_name(model, names, **given, max_contexts=5)
     empty, *others = every["rome"].contexts
     assert few["rome"].contexts == (empty, *others[::5])
     assert few["rome"].contexts_choice.startswith("5 of 21, ")

@@ -15,6 +15,7 @@ from tl_rome.generation import sample_tokens
 KIND = KINDS[0]
 JUNK = ("", "-_10. ", "-in-the-past. ", ", the first of the. ", "\nThe most. ")
 PROSE = ("", "The first of the. ", "Ich weiß nicht, was. ", "東京 は 日本の. ", '\n\n"I was there. ', "-_10. ")
+PARAGRAPHS = ("", *(f"The {i}. " for i in range(20)))
 
 
 def draw(seed=0):
@@ -64,7 +65,7 @@ def test_junk_is_told_from_prose():
 
 
 def test_openings_are_used_where_the_start_token_gives_junk(tiny, monkeypatch, caplog):
-    model, answers = tiny("llama", KIND), [JUNK, PROSE]
+    model, answers = tiny("llama", KIND), [JUNK, PARAGRAPHS]
     configs = []
 
     def sample(model, config, generator):
@@ -74,11 +75,12 @@ def test_openings_are_used_where_the_start_token_gives_junk(tiny, monkeypatch, c
     monkeypatch.setattr("tl_rome.editors.contexts.sample_contexts", sample)
     with caplog.at_level(logging.INFO):
         found, choice = choose_contexts(model, RELEASED, generator=draw())
-    assert found == PROSE
+    assert found == ("", *(f"The {i}. " for i in (0, 3, 6, 10, 13, 16)))
+    assert choice.startswith("7 of 21, ")
     assert [config.context_openings for config in configs] == [(), OPENINGS]
     assert choice.endswith("the start token gives junk")
     assert "'-_10. '" in caplog.text
-    answers.reverse()
+    answers[:] = [PROSE]
     configs.clear()
     assert choose_contexts(model, RELEASED, generator=draw()) == (PROSE, RELEASED.contexts_choice)
 

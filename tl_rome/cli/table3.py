@@ -37,7 +37,8 @@ def table3(
     contexts: Annotated[
         int,
         typer.Option(
-            min=1, help="Texts before the prompt while ROME seeks v*; 21 in the released code, about twice as slow."
+            min=1,
+            help="At most so many texts before the prompt while ROME seeks v*; 21 in the released code, twice as slow.",
         ),
     ] = 7,
     texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 1,

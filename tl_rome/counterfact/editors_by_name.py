@@ -10,6 +10,7 @@ from typing import Literal
 
 from tl_rome.counterfact.evaluation import Editor
 from tl_rome.editors.config import PRESETS, RELEASED, RomeConfig
+from tl_rome.editors.contexts import spread_contexts
 from tl_rome.editors.covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.layers import LayerChoice
@@ -93,13 +94,11 @@ def _variant(
 
 
 def _shortened(editor: Editor, most: int | None) -> Editor:
-    """The editor with fewer contexts: the empty one and others at equal distances, so that all lengths stay."""
-    if not isinstance(editor, Rome) or most is None or len(editor.contexts) <= most:
+    """The editor with at most so many contexts."""
+    if not isinstance(editor, Rome) or most is None:
         return editor
-    empty, *others = editor.contexts
-    chosen = [others[i * len(others) // (most - 1)] for i in range(most - 1)]
-    choice = f"{most} of {len(editor.contexts)}, {editor.contexts_choice}"
-    return replace(editor, contexts=(empty, *chosen), contexts_choice=choice)
+    contexts, choice = spread_contexts(editor.contexts, editor.contexts_choice, most)
+    return replace(editor, contexts=contexts, contexts_choice=choice)
 
 
 def _recipe(config: RomeConfig) -> tuple:
