@@ -87,10 +87,10 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     edit = rome(model, "{} is located in the city of", "Big Ben", "Rome", progress=False)
     assert edit.receipt.layer == default_layer(4, 32) == 1
     assert edit.receipt.layer_choice == "a quarter of the way up"
-    assert edit.receipt.contexts_choice.startswith("sampled from")
+    assert edit.receipt.contexts_choice.startswith("7 of 21, sampled from openings")
     assert edit.receipt.rank_true is None
     assert edit.receipt.losses[-1] < edit.receipt.losses[0]
-    assert edit.receipt.contexts == 21
+    assert edit.receipt.contexts == 7
     assert "own samples" in edit.receipt.covariance
     assert edit.provenance["seed"] == 0
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
