@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tl_rome
-from tl_rome.editors.moments import KeyMoments, _batches, stream_moments
+from tl_rome.editors.covariance.moments import KeyMoments, _batches, stream_moments
 from tl_rome.forward import read
 from tl_rome.sites import key_hook
 from tl_rome.tokens import encode, pad

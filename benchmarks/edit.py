@@ -22,9 +22,9 @@ import torch
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
-from tl_rome.editors.batch import Batch, Rewrite
-from tl_rome.editors.config import RomeConfig
-from tl_rome.editors.value import frozen, optimise_value
+from tl_rome.editors.rank_one.batch import Batch, Rewrite
+from tl_rome.editors.rank_one.presets import RomeConfig
+from tl_rome.editors.rank_one.value import frozen, optimise_value
 from tl_rome.facts import EditRequest
 from tl_rome.sites import value_hook
 from tl_rome.tokens import pad

@@ -15,7 +15,7 @@ def load(name: str, kind: str | None) -> Any:
         return tl_rome.load_model(name, kind=kind, progress=False)  # type: ignore[arg-type]
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from tl_rome.conversion import convert
+    from tl_rome.models.conversion import convert
 
     tokenizer = tl_rome.load_model("smollm2-135m", kind="bridge", progress=False).tokenizer
     shape = {"n_embd": 1600, "n_layer": 48, "n_head": 25, "bos_token_id": 0, "eos_token_id": 0}

@@ -21,11 +21,11 @@ from machine import load, peak_flops_per_second, peak_memory_mb
 
 import tl_rome
 from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.incremental import needed_names, trace_sweep
 from tl_rome.patching.metrics import TargetProbability
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.runs import Runs
-from tl_rome.patching.sweep import needed_names, trace_sweep
 from tl_rome.tokens import encode_fact
 
 COMPONENTS = {"resid_post": 1, "mlp_out": 10, "attn_out": 10}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import N_CTX, N_LAYERS, build_family, transformer_lens_major
+from support.families import N_CTX, N_LAYERS, build_family, transformer_lens_major
 
 torch.set_num_threads(1)
 
@@ -51,7 +51,7 @@ def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 def _load_tiny(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    from tl_rome.models import load_model
+    from tl_rome.models.loading import load_model
 
     model = load_model(str(folder), kind=kind, dtype=dtype, device="cpu", progress=False, **options)
     size = sum(p.numel() for p in model.parameters())
@@ -91,7 +91,7 @@ def smollm2() -> Callable[[str], Any]:
     models: dict[str, Any] = {}
 
     def get(kind: str) -> Any:
-        from tl_rome.models import load_model
+        from tl_rome.models.loading import load_model
 
         if kind not in models:
             models[kind] = load_model("smollm2-135m", kind=kind, device="cpu", progress=False)

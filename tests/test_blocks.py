@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_LAYERS
+from support.compare import relative_error
+from support.families import FAMILIES, KINDS, N_LAYERS
 
 from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
@@ -13,10 +14,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 LENGTH = 80  # beyond the sliding windows of 64
 TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-
-
-def relative_error(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def climb(runner, layer, resid, attended, rows=slice(None)):

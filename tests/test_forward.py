@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from support.compare import relative_error
+from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.forward import final_logits, last_resid, read, record
@@ -13,10 +14,6 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 each_precision = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-6)])
 LENGTH = 80  # beyond the sliding windows of 64
 TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-
-
-def relative_error(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def erase(activation, hook):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts, fill_up, sample_tokens

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, KINDS
+from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
 from tl_rome.forward import final_logits

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_LAYERS
+from support.compare import Stub, relative_error
+from support.families import FAMILIES, KINDS, N_LAYERS
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.forward import read
 from tl_rome.sites import (
     EMBED,
-    HookedModel,
     Site,
     b_out,
     check_hooks,
@@ -27,23 +27,12 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 TOKENS = torch.arange(300, 314).view(2, 7)
 
 
-class Stub(HookedModel):
-    """Has what this package asks of a model, but is neither class."""
-
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-
 class Boom(Exception):
     pass
 
 
 def boom(*_args, **_kwargs):
     raise Boom
-
-
-def relative_error(found, expected):
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
 def count_hooks(model):

@@ -27,7 +27,7 @@ from .errors import TLRomeError as TLRomeError
 from .facts import EditRequest as EditRequest
 from .facts import Fact as Fact
 from .generation import continue_texts as continue_texts
-from .models import load_model as load_model
+from .models.loading import load_model as load_model
 from .patching import GaussianNoise as GaussianNoise
 from .patching import TraceConfig as TraceConfig
 from .patching import TraceResult as TraceResult

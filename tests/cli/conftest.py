@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from families import KINDS, SENTENCES
+from support.families import KINDS, SENTENCES
 
 from tl_rome import KeyCovariance
 

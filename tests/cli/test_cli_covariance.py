@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from families import KINDS, N_LAYERS, SENTENCES
-from running import fail, run, succeed, written
+from support.cli import fail, run, succeed, written
+from support.families import KINDS, N_LAYERS, SENTENCES
 
 from tl_rome import Fact, KeyCovariance, convergence, estimate_covariances
-from tl_rome.editors.key import subject_keys
+from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.patching import own_facts
 
 KIND = KINDS[0]

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from families import KINDS
-from running import assert_is_picture, written
+from support.cli import assert_is_picture, written
+from support.families import KINDS
 
 from tl_rome import Edit, score_targets
-from tl_rome.demo import FACT, NEW, ask, first_answer
+from tl_rome.cli.demo_run import FACT, NEW, ask, first_answer
 
 
 @pytest.mark.parametrize(

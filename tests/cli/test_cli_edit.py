@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import KINDS
-from running import fail, succeed, written
+from support.cli import fail, succeed, written
+from support.families import KINDS
 
 from tl_rome import FT, FT_L, PRESETS, Edit, Fact, FineTune, KeyCovariance, rome
-from tl_rome.cli.edit import Preset
-from tl_rome.demo import FACT, NEW, ask
+from tl_rome.cli.commands.edit import Preset
+from tl_rome.cli.demo_run import FACT, NEW, ask
 from tl_rome.editors import sample_contexts
 from tl_rome.facts import EditRequest
 
@@ -88,13 +88,13 @@ def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):
 
 
 def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistics, tmp_path, monkeypatch):
-    monkeypatch.setattr("tl_rome.editors.safety.MAX_DISTURBANCE", 0.0)
+    monkeypatch.setattr("tl_rome.editors.edits.safety.MAX_DISTURBANCE", 0.0)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
     assert "WARNING the layer's output on ordinary text changes by" in succeed(*arguments, "--out", tmp_path / "edit")
 
 
 def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch):
-    monkeypatch.setattr("tl_rome.editors.contexts.are_junk", lambda contexts: True)
+    monkeypatch.setattr("tl_rome.editors.rank_one.contexts.are_junk", lambda contexts: True)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--seed", 1, "--model", folder)
     assert "the start token gives junk" in succeed(*arguments, "--out", tmp_path / "auto")
     printed = succeed(*arguments, "--contexts", "recipe", "--out", tmp_path / "recipe")

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from families import KINDS, N_LAYERS
-from running import fail, run, succeed, written
+from support.cli import fail, run, succeed, written
+from support.families import KINDS, N_LAYERS
 
-from tl_rome.demo import FACT, NEW
+from tl_rome.cli.demo_run import FACT, NEW
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
 COMMANDS = (
@@ -141,7 +141,7 @@ def interrupt(*_: Any, **__: Any) -> None:
     ("module", "function", "command"),
     [
         ("tl_rome.patching.trace", "trace_sweep", "trace"),
-        ("tl_rome.editors.value", "_optimise", "edit"),
+        ("tl_rome.editors.rank_one.value", "_optimise", "edit"),
         ("os", "replace", "trace"),
         ("os", "replace", "edit"),
     ],

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from families import KINDS, SENTENCES
-from running import assert_is_picture, fail, run, succeed, written
+from support.cli import assert_is_picture, fail, run, succeed, written
+from support.families import KINDS, SENTENCES
 
 from tl_rome.counterfact import load_counterfact
-from tl_rome.counterfact.curve import Curve
-from tl_rome.counterfact.many_facts import many_facts
-from tl_rome.counterfact.many_facts_result import ManyFacts
-from tl_rome.counterfact.sweep import finetune_over_layers, sweep
+from tl_rome.counterfact.experiments.curve import Curve
+from tl_rome.counterfact.experiments.sequential import many_facts
+from tl_rome.counterfact.experiments.sequential_result import ManyFacts
+from tl_rome.counterfact.experiments.sweep import finetune_over_layers, sweep
 from tl_rome.editors import FT_L, FineTune, estimate_covariances
 
 KIND = KINDS[0]

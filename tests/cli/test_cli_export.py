@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from families import KINDS
-from running import fail, succeed, written
+from support.cli import fail, succeed, written
+from support.families import KINDS
 
 from tl_rome import Edit, KeyCovariance, Rome, compose, load_model
-from tl_rome.demo import FACT, NEW
+from tl_rome.cli.demo_run import FACT, NEW
 from tl_rome.facts import EditRequest
 
 KIND = KINDS[0]

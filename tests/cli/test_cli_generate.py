@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from families import KINDS
-from running import fail, succeed, written
+from support.cli import fail, succeed, written
+from support.families import KINDS
 
 from tl_rome.counterfact import load_counterfact
 

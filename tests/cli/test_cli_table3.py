@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from families import KINDS
-from running import assert_is_picture, fail, succeed, written
+from support.cli import assert_is_picture, fail, succeed, written
+from support.families import KINDS
 
 SMALL = ("--editors", "ft,ft_l", "--limit", 2, "--generation-length", 24, "--texts", 1)
 

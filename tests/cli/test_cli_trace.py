@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import KINDS
-from known import known_to
-from running import assert_is_picture, fail, succeed, written
+from support.cli import assert_is_picture, fail, succeed, written
+from support.families import KINDS
+from support.known import known_to
 
 from tl_rome import GaussianNoise, TraceResult, causal_trace
-from tl_rome.demo import FACT
+from tl_rome.cli.demo_run import FACT
 from tl_rome.patching import noise_scale, save_facts
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from examples import GAZI, changed
+from support.records import GAZI, changed
 
 from tl_rome.counterfact import CounterFactRecord
 from tl_rome.errors import InputError, RecordError

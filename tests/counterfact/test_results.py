@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from cases import case, measurement, scores
+from support.results import case, measurement, scores
 
 from tl_rome.counterfact.results import CaseResult, Divergence, Generation, PromptScores
 from tl_rome.errors import StorageError

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILY_KINDS, KINDS
-from material import LAYER, REQUEST
+from support.edits import LAYER, REQUEST
+from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import Edit
 from tl_rome.editors.finetune import FT, FT_L, FineTune, FineTuneConfig

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from families import FAMILY_KINDS, KINDS
-from test_trace import Found
-from tracing import FACT, NOISE, relative_error, trace
+from support.compare import Found, relative_error
+from support.families import FAMILY_KINDS, KINDS
+from support.traces import FACT, NOISE, trace
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import KINDS
+from support.families import KINDS
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, FAMILY_KINDS, KINDS, N_HEADS, N_LAYERS
-from tracing import FACT, NOISE, relative_error, trace
+from support.compare import relative_error
+from support.families import FAMILIES, FAMILY_KINDS, KINDS, N_HEADS, N_LAYERS
+from support.traces import FACT, NOISE, trace
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact

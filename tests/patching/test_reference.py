@@ -3,26 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from families import KINDS
+from support.families import KINDS
 
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise, TraceConfig
 from tl_rome.patching.trace import trace_together
 from tl_rome.tokens import encode_fact
-
-
-def check_golden(model, folder, name, component):
-    with np.load(folder / "golden" / f"{name}.npz") as golden:
-        fact = Fact.from_prompt(str(golden["prompt"]), str(golden["subject"]))
-        result = trace(model, component, fact=fact, corruption=AddedNoise(torch.from_numpy(golden["noise"])))
-        assert encode_fact(model, fact).tokens.tolist() == golden["input_ids"].tolist()
-        assert [result.subject.start, result.subject.end] == golden["subject_range"].tolist()
-        assert result.answer == str(golden["answer"])
-        assert result.method == "sweep"
-        assert result.clean_score == pytest.approx(float(golden["high_score"]), abs=1.5e-6)
-        assert result.corrupted_score == pytest.approx(float(golden["low_score"]), abs=1.5e-6)
-        scores = torch.from_numpy(golden["scores"]).double().T
-        torch.testing.assert_close(result.scores, scores, rtol=0, atol=1.5e-6)
 
 
 # One map of each component, and for the longer prompt its subject and its last token: a whole map takes half a minute.

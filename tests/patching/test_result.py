@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from trace_example import RESULT
+from support.trace_example import RESULT
 
 from tl_rome import storage
 from tl_rome.errors import NumericsError, StorageError

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from families import FAMILY_KINDS, KINDS
-from tracing import NOISE, relative_error
+from support.compare import relative_error
+from support.families import FAMILY_KINDS, KINDS
+from support.traces import NOISE
 
 from tl_rome.facts import Fact
 from tl_rome.patching.config import TraceConfig

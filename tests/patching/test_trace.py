@@ -1,18 +1,18 @@
 """What a trace says, what it refuses, and that the model it borrows is left as it was."""
 
 import warnings
-from dataclasses import dataclass
 
 import pytest
 import torch
-from families import FAMILIES, KINDS, N_CTX, N_LAYERS
-from tracing import FACT, relative_error, trace
+from support.compare import Found, relative_error
+from support.families import FAMILIES, KINDS, N_CTX, N_LAYERS
+from support.traces import FACT, trace
 
 from tl_rome.errors import InputError, NumericsError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise, GaussianNoise, noise_scale
 from tl_rome.sites import w_out
-from tl_rome.storage import fingerprint
+from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode_fact, encode_target
 
 SWEPT = ("resid_post", "mlp_out", "attn_out")
@@ -171,30 +171,6 @@ def boom(*_args):
     raise Boom
 
 
-@dataclass
-class Found:
-    """What a trace must leave as it is."""
-
-    model: object
-
-    def __post_init__(self):
-        self.state = self._look()
-        self.weights = [parameter.clone() for parameter in self.model.parameters()]
-
-    def _look(self):
-        return (
-            torch.is_grad_enabled(),
-            torch.get_rng_state().tolist(),
-            [parameter.requires_grad for parameter in self.model.parameters()],
-            [len(point.fwd_hooks) for point in self.model.hook_dict.values()],
-            [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.model.modules()],
-        )
-
-    def check(self):
-        assert self._look() == self.state
-        assert all(torch.equal(a, b) for a, b in zip(self.model.parameters(), self.weights, strict=True))
-
-
 @each_kind
 @pytest.mark.parametrize(
     ("component", "method"), [*((component, "sweep") for component in SWEPT), ("mlp.hook_post", "plain")]
@@ -265,7 +241,7 @@ def test_an_absent_subject_is_refused_before_any_model_is_needed():
 
 
 def test_another_class_of_model_is_refused():
-    from test_sites import Stub
+    from support.compare import Stub
 
     with pytest.raises(UnsupportedModelError, match="neither a HookedTransformer nor a TransformerBridge"):
         trace(Stub())

@@ -5,5 +5,5 @@ not at all, so that Ctrl-C leaves nothing half-written. An error of ours is one 
 error is typer's, with exit code 2.
 """
 
-from tl_rome.cli.commands import app as app
-from tl_rome.cli.commands import main as main
+from tl_rome.cli.app import app as app
+from tl_rome.cli.app import main as main

@@ -1,6 +1,6 @@
 """`python -m tl_rome.cli`, where the `tl-rome` script is not at hand."""
 
-from tl_rome.cli.commands import main
+from tl_rome.cli.app import main
 
 if __name__ == "__main__":
     main()

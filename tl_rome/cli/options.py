@@ -62,7 +62,7 @@ def load(
     """
     import torch
 
-    from tl_rome.models import load_model
+    from tl_rome.models.loading import load_model
 
     chosen = cast("Literal['hooked', 'bridge'] | None", kind and kind.value)
     return load_model(name, kind=chosen, dtype=getattr(torch, dtype.value), device=device, prepend_bos=prepend_bos)

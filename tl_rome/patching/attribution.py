@@ -20,7 +20,7 @@ from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import Case, by_layer, default_corruption, split
 from tl_rome.sites import EMBED, HookedModel
-from tl_rome.storage import fingerprint
+from tl_rome.storage.files import fingerprint
 
 
 def attribution_trace(

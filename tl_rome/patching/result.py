@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError, StorageError
-from tl_rome.storage import load, save
+from tl_rome.storage.files import load, save
 from tl_rome.tokens import SubjectSpan
 
 _KIND = "trace"

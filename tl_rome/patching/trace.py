@@ -20,15 +20,15 @@ from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching.config import Direction, TraceConfig, described
 from tl_rome.patching.corruption import Corruption, GaussianNoise, noise_scale
+from tl_rome.patching.incremental import needed_names, trace_sweep
 from tl_rome.patching.metrics import Metric
 from tl_rome.patching.patch import Patch, Units, split_units
 from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Recorded, Runs
-from tl_rome.patching.sweep import needed_names, trace_sweep
 from tl_rome.patching.windows import Clipping
 from tl_rome.sites import HookedModel, is_hooked_transformer
-from tl_rome.storage import fingerprint
+from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode_fact, encode_target, token_labels
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,99 @@
+"""Evaluation in several processes: what `evaluate` finds, in its order; errors as they were, and a death told."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+from support.evaluation import RECORDS, SHORT, RandomEdit
+from support.families import KINDS
+
+from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
+from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
+from tl_rome.models.loading import load_model
+
+OPTIONS = {"config": SHORT, "together": 2, "progress": False}
+
+
+@dataclass(frozen=True)
+class Deadly(RandomEdit):
+    """Ends its process at one record."""
+
+    victim: str = RECORDS[4].request.subject
+
+    def __call__(self, model: Any, request: Any) -> Any:
+        if request.subject == self.victim:
+            os._exit(3)
+        return super().__call__(model, request)
+
+
+def give(model: Any, *, editors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """These editors."""
+    return editors
+
+
+def differ(model: Any) -> Mapping[str, Any]:
+    """An editor of each process's own."""
+    return {"random": RandomEdit(strength=float(os.getpid()))}
+
+
+def refuse() -> Any:
+    """A model that cannot be loaded."""
+    raise NumericsError("the weights are not finite")
+
+
+@pytest.fixture
+def load(family_dir):
+    return partial(load_model, str(family_dir("gpt2")), kind=KINDS[0], device="cpu", progress=False)
+
+
+@pytest.mark.slow
+def test_results_are_those_of_one_process_which_can_go_on_with_the_store(tiny, load, tmp_path):
+    editors = {"weak": RandomEdit(strength=0.1), "strong": RandomEdit(refused=("Big Ben",))}
+    expected = evaluate(tiny("gpt2", KINDS[0]), RECORDS, editors, store=tmp_path / "plain", **OPTIONS)
+    found = evaluate_in_processes(load, RECORDS, partial(give, editors=editors), store=tmp_path / "many", **OPTIONS)
+    assert found == expected
+    with pytest.raises(AssertionError, match="nothing is left"):
+        evaluate_in_processes(
+            load, RECORDS, partial(give, editors=editors | {"new": NoneLeft()}), store=tmp_path / "many", **OPTIONS
+        )
+    assert evaluate(tiny("gpt2", KINDS[0]), RECORDS, editors, store=tmp_path / "many", **OPTIONS) == expected
+
+
+@dataclass(frozen=True)
+class NoneLeft(RandomEdit):
+    """An editor with a bug."""
+
+    def __call__(self, model: Any, request: Any) -> Any:
+        raise AssertionError("nothing is left")
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_is_told_and_what_was_done_is_kept(tiny, load, tmp_path):
+    deadly = partial(give, editors={"deadly": Deadly()})
+    with pytest.raises(WorkerError, match=r"exit code 3; what was done before is stored"):
+        evaluate_in_processes(load, RECORDS, deadly, store=tmp_path, **OPTIONS)
+    assert {result.case_id for result in load_results(tmp_path)} == {record.case_id for record in RECORDS[:4]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "editors", "error", "message"),
+    [
+        (refuse, partial(give, editors={}), NumericsError, "^the weights are not finite$"),
+        (None, differ, ModelMismatchError, "workers differ in the editor 'random'; load the same model"),
+    ],
+)
+def test_workers_that_cannot_begin(load, tmp_path, broken, editors, error, message):
+    with pytest.raises(error, match=message):
+        evaluate_in_processes(broken or load, RECORDS, editors, store=tmp_path, **OPTIONS)
+
+
+def test_one_worker_is_this_process_and_none_is_refused(tiny, tmp_path):
+    model, editors = tiny("gpt2", KINDS[0]), {"random": RandomEdit()}
+    found = evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=1, **OPTIONS)
+    assert found == evaluate(model, RECORDS, editors, **OPTIONS)
+    with pytest.raises(InputError, match="workers=0; give at least one"):
+        evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=0, **OPTIONS)

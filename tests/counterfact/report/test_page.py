@@ -1,0 +1,153 @@
+"""The page of a run: its figures are the table's, its texts are escaped, and nothing in it loads anything."""
+
+import base64
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from support.records import GAZI, changed
+from support.results import case, measurement
+
+from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.counterfact.report.page import html_report, write_report
+from tl_rome.counterfact.report.summary import UNEDITED, summarize
+from tl_rome.counterfact.results import Generation
+from tl_rome.errors import InputError
+
+EVIL = "<script>alert('x')</script> & \"friends\""
+TEXTS = (Generation(GAZI["generation_prompts"][0], " trees & <b>birds</b>"),)
+BEFORE = measurement(False, [False, False], [True, True], generations=(replace(TEXTS[0], continuation=" walls"),))
+HOLDS = measurement(True, [True, True], [True, True], generations=TEXTS)
+LEAKS = measurement(True, [True, True], [True, False], generations=TEXTS)
+RESULTS = [
+    case(1067, HOLDS, BEFORE),
+    case(1068, LEAKS, BEFORE),
+    case(1067, LEAKS, BEFORE, editor="ft"),
+    case(1068, None, BEFORE, editor="ft", error=f"NumericsError: {EVIL}"),
+    case(1069, HOLDS, BEFORE),
+]
+RECORDS = [CounterFactRecord.from_dict(changed("case_id", value=number)) for number in (1067, 1068, 1069)]
+_EMPTY = ("meta", "input", "img", "link", "br", "hr")
+
+
+class Page(HTMLParser):
+    """Elements of a page in order as (tag, attributes, own text); unbalanced tags are refused."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        element = [tag, dict(attrs), ""]
+        self.elements.append(element)
+        if tag not in _EMPTY:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[-1][2] += data
+
+    def texts(self, tag, **wanted):
+        return [text.strip() for name, attrs, text in self.elements if name == tag and wanted.items() <= attrs.items()]
+
+    def attributes(self, tag, name):
+        return [attrs[name] for found, attrs, _ in self.elements if found == tag and name in attrs]
+
+
+def test_the_tables_are_those_of_the_summary():
+    page, summary = Page(html_report(RESULTS, records=RECORDS)), summarize(RESULTS)
+    cells = page.texts("td")
+    for row in (*summary.grid(("S", "ES", "PS", "NS")).rows, *summary.differences(columns=("ES", "NS")).rows):
+        assert set(row) <= set(cells)
+    draft = summarize(RESULTS, preset="draft")
+    assert draft.grid().caption in Page(html_report(RESULTS, summary=draft)).texts("caption")
+
+
+def test_every_record_shows_prompts_probabilities_and_texts_of_all_models():
+    page = Page(html_report(RESULTS[:3], records=RECORDS))
+    cells = page.texts("td")
+    for prompt in (*RECORDS[0].paraphrase_prompts, *RECORDS[0].neighborhood_prompts, RECORDS[0].request.fact.prompt):
+        assert cells.count(prompt) == 2
+    likely, less = f"{math.exp(-1):.3f}", f"{math.exp(-2):.3f}"
+    first = cells.index(RECORDS[0].request.fact.prompt)
+    assert cells[first + 1 : first + 4] == [f"{less} / {likely}", f"{likely} / {less}", f"{likely} / {less}"]
+    assert (len(page.texts("td", **{"class": "bad e e1"})), len(page.texts("td", **{"class": "bad e e0"}))) == (1, 1)
+    assert page.texts("p", **{"class": "prompt"}) == [TEXTS[0].prompt] * 2
+    assert page.texts("p", **{"class": "e e1"}) == ["trees & <b>birds</b>"]
+    assert page.texts("p", **{"class": ""}) == ["walls"] * 2
+    assert page.texts("span", **{"class": "who"}) == [UNEDITED, "rome", "ft", UNEDITED, "rome"]
+
+
+def test_outcomes_by_editor_are_what_the_page_filters_by():
+    page = Page(html_report(RESULTS))
+    assert page.texts("option")[1:3] == ["rome", "ft"]
+    assert [json.loads(found) for found in page.attributes("details", "data-outcomes")] == [
+        [["success"], ["failure", "neighborhood"]],
+        [["failure", "neighborhood"], ["failure", "error"]],
+        [["success"], None],
+    ]
+    assert "neighborhood 2" in page.texts("td"), "prompts are numbered where the records are not given"
+
+
+def test_what_records_models_and_errors_say_is_text():
+    rewrite = replace(RESULTS[0].rewrite, subject=EVIL)
+    paraphrases = (f"{EVIL} is", f"Where is {EVIL}?")
+    record = replace(RECORDS[0], requested_rewrite=rewrite, paraphrase_prompts=paraphrases, generation_prompts=())
+    odd = [replace(RESULTS[0], rewrite=rewrite), replace(RESULTS[2], rewrite=rewrite), *RESULTS[3:]]
+    text = html_report(odd, records=[record], title=EVIL, figures={EVIL: b""})
+    page, plain = Page(text), Page(html_report(RESULTS))
+    assert len(page.texts("script")) == len(plain.texts("script")) == 1
+    assert "<b>birds" not in text
+    assert page.texts("h1") == page.texts("title") == [EVIL]
+    assert f"{EVIL} is" in page.texts("td")
+    assert f"NumericsError: {EVIL}" in page.texts("td")
+
+
+def test_pictures_are_embedded_and_nothing_is_loaded():
+    own = Figure()
+    own.subplots().plot([1, 2])
+    text = html_report(RESULTS, figures={"A curve": own, "As bytes": b"\x89PNG"})
+    pictures = [found.removeprefix("data:image/png;base64,") for found in Page(text).attributes("img", "src")]
+    assert len(pictures) == 3
+    for picture in pictures[:2]:
+        assert Image.open(BytesIO(base64.b64decode(picture))).width > 300
+    assert base64.b64decode(pictures[2]) == b"\x89PNG"
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_the_unedited_model_alone_has_a_page():
+    page = Page(html_report([case(1067, BEFORE, BEFORE, editor=UNEDITED, config="")], records=RECORDS))
+    assert page.texts("option")[1] == UNEDITED
+    assert page.texts("th", **{"class": "e e0"}) == [UNEDITED]
+
+
+def test_records_of_another_run_are_refused(tmp_path):
+    other = CounterFactRecord.from_dict(changed("requested_rewrite", "target_new", "str", value="Rome"))
+    with pytest.raises(InputError, match="record 1067 is not the one that was evaluated"):
+        html_report(RESULTS, records=[other])
+    fewer = replace(RECORDS[0], neighborhood_prompts=())
+    with pytest.raises(InputError, match="has 0 neighborhood prompts, and another number was evaluated"):
+        html_report(RESULTS, records=[fewer])
+    with pytest.raises(InputError, match="0 results"):
+        write_report(tmp_path / "none.html", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_large_run_stays_small(tmp_path):
+    texts = tuple(Generation(f"{EVIL} {i}", " word" * 90) for i in range(10))
+    full = measurement(True, [True] * 2, [True] * 10, generations=texts)
+    results = [case(i, full, full, editor=f"editor {e}") for e in range(4) for i in range(100)]
+    path = write_report(tmp_path / "deep" / "report.html", results)
+    assert path.stat().st_size < 10e6

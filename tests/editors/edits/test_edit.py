@@ -1,0 +1,211 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.compare import same, weights
+from support.edits import REQUEST, editor, random_edit
+from support.families import FAMILY_KINDS, KINDS
+
+from tl_rome.editors import Edit, RankOneUpdate
+from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
+from tl_rome.sites import w_out
+
+KIND = KINDS[0]
+
+
+@pytest.fixture(scope="module")
+def edit(tiny):
+    return editor(tiny("llama", KIND))(tiny("llama", KIND), REQUEST)
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+def test_apply_writes_delta_and_undo_is_bit_exact(fresh_tiny, family, kind):
+    model = fresh_tiny(family, kind)
+    edit = editor(model)(model, REQUEST)
+    tokens = torch.arange(20)[None]
+    before, logits = weights(model), model(tokens)
+    with edit.applied(model) as edited:
+        assert edited is model
+        expected = before[1].double() + edit.updates[0].delta
+        torch.testing.assert_close(w_out(model, 1).double(), expected, rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(model(tokens), logits)
+    assert same(weights(model), before)
+    assert torch.equal(model(tokens), logits)
+
+
+def test_weights_are_restored_after_an_exception(fresh_tiny, edit):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt), edit.applied(model):
+        raise KeyboardInterrupt
+    assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monkeypatch, moment):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    both = Edit((edit.updates[0], random_edit(edit, 2, 1).updates[0]), edit.request, edit.receipt, edit.model, {})
+    calls = []
+
+    def interrupted(model, layer):
+        calls.append(layer)
+        if len(calls) == len(both.updates) + moment:  # the first calls read; then each layer is written and read back
+            raise KeyboardInterrupt
+        return w_out(model, layer)
+
+    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", interrupted)
+    with pytest.raises(KeyboardInterrupt), both.applied(model):
+        pytest.fail("the block must not be entered")
+    assert same(weights(model), before)
+    assert not both.is_applied(model)
+
+
+def test_weights_that_do_not_keep_what_is_written_are_noticed(fresh_tiny, edit, monkeypatch):
+    model = fresh_tiny("llama", KIND)
+    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", lambda model, layer: w_out(model, layer).clone())
+    with pytest.raises(EditStateError, match="layer 1 does not keep what is written"):
+        edit.apply(model)
+
+
+def test_two_updates_of_one_layer_are_refused(edit):
+    with pytest.raises(InputError, match=r"one update per layer at most, got layers \[1, 1\]"):
+        Edit(edit.updates * 2, edit.request, edit.receipt, edit.model, {})
+
+
+def test_bfloat16_edit_is_undone_bit_for_bit(fresh_tiny):
+    model = fresh_tiny("gpt2", KIND, torch.bfloat16)
+    edit = editor(model)(model, REQUEST)
+    before = weights(model)
+    edit.apply(model)
+    assert w_out(model, 1).dtype == torch.bfloat16
+    assert not torch.equal(w_out(model, 1), before[1])
+    edit.undo(model)
+    assert same(weights(model), before)
+
+
+def test_nested_edits_are_undone_in_reverse_and_refused_otherwise(fresh_tiny, edit):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    second = random_edit(edit, layer=1, seed=1)
+    edit.apply(model)
+    second.apply(model)
+    with pytest.raises(EditStateError, match=r"layer 1 has changed since.*reverse order"):
+        edit.undo(model)
+    second.undo(model)
+    edit.undo(model)
+    assert same(weights(model), before)
+
+
+def test_edits_of_different_layers_are_undone_in_any_order(fresh_tiny, edit):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    second = random_edit(edit, layer=2, seed=1)
+    edit.apply(model)
+    second.apply(model)
+    edit.undo(model)
+    second.undo(model)
+    assert same(weights(model), before)
+
+
+def test_state_errors(fresh_tiny, edit):
+    model = fresh_tiny("llama", KIND)
+    with pytest.raises(EditStateError, match="nothing to undo"):
+        edit.undo(model)
+    with edit.applied(model), pytest.raises(EditStateError, match="applied to this model already"):
+        edit.apply(model)
+
+
+def test_one_edit_on_two_models_at_once(fresh_tiny, edit):
+    models = fresh_tiny("llama", KIND), fresh_tiny("llama", KIND)
+    before = weights(models[0])
+    with edit.applied(models[0]), edit.applied(models[1]):
+        assert same(weights(models[0]), weights(models[1]))
+    assert all(same(weights(model), before) for model in models)
+
+
+def test_an_edit_for_another_model_is_refused_and_changes_nothing(fresh_tiny, edit):
+    model = fresh_tiny("qwen2", KIND)
+    before = weights(model)
+    with pytest.raises(ModelMismatchError, match=f"fingerprint {edit.model}"):
+        edit.apply(model)
+    assert same(weights(model), before)
+
+
+def test_not_finite_edits_are_refused(fresh_tiny, edit):
+    good = edit.updates[0]
+    with pytest.raises(NumericsError, match="layer 1 is not finite"):
+        RankOneUpdate(1, good.u * float("nan"), good.v)
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    huge = Edit((RankOneUpdate(1, good.u, good.v * 1e300),), edit.request, edit.receipt, edit.model, {})
+    with pytest.raises(NumericsError, match=r"not finite in torch\.float32"):
+        huge.apply(model)
+    assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load_keep_everything_across_classes(fresh_tiny, edit, tmp_path, kind):
+    path = edit.save(tmp_path / "deep" / "edit.safetensors")
+    model = fresh_tiny("llama", kind)
+    loaded = Edit.load(path, model)
+    assert (loaded.request, loaded.receipt, loaded.model) == (edit.request, edit.receipt, edit.model)
+    assert loaded.provenance == json.loads(json.dumps(edit.provenance))
+    assert torch.equal(loaded.updates[0].delta, edit.updates[0].delta)
+    with edit.applied(model):
+        direct = w_out(model, 1).clone()
+    with loaded.applied(model):
+        assert torch.equal(w_out(model, 1), direct)
+
+
+def test_an_edit_file_is_small_beside_the_model(edit, tmp_path):
+    path = edit.save(tmp_path / "edit.safetensors")
+    with safe_open(path, "pt") as file:
+        assert sorted(file.keys()) == ["1.u", "1.v"]
+
+
+def damage_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def damage_drop_vector(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        tensors, meta = {"1.u": file.get_tensor("1.u")}, file.metadata()
+    save_file(tensors, path, meta)
+
+
+def damage_header(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        tensors, header = (
+            {name: file.get_tensor(name) for name in ("1.u", "1.v")},
+            json.loads(file.metadata()["tl_rome"]),
+        )
+    del header["request"]
+    save_file(tensors, path, {"tl_rome": json.dumps(header)})
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_drop_vector, damage_header])
+def test_damaged_files_are_refused(edit, tmp_path, damage):
+    path = edit.save(tmp_path / "edit.safetensors")
+    damage(path)
+    with pytest.raises(StorageError, match=r"edit\.safetensors.*make it again"):
+        Edit.load(path)
+
+
+def test_loading_for_another_model_is_refused(fresh_tiny, edit, tmp_path):
+    path = edit.save(tmp_path / "edit.safetensors")
+    with pytest.raises(ModelMismatchError, match="same checkpoint"):
+        Edit.load(path, fresh_tiny("gpt2", KIND))
+
+
+def test_layer_out_of_range_writes_nothing(fresh_tiny, edit):
+    model = fresh_tiny("llama", KIND)
+    before = weights(model)
+    good = edit.updates[0]
+    both = Edit((good, RankOneUpdate(9, good.u, good.v)), edit.request, edit.receipt, edit.model, {})
+    with pytest.raises(InputError, match="layer 9 is out of range"):
+        both.apply(model)
+    assert same(weights(model), before)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from support.compare import same, weights
+from support.edits import REQUEST, editor
+from support.families import FAMILY_KINDS, KINDS
+from transformers import AutoModelForCausalLM
+
+from tl_rome.editors import export_model
+from tl_rome.errors import ModelMismatchError, ModelUnavailableError, UnsupportedModelError
+from tl_rome.models.loading import load_model
+from tl_rome.sites import w_in
+
+KIND = KINDS[0]
+TOKENS = torch.arange(20)[None]
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+def test_the_folder_reloads_with_the_logits_of_the_edited_model(fresh_tiny, family_dir, tmp_path, family, kind):
+    model = fresh_tiny(family, kind)
+    edit = editor(model)(model, REQUEST)
+    before = model(TOKENS)
+    with edit.applied(model):
+        folder = export_model(model, str(family_dir(family)), tmp_path / "edited")
+        edited = weights(model)
+        expected = {again: load_model(str(folder), kind=again, device="cpu", progress=False) for again in KINDS}
+        logits = model(TOKENS)
+    assert not torch.allclose(logits, before, rtol=1e-3)
+    for again in expected.values():
+        assert same(weights(again), edited)
+    assert torch.equal(expected[kind](TOKENS), logits)
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()(TOKENS).logits
+    assert (plain - logits).norm() < 1e-5 * logits.norm()
+
+
+def test_bfloat16_keeps_its_dtype(fresh_tiny, family_dir, tmp_path):
+    model = fresh_tiny("llama", KIND, torch.bfloat16)
+    edit = editor(model)(model, REQUEST)
+    with edit.applied(model):
+        export_model(model, str(family_dir("llama")), tmp_path)
+        edited = weights(model)
+    again = load_model(str(tmp_path), kind=KIND, dtype=torch.bfloat16, device="cpu", progress=False)
+    assert same(weights(again), edited)
+
+
+def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
+    model = fresh_tiny("llama", KIND)
+    with torch.no_grad():
+        w_in(model, 2)[0, 0] += 1
+    with pytest.raises(ModelMismatchError, match="W_in of layer 2 is not that of"):
+        export_model(model, str(family_dir("llama")), tmp_path / "edited")
+    assert not (tmp_path / "edited").exists()
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        export_model(model, str(tmp_path / "nothing" / "here"), tmp_path / "edited")
+
+
+def test_unknown_families_are_refused(tiny, family_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_rome.editors.edits.hugging_face._MLP", {})
+    with pytest.raises(UnsupportedModelError, match="cannot export 'llama' models"):
+        export_model(tiny("llama", KIND), str(family_dir("llama")), tmp_path)

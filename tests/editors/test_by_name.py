@@ -1,0 +1,88 @@
+"""Editors by name: the presets they name, one covariance, and one optimisation where only keys differ."""
+
+from dataclasses import replace
+
+import pytest
+from support.families import KINDS, SENTENCES
+
+from tl_rome.editors import FT, FT_L, NEURIPS, PRESETS, R_ROME, KeyCovariance, Rome
+from tl_rome.editors.by_name import EDITOR_NAMES, editors_by_name
+from tl_rome.editors.identity import editor_name
+from tl_rome.editors.rank_one import value as value_module
+from tl_rome.errors import InputError
+from tl_rome.facts import EditRequest
+
+KIND = KINDS[0]
+REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny("llama", KIND)
+
+
+@pytest.fixture(scope="module")
+def covariance(model):
+    return KeyCovariance.estimate(model, 1, SENTENCES, source="sentences", progress=False)
+
+
+def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, covariance):
+    names = EDITOR_NAMES[::-1]
+    found = editors_by_name(model, names, covariance=covariance)
+    assert tuple(found) == names
+    assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
+    presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
+    assert {name: found[name].config for name in presets} == presets
+    assert all(found[name].covariance is covariance for name in presets)
+    assert len({found[name].find_values for name in presets}) == 1
+    assert editor_name(found["rome"]) == "rome"
+    assert editor_name(found["ft_l"]) == "ft_l"
+
+
+def test_contexts_follow_the_recipe_of_the_preset(model, covariance):
+    found = editors_by_name(model, ("rome", "r_rome", "draft", "neurips"), covariance=covariance, seed=3)
+    assert found["rome"].contexts == found["r_rome"].contexts
+    assert found["draft"].contexts == ("",)
+    alone = Rome.prepare(model, covariance=covariance, config=NEURIPS, seed=3)
+    assert found["neurips"].contexts == alone.contexts
+    assert found["neurips"].contexts_choice == alone.contexts_choice
+    given = editors_by_name(model, ("draft", "neurips"), covariance=covariance, contexts=("", "He said. "))
+    assert {editor.contexts for editor in given.values()} == {("", "He said. ")}
+
+
+def test_v_is_optimised_once_for_presets_that_differ_in_keys(model, covariance, monkeypatch):
+    asked, make = [], value_module.Rewrite.make
+    monkeypatch.setattr(value_module.Rewrite, "make", lambda *args: (asked.append(args[1]), make(*args))[1])
+    found = editors_by_name(model, ("rome", "r_rome", "p_rome"), covariance=covariance)
+    edits = {name: editor(model, REQUEST) for name, editor in found.items()}
+    assert len(asked) == 1
+    alone = replace(Rome.prepare(model, covariance=covariance), config=R_ROME)(model, REQUEST)
+    assert edits["r_rome"].updates[0].delta.equal(alone.updates[0].delta)
+    assert not edits["rome"].updates[0].delta.equal(alone.updates[0].delta)
+
+
+def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
+    monkeypatch.setattr(Rome, "prepare", None)
+    assert list(editors_by_name(model, ("ft_l", "ft_l", "ft"))) == ["ft_l", "ft"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, draft"), ((), "no editor is named; choose")],
+)
+def test_unknown_names_are_refused_with_the_choices(model, names, message):
+    with pytest.raises(InputError, match=message):
+        editors_by_name(model, names)
+
+
+def test_fewer_contexts_keep_the_empty_one_and_all_lengths(model, covariance):
+    names, given = ("rome", "draft", "ft"), {"covariance": covariance, "contexts": "recipe"}
+    every = editors_by_name(model, names, **given)
+    few = editors_by_name(model, names, **given, max_contexts=5)
+    empty, *others = every["rome"].contexts
+    assert few["rome"].contexts == (empty, *others[::5])
+    assert few["rome"].contexts_choice.startswith("5 of 21, ")
+    assert few["draft"].contexts == ("",)
+    assert editors_by_name(model, ["rome"], covariance=covariance, max_contexts=1)["rome"].contexts == ("",)
+    with pytest.raises(InputError, match="max_contexts is 0"):
+        editors_by_name(model, ["rome"], covariance=covariance, max_contexts=0)

@@ -1,0 +1,143 @@
+"""The sweep, the plain way and a re-implementation by the definition give the same numbers."""
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.families import FAMILY_KINDS, KINDS, N_LAYERS
+from support.traces import trace
+
+from tl_rome.blocks import BlockRunner
+from tl_rome.facts import Fact
+from tl_rome.patching import AddedNoise
+from tl_rome.tokens import encode_fact
+
+SWEPT = ("resid_post", "mlp_out", "attn_out")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+
+
+def both_ways(model, component, **options):
+    """Relative difference of the two methods' scores, which must not be all alike."""
+    swept, plain = (trace(model, component, method=method, **options) for method in ("sweep", "plain"))
+    assert (swept.method, plain.method) == ("sweep", "plain")
+    assert plain.effects.abs().max() > 0.02 * plain.corrupted_score, "restoring has no effect to compare"
+    return relative_error(swept.scores, plain.scores)
+
+
+@each_pair
+@pytest.mark.parametrize(
+    ("component", "window"), [("resid_post", 1), ("resid_post", 3), ("mlp_out", 3), ("attn_out", 1)]
+)
+def test_sweep_equals_plain(tiny, family, kind, component, window):
+    assert both_ways(tiny(family, kind, torch.float64), component, window=window) < 1e-6
+
+
+@each_kind
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_sweep_equals_plain_in_single_precision(tiny, family, kind):
+    assert both_ways(tiny(family, kind), "mlp_out", window=2) < 1e-4
+
+
+@pytest.mark.parametrize("component", SWEPT)
+@pytest.mark.parametrize("clipping", ["released", "draft"])
+@pytest.mark.parametrize("window", [1, 2, 4, 10])
+def test_sweep_equals_plain_for_every_window(tiny, component, clipping, window):
+    assert both_ways(tiny("gpt2", KINDS[0], torch.float64), component, window=window, clipping=clipping) < 1e-6
+
+
+@pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("attn_out", 2)])
+@pytest.mark.parametrize("method", ["sweep", "plain"])
+def test_the_bound_on_rows_does_not_change_scores(tiny, component, window, method):
+    model = tiny("llama", KINDS[0], torch.float64)
+    expected = trace(model, component, window=window, method=method).scores
+    for max_batch_tokens in (1, 6):  # one cell at a time, and three of the four
+        found = trace(model, component, window=window, method=method, max_batch_tokens=max_batch_tokens).scores
+        assert relative_error(found, expected) < 1e-6
+
+
+def trace_by_definition(model, fact, component, window, noise):
+    """Scores from the subject on by the definition: one cell, one sample, one row and one whole run at a time."""
+    prompt = encode_fact(model, fact)
+    tokens, span = prompt.tokens[None], prompt.subject.slice
+    clean_logits, clean = model.run_with_cache(tokens)
+    answer = clean_logits[0, -1].argmax()
+
+    def score(draw, layers, position):
+        def corrupt(embeddings, hook):
+            embeddings = embeddings.clone()
+            embeddings[0, span] += draw
+            return embeddings
+
+        def restore(name):
+            def hook_function(activation, hook):
+                activation = activation.clone()
+                activation[0, position] = clean[name][0, position]
+                return activation
+
+            return name, hook_function
+
+        hooks = [("hook_embed", corrupt), *(restore(f"blocks.{layer}.hook_{component}") for layer in layers)]
+        return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1].softmax(-1)[answer].item()
+
+    def mean_score(layers, position):
+        return sum(score(draw, layers, position) for draw in noise) / len(noise)
+
+    half = window // 2
+    covered = [[k for k in range(N_LAYERS) if layer - half <= k < layer - half + window] for layer in range(N_LAYERS)]
+    positions = range(span.start, tokens.shape[1])
+    scores = [[mean_score(layers, position) for position in positions] for layers in covered]
+    return torch.tensor(scores, dtype=torch.float64), clean_logits[0, -1].softmax(-1)[answer].item(), mean_score([], 0)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("family", "component", "window", "before"),
+    [
+        ("gpt2", "resid_post", 1, "In"),
+        ("gpt2", "mlp_out", 2, "In"),
+        ("gpt2", "attn_out", 3, "In"),
+        ("gemma2", "mlp_out", 3, "In"),  # with a BOS token
+        ("gemma2", "attn_out", 2, "the " * 66 + "the"),  # beyond its sliding window of 64
+        ("mistral", "resid_post", 1, "the " * 66 + "the"),
+    ],
+)
+def test_the_sweep_equals_the_definition(tiny, family, kind, component, window, before):
+    model, fact = tiny(family, kind, torch.float64), Fact(before + " {} is", "Eiffel Tower")
+    span = encode_fact(model, fact).subject
+    generator = torch.Generator().manual_seed(5)
+    noise = 0.7 * torch.randn(2, len(span), model.cfg.d_model, generator=generator, dtype=torch.float64)
+    expected, clean, corrupted = trace_by_definition(model, fact, component, window, noise)
+    result = trace(model, component, fact=fact, window=window, corruption=AddedNoise(noise))
+    assert result.method == "sweep"
+    assert result.clean_score == pytest.approx(clean, rel=1e-6)
+    assert result.corrupted_score == pytest.approx(corrupted, rel=1e-6)
+    assert relative_error(result.scores[:, span.start :], expected) < 1e-6
+
+
+@each_kind
+def test_the_sweep_leaves_positions_before_the_subject_exactly_at_the_corrupted_score(tiny, kind):
+    result = trace(tiny("llama", kind), "mlp_out")
+    assert (result.effects[:, : result.subject.start] == 0).all()
+
+
+@each_kind
+def test_the_sweep_runs_less(tiny, kind):
+    model, work = tiny("gpt2", kind), {}
+    for method in ("sweep", "plain"):
+        sizes = []
+        with model.hooks([("blocks.1.hook_resid_pre", lambda x, hook, sizes=sizes: sizes.append(len(x.flatten())))]):
+            trace(model, "mlp_out", window=2, method=method)
+        work[method] = sum(sizes)
+    assert work["sweep"] < 0.6 * work["plain"]
+
+
+@each_kind
+def test_a_model_that_cannot_be_swept_is_traced_cell_by_cell(tiny, kind, monkeypatch, caplog):
+    run = BlockRunner.__call__
+    monkeypatch.setattr(BlockRunner, "__call__", lambda *args: 1.2 * run(*args))
+    model = tiny("gpt2", kind, torch.float64)
+    result = trace(model, "mlp_out", window=2)
+    assert "off by" in caplog.text
+    assert "tracing cell by cell instead" in caplog.text
+    assert result.method == "plain"
+    assert torch.equal(result.scores, trace(model, "mlp_out", window=2, method="plain").scores)

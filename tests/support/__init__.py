@@ -1,0 +1,1 @@
+"""What tests share: tiny models, example facts and records, and comparisons."""

@@ -1,0 +1,29 @@
+"""What the editor tests share: a request that tiny tokenizers know, contexts, and a covariance from plain sentences."""
+
+from typing import Any
+
+import torch
+
+from support.families import SENTENCES
+from tl_rome.editors import Edit, KeyCovariance, RankOneUpdate, Rome
+from tl_rome.facts import EditRequest
+
+REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
+CONTEXTS = ("", "He said that. ", "In the morning people. ")
+LAYER = 1
+
+
+def covariance(model: Any, layer: int = LAYER) -> KeyCovariance:
+    """Key statistics of a tiny model; 61 sentences hold enough tokens for its d_mlp."""
+    return KeyCovariance.estimate(model, layer, SENTENCES, source="test sentences", progress=False)
+
+
+def editor(model: Any, layer: int = LAYER) -> Rome:
+    """An editor that samples nothing."""
+    return Rome(covariance(model, layer), CONTEXTS)
+
+
+def random_edit(edit, layer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randn(len(x), generator=generator) for x in (edit.updates[0].u, edit.updates[0].v))
+    return Edit((RankOneUpdate(layer, u, v),), edit.request, edit.receipt, edit.model, {})

@@ -1,0 +1,88 @@
+"""Records and editors for tiny models: a random rank-one and a random dense edit, drawn from the request itself."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tl_rome.counterfact.evaluation.measure import EvaluationConfig
+from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
+from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt
+from tl_rome.errors import NumericsError
+from tl_rome.facts import EditRequest
+from tl_rome.sites import w_out
+from tl_rome.storage.files import fingerprint
+
+SHORT = EvaluationConfig(generation_length=24, counterfact_plus=True, attribute=True)
+
+
+def record(number: int, subject: str, new: str, true: str, neighbors: tuple[str, ...]) -> CounterFactRecord:
+    """A record about where something is."""
+    return CounterFactRecord(
+        case_id=number,
+        requested_rewrite=RequestedRewrite("{} is located in the city of", "P131", Target(new), Target(true), subject),
+        paraphrase_prompts=(f"Where is {subject}? It is in", f"{subject} stands in"),
+        neighborhood_prompts=tuple(f"{name} is located in the city of" for name in neighbors),
+        attribute_prompts=("The Colosseum is in",),
+        generation_prompts=(f"{subject} is", f"Visitors of {subject} say that it", f"{subject} is"),
+    )
+
+
+RECORDS = (
+    record(3, "The Eiffel Tower", "Rome", "Paris", ("The Louvre",)),
+    record(7, "The Space Needle", "New York", "Seattle", ()),
+    record(5, "The Kremlin", "Rio de Janeiro, in Brazil", "Moscow", ("The Bolshoi Theatre", "Red Square")),
+    record(1, "Big Ben", "the United Kingdom", "the United States", ("The Tower Bridge",)),
+    record(2, "The Acropolis", "Berlin", "Athens", ("The Agora", "The Parthenon")),
+)
+
+
+@dataclass(frozen=True)
+class RandomEdit:
+    """An editor whose edits are random, but always the same for a request."""
+
+    layer: int = 1
+    strength: float = 2.0
+    dense: bool = False
+    refused: tuple[str, ...] = ()
+    """Subjects that cannot be edited."""
+
+    def __call__(self, model: Any, request: EditRequest) -> Edit:
+        if request.subject in self.refused:
+            raise NumericsError(f"no edit of {request.subject}")
+        seed = int(hashlib.sha256(request.subject.encode()).hexdigest()[:15], 16)
+        generator = torch.Generator().manual_seed(seed)
+        d_mlp, d_model = w_out(model, self.layer).shape
+        u, v = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (d_mlp, d_model))
+        update = RankOneUpdate(self.layer, u / u.norm(), self.strength * v)
+        if self.dense:
+            update = DenseUpdate(self.layer, update.delta.float())
+        return Edit((update,), request, self._receipt(request), fingerprint(model), {})
+
+    def _receipt(self, request: EditRequest) -> Receipt:
+        return Receipt(
+            prompt=request.fact.prompt,
+            target_new=request.target_new,
+            target_true=None,
+            prob_new=(0.0, 0.0),
+            prob_true=None,
+            preset="random",
+            layer=self.layer,
+            layer_choice="given",
+            contexts=0,
+            covariance=None,
+            relative_change=0.0,
+            divisor=None,
+            key_norm=None,
+            evaluations=0,
+            final_loss=0.0,
+            seconds=1.5,
+        )
+
+
+class RandomEdits(RandomEdit):
+    """The same, making many at once; one that is refused spoils the batch."""
+
+    def each(self, model: Any, requests: list[EditRequest]) -> list[Edit]:
+        return [self(model, request) for request in requests]

@@ -1,0 +1,160 @@
+"""`tl-rome covariance`: the key statistics that edits need, of one layer or several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl_rome.cli import console
+from tl_rome.cli.options import (
+    DEFAULT_MODEL,
+    BosOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    KindOption,
+    ModelOption,
+    SeedOption,
+    load,
+)
+from tl_rome.cli.texts import Dataset, TextFiles, Texts
+from tl_rome.errors import InputError
+
+if TYPE_CHECKING:
+    from tl_rome.editors import Convergence, KeyCovariance
+    from tl_rome.sites import HookedModel
+
+_SAMPLED_TOKENS = 32_768
+_SUBJECTS = 8
+"""Subjects whose keys the convergence report follows."""
+
+
+def covariance(
+    out: Annotated[Path, typer.Option(help="File to write; for several layers a folder, with a file for each.")],
+    layers: Annotated[
+        str | None, typer.Option("--layers", "--layer", help="One, or several as 3,5,7.", show_default="by model size")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="UTF-8 text file, one text a line; repeatable.",
+            show_default="own samples",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set of the hub, such as wikimedia/wikipedia, or a folder; streamed.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Of the data set, such as 20231101.en.")] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
+    column: Annotated[str, typer.Option(help="Where its rows have the text.")] = "text",
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after about this many.", show_default="all text, or 32768 sampled")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File for unfinished work; the same call goes on from there.")
+    ] = None,
+    convergence: Annotated[
+        bool, typer.Option("--convergence", help="Read again, and report how C^-1 k* turns as the text grows.")
+    ] = False,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    kind: KindOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    prepend_bos: BosOption = None,
+) -> None:
+    """Estimate the key statistics that an edit needs, once, from text or from samples of the model itself."""
+    from tl_rome.cli import output, tables
+    from tl_rome.editors import default_layer
+
+    wanted = _numbers(layers) if layers is not None else []
+    texts = _texts(text, dataset, subset, split)
+    if texts is None and (checkpoint is not None or convergence):
+        raise InputError("--checkpoint and --convergence are for text that can be read again; give --text or --dataset")
+    (output.check_folder if len(wanted) > 1 else output.check_file)(out)
+    if checkpoint is not None:
+        output.check_file(checkpoint)
+    loaded = load(model, kind, dtype, device, prepend_bos)
+    wanted = wanted or [default_layer(loaded.cfg.n_layers, loaded.cfg.d_model)]
+    if texts is None:
+        found = _from_own_samples(loaded, wanted, tokens or _SAMPLED_TOKENS, seed)
+    else:
+        found = _from_texts(loaded, wanted, texts, column, tokens, checkpoint)
+    if len(wanted) > 1:
+        out.mkdir(parents=True, exist_ok=True)
+    for layer, each in found.items():
+        console.say(f"layer {layer}: {each.count} tokens from {each.source}, digest {each.digest}")
+        console.say_written([each.save(out)])
+    if convergence and texts is not None:
+        for layer, each in found.items():
+            report = _convergence(loaded, layer, texts, column, each.count, seed)
+            console.out.print(tables.convergence_table(report, layer))
+
+
+def _numbers(layers: str) -> list[int]:
+    try:
+        found = [int(number) for number in layers.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{layers!r} is no list of layers such as 3,5,7", param_hint="--layers") from None
+    return sorted(set(found))
+
+
+def _texts(files: list[Path] | None, dataset: str | None, subset: str | None, split: str) -> Texts | None:
+    """What to read, None for the model's own samples."""
+    if files and dataset is not None:
+        raise InputError("--text and --dataset are both given; statistics come from one of them")
+    if dataset is not None:
+        return Dataset(dataset, subset, split)
+    return TextFiles(tuple(files)) if files else None
+
+
+def _from_texts(
+    model: "HookedModel",
+    layers: list[int],
+    texts: Texts,
+    column: str,
+    tokens: int | None,
+    checkpoint: Path | None,
+) -> "dict[int, KeyCovariance]":
+    from tl_rome.editors import estimate_covariances
+
+    return estimate_covariances(
+        model,
+        layers,
+        texts,
+        source=texts.source,
+        max_tokens=tokens,
+        text_column=column,
+        checkpoint=checkpoint,
+    )
+
+
+def _from_own_samples(model: "HookedModel", layers: list[int], tokens: int, seed: int) -> "dict[int, KeyCovariance]":
+    """Every layer from the same samples: those that it would have alone."""
+    import torch
+
+    from tl_rome.editors import KeyCovariance
+
+    return {
+        layer: KeyCovariance.from_own_samples(
+            model, layer, generator=torch.Generator().manual_seed(seed), tokens=tokens
+        )
+        for layer in layers
+    }
+
+
+def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, tokens: int, seed: int) -> "Convergence":
+    """The report for keys of subjects drawn from the package's own facts."""
+    import torch
+
+    from tl_rome.editors import convergence
+    from tl_rome.editors.rank_one.key import subject_keys
+    from tl_rome.facts import Fact
+    from tl_rome.patching import own_facts
+
+    subjects = sorted({fact.subject for fact in own_facts()})
+    drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))[:_SUBJECTS].tolist()
+    keys = torch.cat([subject_keys(model, layer, Fact("{}", subjects[index]), ("",)) for index in drawn])
+    return convergence(model, layer, texts, keys, max_tokens=tokens, text_column=column)

@@ -1,0 +1,57 @@
+"""`tl-rome export`: a model with edits, as a Hugging Face folder."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl_rome.cli import console
+from tl_rome.cli.options import DEFAULT_MODEL, Dtype, DtypeOption, Kind, ModelOption, load
+from tl_rome.errors import StorageError
+
+if TYPE_CHECKING:
+    from tl_rome.editors import Edit
+
+
+def export(
+    edits: Annotated[list[str], typer.Argument(help="Files of edits, or hf://owner/name/file, in order.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder for weights, config and tokenizer.")],
+    model: ModelOption = DEFAULT_MODEL,
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Write the model with one edit or several in Hugging Face layout, for any library to load."""
+    from tl_rome.editors import compose, export_model
+
+    _check_new(out)
+    whole = compose(edit for location in edits for edit in _read(location))
+    loaded = load(model, Kind.bridge, dtype, "cpu")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place, whole.applied(loaded):
+            finished = export_model(loaded, model, Path(place) / out.name)
+            os.replace(finished, out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error}; name another folder") from error
+    for edit in whole.edits:
+        console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, layer {edit.receipt.layer}")
+    console.say_written([out])
+
+
+def _read(location: str) -> "tuple[Edit, ...]":
+    """The edit or the sequence of edits that a file holds."""
+    from tl_rome.editors import Edit, EditSequence
+
+    try:
+        return EditSequence.load(location).edits
+    except StorageError:  # a single edit; or no edit at all, which the next line says
+        return (Edit.load(location),)
+
+
+def _check_new(folder: Path) -> None:
+    from tl_rome.cli.output import check_folder
+
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise StorageError(f"cannot write to {folder}: it is not empty; name a new folder")

@@ -1,0 +1,78 @@
+"""Files for people: figures and text that appear whole or not at all, and a check of the place before long work."""
+
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_rome.errors import StorageError
+from tl_rome.patching.averaging.average import AverageTrace
+from tl_rome.patching.plots.average import plot_averages
+from tl_rome.patching.plots.trace import figure_size, plot_trace
+from tl_rome.patching.result import TraceResult
+from tl_rome.storage.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def check_folder(path: Path) -> Path:
+    """Return a folder that could be written to; it need not exist, and nothing is made.
+
+    Raises:
+        StorageError: If it is a file, lies in one, or must not be written to.
+    """
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise StorageError(f"cannot write to {path}: {existing} is not a folder that can be written to; name another")
+    return path
+
+
+def check_file(path: Path) -> Path:
+    """Return the path of a file that could be written; an existing one would be replaced.
+
+    Raises:
+        StorageError: If it is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: it is a folder; name a file")
+    check_folder(path.parent)
+    return path
+
+
+def save_figure(traces: Sequence[TraceResult], path: Path) -> Path:
+    """Draw traces of one prompt side by side into a PNG file.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    width, height = figure_size(traces[0])
+    if len(traces) > 1:  # the tokens are named once, and the page is as wide as it is
+        width, height = 0.65 * len(traces) * width, 0.95 * height
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    for trace, ax in zip(traces, figure.subplots(1, len(traces), sharey=True, squeeze=False)[0], strict=True):
+        plot_trace(trace, ax)
+    return _write(figure, path)
+
+
+def save_averages(averages: Sequence[AverageTrace], path: Path) -> Path:
+    """Draw average effects side by side into a PNG file.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    width = 1.4 + len(averages) * (2.2 + 0.05 * len(averages[0].effects))
+    figure = Figure(figsize=(width, 2.6), dpi=150, layout="constrained")
+    plot_averages(averages, list(figure.subplots(1, len(averages), sharey=True, squeeze=False)[0]))
+    return _write(figure, path)
+
+
+def _write(figure: "Figure", path: Path) -> Path:
+    image = BytesIO()
+    figure.savefig(image, format="png")
+    return write_whole(path, image.getvalue())

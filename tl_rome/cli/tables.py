@@ -1,0 +1,126 @@
+"""What the command line prints, as rich tables; everything that came from a user or a model is plain text in them."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tl_rome.cli.demo_run import FACT, GROUPS, NEW, Answer, DemoResult
+from tl_rome.editors import Convergence, Receipt
+from tl_rome.patching import TraceResult
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> Group:
+    """The strongest cells of each trace of one prompt, subject tokens starred."""
+    some = next(iter(traces.values()))
+    answer = f"P({some.answer.strip()})"
+    table = _table("restored", "layer", "token", answer)
+    for name, result in traces.items():
+        for index in result.scores.flatten().argsort(descending=True)[:cells].tolist():
+            layer, position = divmod(index, result.scores.shape[1])
+            star = "*" if result.subject.start <= position < result.subject.end else ""
+            score = f"{result.scores[layer, position]:.3f}"
+            _add(table, name, str(layer), f"{position}: {result.labels[position]!r}{star}", score)
+        table.add_section()
+    effect = f"{answer} is {some.clean_score:.3f}, and {some.corrupted_score:.3f} with the subject corrupted"
+    return Group(Text(f"Trace of {prompt!r}: {effect}"), table)
+
+
+def frame_table(frame: "pandas.DataFrame") -> Table:
+    """A data frame, without its index."""
+    table = _table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        table.add_row(*[Text(str(value)) for value in row])
+    return table
+
+
+def receipt_table(receipt: Receipt) -> Group:
+    """An edit's receipt."""
+    table = _table("", "")
+    table.show_header = False
+    _add(table, f"P({receipt.target_new})", _with_rank(receipt.prob_new, receipt.rank_new))
+    if receipt.prob_true is not None:
+        _add(table, f"P({receipt.target_true})", _with_rank(receipt.prob_true, receipt.rank_true))
+    _add(table, "layer", f"{receipt.layer} ({receipt.layer_choice})")
+    _add(table, "preset", receipt.preset)
+    _add(table, "contexts", f"{receipt.contexts} ({receipt.contexts_choice})")
+    if receipt.covariance is not None:
+        _add(table, "covariance", receipt.covariance)
+        _add(table, "divisor k.u", f"{receipt.divisor:.3g} (|k*| = {receipt.key_norm:.3g})")
+    _add(table, "|dW| / |W|", f"{receipt.relative_change:.4f}")
+    if receipt.disturbance is not None:
+        _add(table, "disturbance", f"{receipt.disturbance:.1%} of the layer's output on ordinary text")
+    _add(table, "loss", f"{receipt.final_loss:.3f} after {receipt.evaluations} evaluations")
+    _add(table, "seconds", f"{receipt.seconds:.1f}")
+    for warning in receipt.warnings:
+        table.add_row(Text("WARNING", style="bold red"), Text(warning))
+    return Group(Text(f"Edit of {receipt.prompt!r} to {receipt.target_new!r}"), table)
+
+
+def convergence_table(report: Convergence, layer: int) -> Group:
+    """How the directions of some keys turn as the statistics grow, and from how many tokens on they stay."""
+    table = _table("tokens", "cosine to the last: least", "mean", "norm over the last")
+    for tokens, cosine, ratio in zip(report.tokens, report.cosine, report.norm_ratio, strict=True):
+        singular = bool(cosine.isnan().any())
+        figures = (
+            ("C is singular", "", "")
+            if singular
+            else (f"{cosine.min():.4f}", f"{cosine.mean():.4f}", f"{ratio.mean():.3f}")
+        )
+        _add(table, str(tokens), *figures)
+    enough = report.enough()
+    verdict = f"stays within a cosine of 0.99 from {enough} tokens on" if enough else "still turns; give more text"
+    return Group(Text(f"C^-1 k* of {report.cosine.shape[1]} subjects at layer {layer} {verdict}"), table)
+
+
+def answer_table(targets: Iterable[str], rows: Iterable[tuple[str, Answer, Answer]]) -> Table:
+    """Prompts with the first answer and each target's probability, before and after."""
+    table = _table("prompt", "before", "after", *(f"P({target})" for target in targets))
+    for prompt, before, after in rows:
+        _add(table, prompt, before.text, after.text, *_changes(before, after))
+    return table
+
+
+def demo_table(result: DemoResult) -> Table:
+    """All prompts of the demo; the last column says whether each did as it should."""
+    table = _table("prompt", "before", "after", f"P({FACT.target})", f"P({NEW})", "ok")
+    for group, title in GROUPS.items():
+        passed, asked = result.count(group)
+        table.add_row(Text(title, style="bold"), "", "", "", "", Text(f"{passed}/{asked}", style="bold"))
+        for row in result.rows:
+            if row.group == group:
+                cells = (row.prompt, row.before.text, row.after.text, *_changes(row.before, row.after))
+                verdict = Text("yes", style="green") if row.passed else Text("no", style="red")
+                table.add_row(*map(Text, cells), verdict)
+        table.add_section()
+    return table
+
+
+def change(before: float, after: float, digits: int = 2) -> str:
+    """Two probabilities."""
+    return f"{before:.{digits}f} → {after:.{digits}f}"
+
+
+def _with_rank(probs: tuple[float, float], ranks: tuple[int, int] | None) -> str:
+    return change(*probs, digits=4) + ("" if ranks is None else f", rank {ranks[0]} → {ranks[1]}")
+
+
+def _changes(before: Answer, after: Answer) -> list[str]:
+    return [change(*pair) for pair in zip(before.probs, after.probs, strict=True)]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), no_wrap=column.startswith("P("))
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))

@@ -1,0 +1,1 @@
+"""COUNTERFACT records: loading, building and checking them, and the texts that RS compares with."""

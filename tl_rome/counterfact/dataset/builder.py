@@ -1,0 +1,158 @@
+"""Compiling records from relations and facts, as section 5.1 does from ParaRel.
+
+For a fact (s, r, o^c): the rewriting prompt is drawn among r's templates, and o* among the relation's other facts, so
+that an object is drawn by how often it occurs. Paraphrases are drawn from the remaining templates. Neighbourhood
+prompts are drawn from all pairs of a template and a subject that shares (r, o^c), attribute prompts likewise for
+(r, o*), and generation prompts with replacement from the relation's own.
+
+Where the section leaves it open: o* is never an object that the facts give to s, and subjects that have both objects
+are nobody's neighbours, since for them neither answer is wrong.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from tl_rome.counterfact.dataset.relations import Relation, StatedFact
+from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
+from tl_rome.errors import InputError
+from tl_rome.facts import Fact
+
+T = TypeVar("T")
+Neighbors = Callable[[str, Target], Sequence[str]]
+"""Subjects that stand in a relation, given by its relation_id, to an object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderConfig:
+    """How many prompts of each kind a record gets; the defaults are the document's.
+
+    Raises:
+        InputError: If a number is negative.
+    """
+
+    paraphrases: int = 2
+    """Paraphrase prompts."""
+    neighbors: int = 10
+    """Neighbourhood prompts; facts with fewer pairs to draw from are left out."""
+    attributes: int = 10
+    """Attribute prompts, or as many as there are."""
+    generations: int = 10
+    """Generation prompts, drawn with replacement; none if the relation has none."""
+    per_relation: int | None = None
+    """Records of each relation at most, spread by chance; None makes all that can be made."""
+
+    def __post_init__(self) -> None:
+        if any(number is not None and number < 0 for number in vars(self).values()):
+            raise InputError(f"numbers of prompts and records cannot be negative: {self}")
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What was built."""
+
+    records: tuple[CounterFactRecord, ...]
+    """By relation, in the order of the facts; case_id counts from 0."""
+    left_out: Mapping[tuple[str, str], int]
+    """Facts that gave no record: how many, by relation_id and reason."""
+
+
+def build_records(
+    relations: Iterable[Relation],
+    *,
+    generator: torch.Generator,
+    config: BuilderConfig | None = None,
+    neighbors: Neighbors | None = None,
+) -> Compilation:
+    """Compile a record of every fact that allows one.
+
+    Args:
+        relations: Templates, facts and generation prompts.
+        generator: Source of all draws; the same one gives the same records.
+        config: Sizes; None is the document's.
+        neighbors: Where subjects that share an object come from, such as `WikiDataNeighbors`; None takes the facts.
+
+    Returns:
+        Records, and what was left out and why.
+    """
+    config = config or BuilderConfig()
+    records: list[CounterFactRecord] = []
+    left_out: Counter[tuple[str, str]] = Counter()
+    for relation in relations:
+        draw = _Draw(relation, config, neighbors, generator)
+        made: dict[int, CounterFactRecord] = {}
+        for index in torch.randperm(len(relation.facts), generator=generator).tolist():
+            found = (
+                "there are records enough" if len(made) == config.per_relation else draw.record(relation.facts[index])
+            )
+            if isinstance(found, str):
+                left_out[relation.relation_id, found] += 1
+            else:
+                made[index] = found
+        records.extend(made[index] for index in sorted(made))
+    return Compilation(tuple(replace(record, case_id=i) for i, record in enumerate(records)), dict(left_out))
+
+
+class _Draw:
+    """Draws the records of one relation."""
+
+    def __init__(
+        self, relation: Relation, config: BuilderConfig, neighbors: Neighbors | None, generator: torch.Generator
+    ) -> None:
+        self.relation, self.config, self.generator = relation, config, generator
+        self.neighbors = neighbors or self._stated
+        self.objects: dict[str, set[str]] = defaultdict(set)
+        self.subjects: dict[str, list[str]] = defaultdict(list)
+        for fact in relation.facts:
+            self.objects[fact.subject].add(fact.object.str)
+            self.subjects[fact.object.str].append(fact.subject)
+
+    def _stated(self, relation_id: str, target: Target) -> Sequence[str]:
+        return self.subjects[target.str]
+
+    def record(self, fact: StatedFact) -> CounterFactRecord | str:
+        """The record of a fact, with case_id 0, or the reason why there is none."""
+        relation, config, name = self.relation, self.config, fact.subject
+        if len(relation.templates) <= config.paraphrases:
+            return f"{len(relation.templates)} templates are too few for a rewrite and {config.paraphrases} paraphrases"
+        if self.subjects.keys() <= self.objects[name]:
+            return "the relation has no other object"
+        new = self._other_object(fact)
+        prompt, *paraphrases = self._choose(relation.templates, 1 + config.paraphrases)
+        neighborhood = self._pairs(fact, fact.object, new, config.neighbors)
+        if len(neighborhood) < config.neighbors:
+            return "too few subjects share the object"
+        beginnings = relation.generation_prompts
+        drawn = torch.randint(max(1, len(beginnings)), (config.generations,), generator=self.generator).tolist()
+        return CounterFactRecord(
+            case_id=0,
+            requested_rewrite=RequestedRewrite(prompt, relation.relation_id, new, fact.object, name),
+            paraphrase_prompts=tuple(Fact(template, name).prompt for template in paraphrases),
+            neighborhood_prompts=neighborhood,
+            attribute_prompts=self._pairs(fact, new, fact.object, config.attributes),
+            generation_prompts=tuple(Fact(beginnings[i], name).prompt for i in drawn) if beginnings else (),
+            pararel_idx=fact.number,
+        )
+
+    def _other_object(self, fact: StatedFact) -> Target:
+        """An object by its frequency among the relation's facts, none that is stated of the subject."""
+        while True:
+            index = int(torch.randint(len(self.relation.facts), (), generator=self.generator))
+            new = self.relation.facts[index].object
+            if new.str not in self.objects[fact.subject]:
+                return new
+
+    def _pairs(self, fact: StatedFact, shared: Target, other: Target, n: int) -> tuple[str, ...]:
+        """Prompts about subjects of the shared object; those that have the other one too are not asked about."""
+        found = dict.fromkeys(self.neighbors(self.relation.relation_id, shared))
+        subjects = [name for name in found if name != fact.subject and other.str not in self.objects.get(name, ())]
+        templates = self.relation.templates
+        chosen = self._choose(range(len(subjects) * len(templates)), n)
+        return tuple(Fact(templates[i % len(templates)], subjects[i // len(templates)]).prompt for i in chosen)
+
+    def _choose(self, items: Sequence[T], n: int) -> list[T]:
+        """As many items as there are up to n, without replacement, in the order of the draw."""
+        return [items[i] for i in torch.randperm(len(items), generator=self.generator)[:n].tolist()]

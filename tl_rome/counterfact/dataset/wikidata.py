@@ -1,0 +1,134 @@
+"""Subjects that share a relation and an object, from WikiData's SPARQL service (section 5.1).
+
+The service is a public one: requests are spaced, failed ones tried again with growing pauses (a `Retry-After` is
+obeyed), and answers are kept on disk, so that a data set is compiled again without the network and from the same
+neighbours.
+"""
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_rome.counterfact.records import Target
+from tl_rome.errors import InputError, NetworkError
+from tl_rome.storage.files import write_whole
+
+if TYPE_CHECKING:
+    from requests import Session
+
+ENDPOINT = "https://query.wikidata.org/sparql"
+_RETRIED = (429, 500, 502, 503, 504)
+
+
+@dataclass(kw_only=True)
+class WikiDataNeighbors:
+    """Callable for `build_records`: names of subjects by relation_id and object.
+
+    Raises:
+        InputError: If a number is out of range.
+    """
+
+    cache: Path
+    """Folder that keeps answers; made when needed."""
+    endpoint: str = ENDPOINT
+    """SPARQL service."""
+    user_agent: str = "tl_rome (COUNTERFACT builder)"
+    """Who asks; WikiData wants a way to reach you in it."""
+    language: str = "en"
+    """Of the names."""
+    limit: int = 500
+    """Subjects asked for at most, in whatever order the service finds them."""
+    interval: float = 1.0
+    """Seconds between two requests, at least."""
+    retries: int = 5
+    """Further tries of a failed request."""
+    backoff: float = 1.0
+    """Seconds before the second of them; doubled each time."""
+    timeout: float = 90.0
+    """Seconds to wait for an answer."""
+    _last: float = field(default=float("-inf"), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or min(self.interval, self.retries, self.backoff) < 0 or self.timeout <= 0:
+            raise InputError(f"limit and timeout must be positive, the other numbers not negative: {self}")
+        if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.language):
+            raise InputError(f"language is {self.language!r}; use a code such as 'en'")
+
+    def __call__(self, relation_id: str, target: Target) -> list[str]:
+        """Names of subjects, sorted; from disk if the same was asked before.
+
+        Args:
+            relation_id: WikiData property such as P159.
+            target: The object, looked up by its identifier, or by its name if it has none.
+
+        Raises:
+            InputError: If the relation or the identifier is not WikiData's.
+            NetworkError: If the service cannot be reached or does not answer with names.
+        """
+        query = sparql(relation_id, target, language=self.language, limit=self.limit)
+        key = hashlib.sha256(f"{self.endpoint}\n{query}".encode()).hexdigest()[:32]
+        path = self.cache / f"{relation_id}-{key}.json"
+        try:
+            return json.loads(path.read_text("utf-8"))["names"]
+        except (OSError, ValueError, KeyError, TypeError):  # never asked, or a damaged file: ask
+            names = self._ask(query)
+        answer = {"endpoint": self.endpoint, "query": query, "names": names}
+        write_whole(path, json.dumps(answer, ensure_ascii=False, indent=1).encode())
+        return names
+
+    def _ask(self, query: str) -> list[str]:
+        from requests import RequestException
+
+        time.sleep(max(0.0, self._last + self.interval - time.monotonic()))
+        try:
+            with self._session() as session:
+                answer = session.get(self.endpoint, params={"query": query, "format": "json"}, timeout=self.timeout)
+            answer.raise_for_status()
+            rows = answer.json()["results"]["bindings"]
+            return sorted({row["name"]["value"] for row in rows} - {""})
+        except RequestException as error:
+            raise NetworkError(
+                f"{self.endpoint} gave no answer in {self.retries + 1} tries, or none in JSON: {error}"
+            ) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise NetworkError(
+                f"{self.endpoint} answered with something else than SPARQL results: {error!r}"
+            ) from error
+        finally:
+            self._last = time.monotonic()
+
+    def _session(self) -> "Session":
+        from requests import Session
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Retry
+
+        retry = Retry(total=self.retries, backoff_factor=self.backoff, status_forcelist=_RETRIED, raise_on_status=False)
+        session = Session()
+        session.headers.update({"User-Agent": self.user_agent, "Accept": "application/sparql-results+json"})
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        return session
+
+
+def sparql(relation_id: str, target: Target, *, language: str, limit: int) -> str:
+    """The query for names of subjects that stand in a relation to an object.
+
+    Raises:
+        InputError: If the relation or the identifier is not WikiData's.
+    """
+    if not re.fullmatch(r"P\d+", relation_id):
+        raise InputError(f"relation_id is {relation_id!r}; WikiData's are like 'P159'")
+    if target.id is None:
+        found, known = "?object", f"?object rdfs:label {json.dumps(target.str, ensure_ascii=False)}@{language} . "
+    elif re.fullmatch(r"Q\d+", target.id):
+        found, known = f"wd:{target.id}", ""
+    else:
+        raise InputError(f"the identifier of {target.str!r} is {target.id!r}; WikiData's are like 'Q3640'")
+    return (
+        f"SELECT DISTINCT ?name WHERE {{ {known}?subject wdt:{relation_id} {found} ; rdfs:label ?name . "
+        f'FILTER(LANG(?name) = "{language}") }} LIMIT {limit}'
+    )

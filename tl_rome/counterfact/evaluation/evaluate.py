@@ -1,0 +1,181 @@
+"""Running editors over records: score before, edit, score after, generate; nothing is ever written to the model.
+
+The unedited model is measured once for all editors. Edits are made and measured in batches, each record in the model
+with its own edit; where one record of a batch fails, each is tried alone. What is done is in the store at once.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
+from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
+from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.counterfact.results import CaseResult
+from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
+from tl_rome.editors.identity import describe_editor, editor_name
+from tl_rome.errors import InputError, StorageError, TLRomeError
+from tl_rome.facts import EditRequest
+from tl_rome.sites import HookedModel
+from tl_rome.storage.ledger import model_settings
+
+Editor = Callable[[HookedModel, EditRequest], AnyEdit]
+"""Makes an edit of one request and leaves the model as found; one with `each(model, requests)` makes many at once."""
+
+
+def evaluate(
+    model: HookedModel,
+    records: Iterable[CounterFactRecord],
+    editor: Editor | Mapping[str, Editor] | None = None,
+    *,
+    store: str | Path | None = None,
+    config: EvaluationConfig | None = None,
+    together: int = 8,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> list[CaseResult]:
+    """Measure what editors do to each record, each edit in a model of its own; or go on with an earlier run.
+
+    A record that cannot be measured or edited is logged, and has a result with `error`.
+
+    Args:
+        model: Unedited; left as found.
+        records: Each case_id once.
+        editor: Such as `Rome.prepare(model)`; several by name, as in `{"rome": ..., "ft": ...}`; None measures the
+            unedited model alone.
+        store: Folder of results, made if needed; by default nothing is kept on disk.
+        config: What is measured.
+        together: Records edited and measured at once, which are lost together when the run dies; bounds memory.
+        seed: Of the generated texts.
+        shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
+            results of all shards together are those of the whole data set.
+        progress: Whether to show a progress bar over records.
+
+    Returns:
+        One result per editor and record, in this order.
+
+    Raises:
+        InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+        ModelMismatchError: If the store or an editor belongs to another model, or to this one after an edit.
+        StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
+    """
+    run = Run(
+        records=tuple(records),
+        config=config or EvaluationConfig(),
+        seed=seed,
+        together=together,
+        shard=shard,
+        progress=progress,
+    )
+    bench = Bench(model, named_editors(editor), run.config, seed)
+    with _folder(store) as folder:
+        return run.fill(folder, bench.identity, lambda batches: map(bench.do, batches))
+
+
+def named_editors(editor: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
+    """Editors by name.
+
+    Raises:
+        InputError: If one has the name of the unedited model.
+    """
+    if editor is None:
+        return {}
+    named = editor if isinstance(editor, Mapping) else {editor_name(editor): editor}
+    if UNEDITED in named:
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
+    return named
+
+
+@contextmanager
+def _folder(store: str | Path | None) -> Iterator[Path]:
+    if store is not None:
+        yield Path(store)
+        return
+    with TemporaryDirectory(prefix="tl_rome-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model and editors, with which batches of records are done; no file is read or written."""
+
+    model: HookedModel
+    """Unedited; left as found."""
+    editors: Mapping[str, Editor]
+    """By name."""
+    config: EvaluationConfig
+    """What is measured."""
+    seed: int
+    """Of the generated texts."""
+
+    @property
+    def identity(self) -> Identity:
+        """What the results depend on."""
+        return Identity(
+            model_settings(self.model), {name: describe_editor(editor) for name, editor in self.editors.items()}
+        )
+
+    def do(self, batch: Batch) -> list[Found]:
+        """Measure a batch; where that fails, each record alone, so that the one at fault has a result with `error`.
+
+        Raises:
+            StorageError: As an editor does, such as one that was prepared for another model.
+            TypeError: See `make_edits`.
+        """
+        try:
+            return self._unedited(batch) if batch.editor is None else self._edited(batch, self.editors[batch.editor])
+        except StorageError:
+            raise
+        except TLRomeError as error:
+            if len(batch.records) > 1:
+                return [found for single in batch.singles() for found in self.do(single)]
+            return [Found(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
+
+    def _unedited(self, batch: Batch) -> list[Found]:
+        readings = measure(self.model, batch.records, self.config, seed=self.seed)
+        return [
+            Found(_result(record, before=reading.measurement), reading.states)
+            for record, reading in zip(batch.records, readings, strict=True)
+        ]
+
+    def _edited(self, batch: Batch, editor: Editor) -> list[Found]:
+        started = time.perf_counter()
+        edits = make_edits(self.model, [record.request for record in batch.records], editor)
+        shared = (time.perf_counter() - started) / len(batch.records)
+        edited = VirtualEdits(self.model, edits)
+        readings = measure(self.model, batch.records, self.config, seed=self.seed, edits=edited)
+        results = []
+        for record, before, edit, reading in zip(batch.records, batch.before, edits, readings, strict=True):
+            moved = compare(self.model, before, reading.states)
+            seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
+            results.append(Found(_result(record, after=reading.measurement, divergence=moved, seconds=seconds)))
+        return results
+
+
+def _result(record: CounterFactRecord, **figures: Any) -> CaseResult:
+    nameless = {"editor": "", "config": "", "model": "", "dataset": ""}
+    return CaseResult(case_id=record.case_id, rewrite=record.requested_rewrite, **nameless, **figures)
+
+
+def make_edits(model: HookedModel, requests: Sequence[EditRequest], editor: Editor) -> list[AnyEdit]:
+    """An edit for each request, made together where the editor can.
+
+    Raises:
+        TypeError: If what is made are not as many edits.
+        TLRomeError: As the editor does.
+    """
+    together = getattr(editor, "each", None)
+    edits = list(together(model, requests)) if together else [editor(model, request) for request in requests]
+    if len(edits) != len(requests) or not all(isinstance(edit, AnyEdit) for edit in edits):
+        kinds = ", ".join(sorted({type(edit).__name__ for edit in edits}))
+        raise TypeError(
+            f"{editor!r} made {len(edits)} objects ({kinds}) of {len(requests)} requests; return an Edit each"
+        )
+    return edits

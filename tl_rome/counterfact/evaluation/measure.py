@@ -1,0 +1,216 @@
+"""One model, or many edited ones, on the prompts of some records: raw scores, next-token states and texts.
+
+All prompts of a batch of records are scored in the same passes, each in the model with its own record's edit, and all
+texts are generated side by side. Every text has a seed of its own, made of the run's seed, the record's number and the
+prompt's place, so that it depends neither on the batch nor on the editor.
+
+Texts are as long as the released code makes them: 100 tokens with the prompt, sampled among the 5 most likely tokens.
+Special tokens are left out of them, as there. The released essence score divides by one token too many; here it is the
+mean over the tokens that are predicted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.counterfact.metrics.prompts import next_token_kl
+from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
+from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
+from tl_rome.editors.edits.virtual import VirtualEdits
+from tl_rome.errors import InputError, NumericsError
+from tl_rome.facts import Fact
+from tl_rome.forward import device_of, final_logits
+from tl_rome.generation import fill_up
+from tl_rome.patching.averaging.trace_store import digest
+from tl_rome.scoring import Continued, TargetScores, score_continued
+from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode
+
+_ESSENCE_TOKENS = 100
+States = Mapping[str, Float[Tensor, "_ d_model"]]
+"""The last block's output at the end of some prompts, by group; next-token logits are made of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured beside rewrite, paraphrase and neighbourhood scores; the defaults give the columns of table 3.
+
+    Raises:
+        InputError: If a number is out of range, or the template has not exactly one `{}`.
+    """
+
+    generation_length: int = 100
+    """Tokens of each generated text, its prompt included; 0 generates none. The draft has 200."""
+    texts: int | None = None
+    """How many of a record's generation prompts are used, from the first; None is all, ten in the released data."""
+    top_k: int | None = 5
+    """Texts are sampled among this many most likely tokens; None is all."""
+    kl: bool = True
+    """Whether to compare next-token distributions after neighbourhood prompts with those of the unedited model."""
+    counterfact_plus: bool = False
+    """Whether to score neighbourhood prompts with the rewrite stated before them too."""
+    attribute: bool = False
+    """Whether to score attribute prompts."""
+    essence_template: str | None = "{} is a"
+    """Where to read essence drift, with the subject filled in; None does not."""
+    essence_texts: Mapping[str, str] = field(default_factory=dict)
+    """By subject a text about it, whose perplexity is measured; its first 100 tokens are taken."""
+
+    def __post_init__(self) -> None:
+        if self.generation_length < 0 or any(n is not None and n < 1 for n in (self.texts, self.top_k)):
+            raise InputError(f"generation_length cannot be negative, and texts and top_k are at least 1: {self}")
+        if self.essence_template is not None:
+            Fact(self.essence_template, "subject")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Groups of prompts after which next-token distributions are compared."""
+        plus = ("neighborhood_plus",) if self.counterfact_plus else ()
+        essence = () if self.essence_template is None else ("essence",)
+        return (*(("neighborhood", *plus) if self.kl else ()), *essence)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON form for a store's settings; texts are told apart by a digest."""
+        return {**asdict(self), "essence_texts": digest(sorted(self.essence_texts.items()))}
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one model shows on one record's prompts."""
+
+    measurement: Measurement
+    """Scores and texts."""
+    states: States
+    """On the CPU, in the model's dtype."""
+
+
+def measure(
+    model: HookedModel,
+    records: Sequence[CounterFactRecord],
+    config: EvaluationConfig,
+    *,
+    seed: int = 0,
+    edits: VirtualEdits | None = None,
+) -> list[Reading]:
+    """Measure some records at once.
+
+    Args:
+        model: Left as found.
+        records: Each is measured in the model with its own edit.
+        config: What to measure.
+        seed: Of the generated texts.
+        edits: One per record; None is the model as it is.
+
+    Raises:
+        InputError: If a text cannot be tokenised, or a generated one would exceed the context.
+        NumericsError: If a score is not finite.
+    """
+    sections = [_sections(model, record, config) for record in records]
+    owner = [i for i, groups in enumerate(sections) for prompts in groups.values() for _ in prompts]
+    given = [prompt for groups in sections for prompts in groups.values() for prompt in prompts]
+    scores, states = score_continued(
+        model, given, around=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
+    )
+    if not bool(scores.logprob.isfinite().all()):
+        raise NumericsError("a score is not finite; look for NaN or inf weights, or for an edit that broke the model")
+    texts = generate(model, records, config, seed=seed, edits=edits)
+    readings = []
+    for (found, kept), generations in zip(_split(sections, scores, states), texts, strict=True):
+        nll = found.pop("essence_text").nll if "essence_text" in found else None
+        groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
+        essence_nll = None if nll is None else nll.item()
+        measured = Measurement(**groups, generations=generations, essence_nll=essence_nll)
+        readings.append(Reading(measured, {name: kept[name].clone() for name in config.compared}))
+    return readings
+
+
+def _sections(model: HookedModel, record: CounterFactRecord, config: EvaluationConfig) -> dict[str, list[Continued]]:
+    """Tokens of all prompts that are scored or read, by group; scored ones with o* and o^c."""
+    rewrite, request = record.requested_rewrite, record.request
+    targets = (rewrite.target_new.str, rewrite.target_true.str)
+    plus: list[PromptGroup] = ["neighborhood_plus"] if config.counterfact_plus else []
+    attribute: list[PromptGroup] = ["attribute"] if config.attribute else []
+    groups: tuple[PromptGroup, ...] = ("rewrite", "paraphrase", "neighborhood", *plus, *attribute)
+    found: dict[str, list[Continued]] = {
+        name: [Continued.texts(model, prompt, targets) for prompt in record.prompts(name)] for name in groups
+    }
+    if config.essence_template is not None:
+        found["essence"] = [Continued(encode(model, Fact(config.essence_template, request.subject).prompt))]
+    if request.subject in config.essence_texts:
+        tokens = encode(model, config.essence_texts[request.subject], truncate=True)[:_ESSENCE_TOKENS]
+        if len(tokens) > 1:
+            found["essence_text"] = [Continued(tokens[:1], (tokens[1:],))]
+    return found
+
+
+def _split(
+    sections: Sequence[Mapping[str, Sequence[Continued]]],
+    scores: TargetScores,
+    states: Float[Tensor, "prompts d_model"],
+) -> Iterator[tuple[dict[str, TargetScores], dict[str, Tensor]]]:
+    """Scores and states of each record by group."""
+    prompt = target = 0
+    for groups in sections:
+        found, kept = {}, {}
+        for name, given in groups.items():
+            ends = sum(len(each.ends) for each in given)
+            found[name] = scores[target : target + ends]
+            kept[name] = states[prompt : prompt + len(given)]
+            prompt, target = prompt + len(given), target + ends
+        yield found, kept
+
+
+def generate(
+    model: HookedModel,
+    records: Sequence[CounterFactRecord],
+    config: EvaluationConfig,
+    *,
+    seed: int = 0,
+    edits: VirtualEdits | None = None,
+) -> list[tuple[Generation, ...]]:
+    """Continue the generation prompts of some records; see `measure`."""
+    asked = [record.generation_prompts[: config.texts] for record in records]
+    prompts = [(i, text) for i, texts in enumerate(asked) for text in texts]
+    written: list[list[Generation]] = [[] for _ in records]
+    if prompts and config.generation_length:
+        owners = zip(records, asked, strict=True)
+        seeds = [digest([seed, record.case_id, place]) for record, texts in owners for place in range(len(texts))]
+        generators = [torch.Generator().manual_seed(int(each, 16) >> 1) for each in seeds]
+        starts = [encode(model, text) for _, text in prompts]
+        with nullcontext() if edits is None else edits.on([owner for owner, _ in prompts]):
+            filled = fill_up(model, starts, config.generation_length, generator=generators, top_k=config.top_k)
+        for (owner, text), start, tokens in zip(prompts, starts, filled, strict=True):
+            written[owner].append(Generation(text, continuation(model, tokens, len(start))))
+    return [tuple(each) for each in written]
+
+
+def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:
+    """Text after the prompt; the prompt is decoded with it, since some tokenizers drop a text's first space."""
+    kind = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    whole, prompt = (model.tokenizer.decode(part.tolist(), **kind) for part in (tokens, tokens[:start]))
+    return whole[len(prompt) :] if whole.startswith(prompt) else model.tokenizer.decode(tokens[start:].tolist(), **kind)
+
+
+@torch.no_grad()
+def compare(model: HookedModel, before: States, after: States) -> Divergence:
+    """KL(before || after) of next-token distributions.
+
+    Args:
+        model: The model that the states are of, edited or not: edits do not touch the unembedding.
+        before: States of the unedited model.
+        after: States of the edited model.
+
+    Raises:
+        InputError: If a logit is not finite.
+    """
+    device, figures = device_of(model), {}
+    for name in (name for name, states in after.items() if len(states)):
+        old, new = (final_logits(model, states[name].to(device)).float().cpu() for states in (before, after))
+        figures[name] = tuple(next_token_kl(old, new).tolist())
+    essence = figures.pop("essence", (None,))
+    return Divergence(**figures, essence=essence[0])

@@ -1,0 +1,194 @@
+"""A run over records in batches, and where its results go; who measures, and on how many machines, is another's matter.
+
+Batches hold all that measuring takes from the store, and what is found comes back in any order: so one process writes
+the store, whoever does the batches, and a run that was begun in one place goes on in another.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from tl_rome.counterfact.evaluation.measure import EvaluationConfig, States
+from tl_rome.counterfact.evaluation.store import RunStore, editor_line, unedited_line
+from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.counterfact.results import CaseResult
+from tl_rome.editors.identity import settings_hash
+from tl_rome.errors import InputError, ModelMismatchError
+from tl_rome.patching.averaging.trace_store import digest
+from tl_rome.storage.ledger import Ledger
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What results depend on beside the run's own settings, as JSON."""
+
+    model: Mapping[str, Any]
+    """See `model_settings`."""
+    editors: Mapping[str, Any]
+    """By name, see `describe_editor`."""
+
+    def check_same(self, other: "Identity") -> None:
+        """Refuse a worker that differs from another.
+
+        Raises:
+            ModelMismatchError: If model or editors differ.
+        """
+        names = {**self.editors, **other.editors}
+        editors = [name for name in names if self.editors.get(name) != other.editors.get(name)]
+        differing = [*["the model"] * (self.model != other.model), *(f"the editor {name!r}" for name in editors)]
+        if differing:
+            raise ModelMismatchError(
+                f"workers differ in {', '.join(differing)}; load the same model in each, prepare editors with fixed "
+                "seeds, and read covariances from a file that all share"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Records to be measured at once."""
+
+    records: tuple[CounterFactRecord, ...]
+    """Which."""
+    editor: str | None = None
+    """Under this editor; None is the unedited model."""
+    before: tuple[States, ...] = ()
+    """With an editor: the unedited model's states of each record."""
+
+    def singles(self) -> Iterator["Batch"]:
+        """Each record in a batch of its own."""
+        for place, record in enumerate(self.records):
+            yield Batch((record,), self.editor, self.before[place : place + 1])
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found on one record."""
+
+    result: CaseResult
+    """Without names of editor, model and data set: the headers of a store's files have them."""
+    states: States = field(default_factory=dict)
+    """Of the unedited model; empty under an editor."""
+
+
+Doing = Callable[[Iterator[Batch]], Iterable[Sequence[Found]]]
+"""Does batches, in any order; all of a batch's records are in one answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be measured, and in which batches.
+
+    Raises:
+        InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+    """
+
+    records: tuple[CounterFactRecord, ...]
+    """The data set, each case_id once."""
+    config: EvaluationConfig
+    """What is measured."""
+    seed: int
+    """Of the generated texts."""
+    together: int
+    """Records in a batch."""
+    shard: tuple[int, int] = (0, 1)
+    """(i, n): only every n-th record from the i-th on."""
+    progress: bool = True
+    """Whether to show a progress bar over records."""
+
+    def __post_init__(self) -> None:
+        distinct, (part, parts) = {record.case_id for record in self.records}, self.shard
+        if not self.records or len(distinct) < len(self.records) or self.together < 1:
+            raise InputError(
+                f"{len(distinct)} case_ids of {len(self.records)} records and together={self.together}; "
+                "give at least one record, each with a case_id of its own, and at least one at once"
+            )
+        if not 0 <= part < parts or not self.chosen:
+            raise InputError(
+                f"shard {part} of {parts} of {len(self.records)} records; "
+                "give (i, n) with i from 0 to n - 1, and n at most as many as there are records"
+            )
+
+    @property
+    def chosen(self) -> tuple[CounterFactRecord, ...]:
+        """Records of the shard."""
+        return self.records[self.shard[0] :: self.shard[1]]
+
+    def fill(self, folder: Path, identity: Identity, do: Doing) -> list[CaseResult]:
+        """Have done what a store lacks, and write it there batch by batch.
+
+        Args:
+            folder: Of the store.
+            identity: Of those who do it.
+            do: Called once for the unedited model, and once for each editor.
+
+        Returns:
+            One result per editor and record of the shard, in this order.
+
+        Raises:
+            StorageError: See `open_ledger`; and whatever `do` raises.
+        """
+        store = RunStore(folder, self._settings(identity))
+        self._unedited(store, do)
+        for name, described in identity.editors.items():
+            self._edited(store, name, described, do)
+        found = store.results([(name, settings_hash(described)) for name, described in identity.editors.items()])
+        order = {name: place for place, name in enumerate(identity.editors)}
+        places = {record.case_id: place for place, record in enumerate(self.chosen)}
+        mine = [result for result in found if result.case_id in places]
+        return sorted(mine, key=lambda result: (order.get(result.editor, 0), places[result.case_id]))
+
+    def _settings(self, identity: Identity) -> dict[str, Any]:
+        """What lines of different runs must share; not the shard, so that shards can be joined."""
+        dataset = digest([record.to_dict() for record in sorted(self.records, key=lambda record: record.case_id)])
+        about = {"dataset": dataset, "records": len(self.records), "seed": self.seed}
+        return {**identity.model, **about, **self.config.describe()}
+
+    def _unedited(self, store: RunStore, do: Doing) -> None:
+        with store.open_unedited() as ledger:
+            batches = (Batch(records) for records in self._left(ledger))
+            for batch in self._shown(do(batches), ledger, UNEDITED):
+                for found in batch:
+                    if found.states:
+                        store.put_states(found.result.case_id, found.states)
+                ledger.append(*(unedited_line(found.result) for found in batch))
+
+    def _edited(self, store: RunStore, name: str, described: Any, do: Doing) -> None:
+        before = store.unedited()
+
+        def states(record: CounterFactRecord) -> States:
+            return store.states(record.case_id) if self.config.compared else {}
+
+        with store.open_editor(name, settings_hash(described), described) as ledger:
+            left = [before[record.case_id] for records in self._left(ledger) for record in records]
+            if failed := [result for result in left if result.before is None]:
+                ledger.append(*map(editor_line, failed))
+            batches = (Batch(records, name, tuple(map(states, records))) for records in self._left(ledger))
+            for batch in self._shown(do(batches), ledger, name):
+                ledger.append(*(editor_line(found.result) for found in batch))
+
+    def _left(self, ledger: Ledger) -> Iterator[tuple[CounterFactRecord, ...]]:
+        """Records that the ledger lacks, batched as in a run that was never interrupted."""
+        done = {line["case_id"] for line in ledger.records}
+        for first in range(0, len(self.chosen), self.together):
+            batch = tuple(each for each in self.chosen[first : first + self.together] if each.case_id not in done)
+            if batch:
+                yield batch
+
+    def _shown(self, batches: Iterable[Sequence[Found]], ledger: Ledger, name: str) -> Iterator[Sequence[Found]]:
+        """Report failures and progress."""
+        done, chosen = {line["case_id"] for line in ledger.records}, {record.case_id for record in self.chosen}
+        count = {"total": len(chosen), "initial": len(done & chosen), "unit": "record"}
+        with tqdm(desc=name, disable=not self.progress, **count) as bar:
+            for batch in batches:
+                for found in batch:
+                    if found.result.error is not None:
+                        _log.warning("left out record %d: %s", found.result.case_id, found.result.error)
+                yield batch
+                bar.update(len(batch))

@@ -1,0 +1,140 @@
+"""A folder of results that an evaluation fills record by record, and goes on with after an interruption.
+
+    unedited.jsonl                  measurements of the unedited model, made once for all editors
+    states/<case_id>.safetensors    its next-token states, with which edited models are compared
+    editors/<name>-<hash>.jsonl     one file per editor and settings
+
+Every file begins with the settings that its lines were made with (model, data set, what is measured, seed; the editor's
+own), and is refused where they differ.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tl_rome.counterfact.evaluation.measure import States
+from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.counterfact.results import CaseResult
+from tl_rome.storage.files import load, save
+from tl_rome.storage.ledger import Ledger, open_ledger, read_ledger
+
+_BEFORE, _AFTER, _STATES = "measurements before edits", "measurements after edits", "next-token states"
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Results of one model, data set and kind of measurement, under any number of editors.
+
+    `load_results` reads one without a model.
+    """
+
+    folder: Path
+    """Where they are."""
+    settings: Mapping[str, Any]
+    """JSON-serialisable, with `model` and `dataset`; what was made with others is refused."""
+
+    def open_unedited(self) -> AbstractContextManager[Ledger]:
+        """The file of the unedited model; see `open_ledger` for errors."""
+        return open_ledger(self.folder / "unedited.jsonl", _BEFORE, self.settings)
+
+    def open_editor(self, name: str, config: str, described: Any) -> AbstractContextManager[Ledger]:
+        """The file of one editor; see `open_ledger` for errors.
+
+        Args:
+            name: For tables.
+            config: Hash of its settings.
+            described: The settings themselves.
+        """
+        settings = {**self.settings, "editor": name, "config": config, "editor_settings": described}
+        return open_ledger(self._editor_file(name, config), _AFTER, settings)
+
+    def put_states(self, case_id: int, states: States) -> None:
+        """Keep the unedited model's states of a record.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
+        save(self._states_file(case_id), _STATES, states, {"case_id": case_id})
+
+    def states(self, case_id: int) -> States:
+        """The unedited model's states of a record.
+
+        Raises:
+            StorageError: If they are absent or damaged.
+        """
+        return load(self._states_file(case_id), _STATES)[0]
+
+    def unedited(self) -> dict[int, CaseResult]:
+        """Results of the unedited model by record; without `after`.
+
+        Raises:
+            StorageError: If the file is absent or damaged.
+        """
+        return _unedited(self.folder)
+
+    def results(self, editors: Iterable[tuple[str, str]]) -> list[CaseResult]:
+        """Results of editors, given by name and hash; those of the unedited model if there are no editors.
+
+        Raises:
+            StorageError: If a file is absent or damaged.
+        """
+        return _results(self.folder, [self._editor_file(*editor) for editor in editors])
+
+    def _editor_file(self, name: str, config: str) -> Path:
+        return self.folder / "editors" / f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', name)}-{config}.jsonl"
+
+    def _states_file(self, case_id: int) -> Path:
+        return self.folder / "states" / f"{case_id}.safetensors"
+
+
+def load_results(store: str | Path) -> list[CaseResult]:
+    """All results of a store: of every editor, or of the unedited model if there is none; no model is needed.
+
+    Raises:
+        StorageError: If the folder is no store, or a file damaged.
+    """
+    return _results(Path(store), sorted(Path(store).glob("editors/*.jsonl")))
+
+
+def unedited_line(result: CaseResult) -> dict[str, Any]:
+    """What the file of the unedited model keeps of a result."""
+    return {
+        name: value for name, value in result.to_dict().items() if name in ("case_id", "rewrite", "before", "error")
+    }
+
+
+def editor_line(result: CaseResult) -> dict[str, Any]:
+    """What an editor's file keeps of a result."""
+    kept = ("case_id", "after", "divergence", "seconds", "error")
+    return {name: value for name, value in result.to_dict().items() if name in kept}
+
+
+def _unedited(folder: Path) -> dict[int, CaseResult]:
+    header, *lines = read_ledger(folder / "unedited.jsonl")
+    known = {"editor": UNEDITED, "config": "", "after": None, "divergence": {}, "seconds": 0.0}
+    return {
+        found.case_id: found for line in lines for found in [CaseResult.from_dict({**_origin(header), **known, **line})]
+    }
+
+
+def _results(folder: Path, files: Sequence[Path]) -> list[CaseResult]:
+    before = _unedited(folder)
+    if not files:
+        return [replace(found, after=found.before) for found in before.values()]
+    results = []
+    for file in files:
+        header, *lines = read_ledger(file)
+        known = {name: header["settings"].get(name) for name in ("editor", "config")}
+        for line in lines:
+            unedited = before[line["case_id"]]
+            rewrite = unedited.to_dict()["rewrite"]
+            found = CaseResult.from_dict({**_origin(header), **known, **line, "rewrite": rewrite, "before": None})
+            results.append(replace(found, rewrite=unedited.rewrite, before=unedited.before))
+    return results
+
+
+def _origin(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: header["settings"].get(name) for name in ("model", "dataset")}

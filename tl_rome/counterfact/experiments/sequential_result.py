@@ -1,0 +1,79 @@
+"""What came of writing many facts into one model, as a table and as a JSON file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_rome.counterfact.experiments.curve import Curve
+from tl_rome.errors import StorageError
+from tl_rome.grid import Grid
+from tl_rome.storage.files import write_whole
+
+
+@dataclass(frozen=True)
+class ManyFacts:
+    """How one editor fares as facts are added to one model."""
+
+    curve: Curve
+    """Scores of all facts so far, by their number."""
+    text_nll: tuple[float, ...]
+    """What a token of plain sentences costs in nats: in the unedited model, then at each number."""
+    text_entropy: tuple[float, ...]
+    """Entropy of the next token in them in nats, likewise."""
+    failed: Mapping[int, str]
+    """Edits that could not be made, by case_id, with the reason; these facts are scored as they are."""
+
+    def grid(self) -> Grid:
+        """The figures as a table, the unedited model first."""
+        grid = self.curve.grid()
+        texts = zip(grid.rows, self.text_nll, self.text_entropy, strict=True)
+        rows = tuple((*cells, f"{nll:.2f}", f"{entropy:.2f}") for cells, nll, entropy in texts)
+        caption = f"{grid.caption}; text NLL and entropy in nats, of plain sentences"
+        if self.failed:
+            caption += f"; {len(self.failed)} edits could not be made"
+        return Grid(caption, (*grid.header, "text NLL", "entropy"), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "curve": self.curve.to_dict(),
+            "text_nll": list(self.text_nll),
+            "text_entropy": list(self.text_entropy),
+            "failed": {str(case): reason for case, reason in self.failed.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ManyFacts":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            StorageError: If a part is missing.
+        """
+        try:
+            nll, entropy = (tuple(data[name]) for name in ("text_nll", "text_entropy"))
+            failed = {int(case): reason for case, reason in data["failed"].items()}
+            return cls(Curve.from_dict(data["curve"]), nll, entropy, failed)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StorageError(f"a stored result is damaged ({error!r}); make it again") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write a JSON file.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        return write_whole(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ManyFacts":
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: If the file is absent or damaged.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,132 @@
+"""The same prompts continued by the unedited model and by each edited one, for reading (figure 1, appendix E).
+
+All of them run in one batch through virtual edits, and the models share their draws at each prompt: what differs
+between two texts is the edits' doing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tl_rome.counterfact.evaluation.measure import continuation
+from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
+from tl_rome.errors import InputError
+from tl_rome.generation import fill_up
+from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SEEDS = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Continuations by model; `print(texts.markdown)` or `rich.print(texts.table)`."""
+
+    prompts: tuple[str, ...]
+    """What was continued."""
+    texts: Mapping[str, tuple[str, ...]]
+    """A continuation of each prompt by model, the unedited one first; each begins with its space."""
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Each prompt with its continuations by model."""
+        for index, prompt in enumerate(self.prompts):
+            yield prompt, {name: texts[index] for name, texts in self.texts.items()}
+
+    @property
+    def markdown(self) -> str:
+        """A list for each prompt, in the manner of appendix E; line breaks are spaces."""
+        parts = []
+        for prompt, texts in self:
+            parts += [f"**{_escaped(prompt)}**", ""]
+            parts += [f"- {_escaped(name)}: {_escaped(text)}" for name, text in texts.items()]
+            parts.append("")
+        return "\n".join(parts)
+
+    @property
+    def table(self) -> "Table":
+        """The texts for a terminal, a section for each prompt."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("model", "continuation", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for prompt, texts in self:
+            table.add_row("", Text(prompt, style="bold"))
+            for name, text in texts.items():
+                table.add_row(Text(name), Text(_one_line(text)))
+            table.add_section()
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"prompts": list(self.prompts), "texts": {name: list(texts) for name, texts in self.texts.items()}}
+
+
+def side_by_side(
+    model: HookedModel,
+    prompts: Sequence[str],
+    edits: Mapping[str, AnyEdit],
+    *,
+    new_tokens: int = 60,
+    generator: torch.Generator,
+    top_k: int | None = 5,
+    progress: bool = False,
+) -> SideBySide:
+    """Continue prompts with the unedited model and with each edit.
+
+    Args:
+        model: The model that the edits were made on; left as found.
+        prompts: Texts to continue.
+        edits: By name, in the order to show them; there may be none.
+        new_tokens: Length of each continuation in tokens.
+        generator: Source of a seed for each prompt, which all models share.
+        top_k: Sample among this many most likely tokens; 1 is greedy, None is all.
+        progress: Whether to show a progress bar over tokens.
+
+    Raises:
+        InputError: If there is no prompt, an edit is named "unedited", or a text would exceed the context.
+        ModelMismatchError: If an edit is for another model.
+    """
+    prompts = tuple(prompts)
+    if not prompts or new_tokens < 1:
+        raise InputError(f"{len(prompts)} prompts and {new_tokens=}; give at least one prompt and one token")
+    if UNEDITED in edits:
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the edit otherwise")
+    models = len(edits) + 1
+    starts = [encode(model, prompt) for prompt in prompts]
+    seeds = [int(torch.randint(_SEEDS, (), generator=generator)) for _ in prompts]
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(models)]
+    rows = [index - 1 for _ in prompts for index in range(models)]
+    length = max(map(len, starts)) + new_tokens
+    with VirtualEdits(model, list(edits.values())).on(rows):
+        filled = fill_up(
+            model,
+            [start for start in starts for _ in range(models)],
+            length,
+            generator=draws,
+            top_k=top_k,
+            progress=progress,
+        )
+    texts = {
+        name: tuple(
+            continuation(model, filled[i * models + place, : len(start) + new_tokens], len(start))
+            for i, start in enumerate(starts)
+        )
+        for place, name in enumerate((UNEDITED, *edits))
+    }
+    return SideBySide(prompts, texts)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{character}" if character in "\\`*_<>[]#|" else character for character in _one_line(text))

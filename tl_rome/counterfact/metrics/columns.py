@@ -1,0 +1,124 @@
+"""The figures of one record under one model: the columns of table 3 and those beside it.
+
+Rates, magnitudes, accuracies and RS are times 100, as every source prints them; GE is in bits in the draft, and times
+100 in the published text and the released code. KL is in nats.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tl_rome.counterfact.dataset.references import ReferenceTexts
+from tl_rome.counterfact.metrics.prompts import (
+    accuracy,
+    mean,
+    neighborhood_magnitude,
+    neighborhood_success,
+    rewrite_magnitude,
+    rewrite_success,
+)
+from tl_rome.counterfact.metrics.texts import Words, generation_entropy, mention_rate, reference_score
+from tl_rome.counterfact.records import RequestedRewrite
+from tl_rome.counterfact.results import Divergence, Measurement, Preset
+
+SCORE = "S"
+"""Harmonic mean of the averages of `RATES`; a figure of many records only."""
+RATES = ("ES", "PS", "NS")
+
+COLUMNS: Mapping[str, str] = {
+    SCORE: "harmonic mean of ES, PS and NS",
+    "ES": "o* more likely than o^c after the rewriting prompt, %",
+    "EM": "P(o*) - P(o^c) there, points",
+    "PS": "o* more likely than o^c after paraphrases, %",
+    "PM": "P(o*) - P(o^c) there, points",
+    "NS": "o^c more likely than o* after neighbourhood prompts, %",
+    "NM": "P(o^c) - P(o*) there, points",
+    "GE": "weighted 2- and 3-gram entropy of generations",
+    "RS": "tf-idf cosine of generations and texts about entities with (r, o*), %",
+    "says o*": "continuations of generation prompts that name o*, %",
+    "says o^c": "continuations of generation prompts that name o^c, %",
+    "EA": "every token of o* is the argmax after the rewriting prompt, %",
+    "PA": "every token of o* is the argmax after paraphrases, %",
+    "NA": "every token of o^c is the argmax after neighbourhood prompts, %",
+    "NS+": "NS with the rewrite stated before each prompt (CounterFact+), %",
+    "NM+": "NM with the rewrite stated before each prompt (CounterFact+), points",
+    "KL": "KL(before || after) of the next token after neighbourhood prompts, nats",
+    "KL+": "the same after CounterFact+ prompts, nats",
+    "drift": "the same after the subject and 'is a': essence drift, nats",
+    "PPL": "perplexity of a text about the subject: the authors' essence score",
+}
+"""Every column, in the order of tables, with its meaning."""
+
+PAPER_COLUMNS: Mapping[Preset, tuple[str, ...]] = {
+    "draft": ("ES", "PS", "NS", "GE", "RS"),
+    "neurips": ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS"),
+    "released": ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS"),
+}
+"""The columns that each source has."""
+
+
+def digits(column: str, preset: Preset) -> int:
+    """Decimal places worth printing."""
+    return 3 if column in ("KL", "KL+", "drift") else 2 if (column, preset) == ("GE", "draft") else 1
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Turns raw scores and texts of one record into figures."""
+
+    words: Words
+    """Word tokenizer, for GE."""
+    references: ReferenceTexts | None = None
+    """Reference texts, for RS; NaN without."""
+    preset: Preset = "released"
+    """Whose conventions."""
+
+    def read(self, case: Measurement, rewrite: RequestedRewrite, moved: Divergence | None = None) -> dict[str, float]:
+        """Figures of one record, by column but for S; NaN where something was not measured.
+
+        Args:
+            case: Scores and generations of one model.
+            rewrite: What the record asks for.
+            moved: Divergence from the unedited model; None for that model itself.
+        """
+        return {**self._probabilities(case), **self._generations(case, rewrite), **self._drift(case, moved)}
+
+    def _probabilities(self, case: Measurement) -> dict[str, float]:
+        preset, plus = self.preset, case.neighborhood_plus
+        figures = {
+            "ES": rewrite_success(case.rewrite, preset),
+            "EM": rewrite_magnitude(case.rewrite, preset),
+            "PS": rewrite_success(case.paraphrase, preset),
+            "PM": rewrite_magnitude(case.paraphrase, preset),
+            "NS": neighborhood_success(case.neighborhood, preset),
+            "NM": neighborhood_magnitude(case.neighborhood, preset),
+            "EA": accuracy(case.rewrite.argmax_new),
+            "PA": accuracy(case.paraphrase.argmax_new),
+            "NA": accuracy(case.neighborhood.argmax_true),
+            "NS+": neighborhood_success(plus, preset) if plus else math.nan,
+            "NM+": neighborhood_magnitude(plus, preset) if plus else math.nan,
+        }
+        return {name: 100 * figure for name, figure in figures.items()}
+
+    def _generations(self, case: Measurement, rewrite: RequestedRewrite) -> dict[str, float]:
+        texts = [generation.text for generation in case.generations]
+        continuations = [generation.continuation for generation in case.generations]
+        score = math.nan
+        if self.references is not None:
+            score = reference_score(texts, rewrite, self.references)
+        return {
+            "GE": (1 if self.preset == "draft" else 100) * generation_entropy(texts, self.words),
+            "RS": 100 * score,
+            "says o*": 100 * mention_rate(continuations, rewrite.target_new.str),
+            "says o^c": 100 * mention_rate(continuations, rewrite.target_true.str),
+        }
+
+    @staticmethod
+    def _drift(case: Measurement, moved: Divergence | None) -> dict[str, float]:
+        moved = moved or Divergence()
+        return {
+            "KL": mean(moved.neighborhood),
+            "KL+": mean(moved.neighborhood_plus),
+            "drift": math.nan if moved.essence is None else moved.essence,
+            "PPL": math.nan if case.essence_nll is None else math.exp(case.essence_nll),
+        }

@@ -1,0 +1,1 @@
+"""From results to readers: summaries with intervals, Parquet, figures and an HTML page."""

@@ -1,0 +1,64 @@
+"""Tables 1 and 2 of the document for a set of records: what it is made of, and which criteria it can test."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tl_rome.counterfact.metrics.prompts import mean
+from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.grid import Grid
+
+ITEMS: Mapping[str, Callable[[CounterFactRecord], Iterable[str]]] = {
+    "Records": lambda record: (str(record.case_id),),
+    "Entities": lambda record: (record.requested_rewrite.subject,),
+    "Targets": lambda record: (record.requested_rewrite.target_new.str,),
+    "Rewriting Prompts": lambda record: record.prompts("rewrite"),
+    "Paraphrase Prompts": lambda record: record.paraphrase_prompts,
+    "Neighborhood Prompts": lambda record: record.neighborhood_prompts,
+    "Generation Prompts": lambda record: record.generation_prompts,
+}
+"""What table 1 counts; targets are those to be written, o*."""
+
+CRITERIA = ("Efficacy", "Generalization", "Bleedover", "Consistency", "Fluency")
+FRAMEWORKS: Mapping[str, Sequence[bool]] = {
+    "SQuAD": (True, True, False, False, False),
+    "zSRE": (True, True, False, False, False),
+    "FEVER": (True, True, False, False, False),
+    "WikiText": (True, False, False, False, False),
+    "ParaRel": (True, True, False, False, False),
+}
+"""Table 2 without its last column: the criteria that other data sets test, as the document counts them."""
+
+
+def composition(records: Sequence[CounterFactRecord]) -> Grid:
+    """Table 1: how many different items there are in all, per relation and per record."""
+    relations: dict[str, list[CounterFactRecord]] = defaultdict(list)
+    for record in records:
+        relations[record.requested_rewrite.relation_id].append(record)
+    rows = []
+    for name, items in ITEMS.items():
+        groups = ([records], relations.values(), [[record] for record in records])
+        averages = (mean([_different(items, group) for group in each]) for each in groups)
+        rows.append((name, *(f"{average:,.1f}" for average in averages)))
+    caption = f"Different items among {len(records)} records of {len(relations)} relations."
+    return Grid(caption, ("item", "total", "per relation", "per record"), tuple(rows))
+
+
+def _different(items: Callable[[CounterFactRecord], Iterable[str]], records: Iterable[CounterFactRecord]) -> float:
+    return float(len({item for record in records for item in items(record)}))
+
+
+def criteria(records: Sequence[CounterFactRecord], name: str = "these records") -> Grid:
+    """Table 2: the criteria that these records can test, beside other data sets'."""
+    ours = tuple(
+        bool(records) and all(tests)
+        for tests in (
+            [True],
+            [record.paraphrase_prompts for record in records],
+            [record.neighborhood_prompts for record in records],
+            [record.generation_prompts for record in records],
+            [record.generation_prompts for record in records],
+        )
+    )
+    columns = {**FRAMEWORKS, name: ours}
+    rows = ((each, *("✓" if tests[i] else "✗" for tests in columns.values())) for i, each in enumerate(CRITERIA))
+    return Grid("Criteria that every record has a test for.", ("criterion", *columns), tuple(rows))

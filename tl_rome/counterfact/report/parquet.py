@@ -1,0 +1,107 @@
+"""Results as a table: one row per record and editor, with every figure of table 3 and the raw scores and texts.
+
+A figure of the edited model has its column's name, such as "ES", the unedited model's has "unedited ES". What was not
+measured is null. `before`, `after` and `divergence` are nested, as in `CaseResult`.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_rome.counterfact.dataset.references import ReferenceTexts
+from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, Meter
+from tl_rome.counterfact.metrics.texts import word_tokenizer
+from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.counterfact.results import CaseResult, Preset
+from tl_rome.storage.files import write_whole
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_FIGURES = tuple(name for name in COLUMNS if name != SCORE)
+_TEXTS = ("editor", "config", "model", "dataset", "relation_id", "prompt", "subject", "target_new", "target_true")
+_GROUPS = ("rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute")
+
+
+def to_dataset(
+    results: Iterable[CaseResult], *, references: ReferenceTexts | None = None, preset: Preset = "released"
+) -> "Dataset":
+    """A `datasets` data set of results; `.to_pandas()` makes a data frame of it.
+
+    Args:
+        results: Of any editors, models and data sets.
+        references: Texts for RS; without them it is null.
+        preset: Whose conventions the figures follow.
+    """
+    from datasets import Dataset
+
+    meter, known = Meter(word_tokenizer(), references, preset), {}
+    return Dataset.from_list([_row(result, meter, known) for result in results], features=_features())
+
+
+def write_parquet(
+    results: Iterable[CaseResult],
+    path: str | Path,
+    *,
+    references: ReferenceTexts | None = None,
+    preset: Preset = "released",
+) -> Path:
+    """Write the table of `to_dataset` as one Parquet file.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    to_dataset(results, references=references, preset=preset).to_parquet(buffer)
+    return write_whole(Path(path), buffer.getvalue())
+
+
+def _row(result: CaseResult, meter: Meter, known: dict[tuple[str, str, int], Mapping[str, Any]]) -> dict[str, Any]:
+    """One row; the unedited model's figures are kept for the other editors."""
+    plain, origin = result.to_dict(), (result.model, result.dataset, result.case_id)
+    if result.before is not None and origin not in known:
+        known[origin] = _figures(meter.read(result.before, result.rewrite))
+    before = known[origin] if result.before is not None else {}
+    after = {}
+    if result.after is not None:
+        after = _figures(meter.read(result.after, result.rewrite, result.divergence))
+    rewrite = plain.pop("rewrite")
+    targets = {name: rewrite.pop(name)["str"] for name in ("target_new", "target_true")}
+    figures = {name: after.get(name) for name in _FIGURES}
+    unedited = {f"{UNEDITED} {name}": before.get(name) for name in _FIGURES}
+    return {**plain, **rewrite, **targets, **figures, **unedited}
+
+
+def _figures(read: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(figure) else figure for name, figure in read.items()}
+
+
+def _features() -> "Features":
+    """Types of the columns, so that files of different runs can be joined whatever was measured in them."""
+    from datasets import Features, Value
+
+    text, number, count, flag = Value("string"), Value("float64"), Value("int64"), Value("bool")
+    scores = {
+        **{f"logprob_{target}": [number] for target in ("new", "true")},
+        **{f"tokens_{target}": [count] for target in ("new", "true")},
+        **{f"argmax_{target}": [flag] for target in ("new", "true")},
+    }
+    measured = {
+        **{group: scores for group in _GROUPS},
+        "generations": [{"prompt": text, "continuation": text}],
+        "essence_nll": number,
+    }
+    return Features(
+        {
+            "case_id": count,
+            **{name: text for name in _TEXTS},
+            "seconds": number,
+            "error": text,
+            **{name: number for name in (*_FIGURES, *(f"{UNEDITED} {name}" for name in _FIGURES))},
+            "before": measured,
+            "after": measured,
+            "divergence": {"neighborhood": [number], "neighborhood_plus": [number], "essence": number},
+        }
+    )

@@ -1,0 +1,105 @@
+"""The editors that the document and its successors compare, made by their names and sharing what is expensive.
+
+All ROME presets get one covariance. Those that differ in their keys alone get the same contexts and one `SharedValues`
+too, so that a request's v* is optimised once for them all.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from tl_rome.counterfact.evaluation.evaluate import Editor
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.editors.finetune import FT, FT_L, FineTune
+from tl_rome.editors.model_defaults import suited
+from tl_rome.editors.rank_one.contexts import spread_contexts
+from tl_rome.editors.rank_one.editor import Rome
+from tl_rome.editors.rank_one.layers import LayerChoice
+from tl_rome.editors.rank_one.presets import PRESETS, RELEASED, RomeConfig
+from tl_rome.editors.rank_one.shared_values import SharedValues
+from tl_rome.errors import InputError
+from tl_rome.sites import HookedModel
+
+FINE_TUNING = {"ft": FT, "ft_l": FT_L}
+"""Fine-tuning by name; the document's layers for GPT-2 XL are 1 and 0, here both train the first."""
+
+ROME_CONFIGS = {"rome": RELEASED, **{name: config for name, config in PRESETS.items() if config != RELEASED}}
+"""Presets of ROME by name; "rome" is the released one."""
+
+EDITOR_NAMES = (*FINE_TUNING, *ROME_CONFIGS)
+"""Every name that `editors_by_name` knows."""
+
+
+def editors_by_name(
+    model: HookedModel,
+    names: Iterable[str],
+    *,
+    layer: LayerChoice = None,
+    covariance: KeyCovariance | None = None,
+    contexts: Sequence[str] | Literal["recipe"] | None = None,
+    max_contexts: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Editor]:
+    """Make editors for `evaluate`, in the order of the names; an editor does not depend on which others are asked for.
+
+    Args:
+        model: Left as found.
+        names: Of `EDITOR_NAMES`.
+        layer: Layer that ROME edits, see `Rome.prepare`; fine-tuning trains the first.
+        covariance: Key statistics, see `Rome.prepare`.
+        contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
+        max_contexts: Take this many of them at most, the empty one included; v* costs as many times as much.
+        seed: Of contexts and sampled text.
+        progress: Whether long work shows progress bars.
+
+    Raises:
+        InputError: If a name is unknown or there is none.
+        TLRomeError: As `Rome.prepare` does.
+    """
+    names = check_names(names)
+    if max_contexts is not None and max_contexts < 1:
+        raise InputError(f"max_contexts is {max_contexts}; the empty context is always there, so take at least 1")
+    made: dict[str, Editor] = {name: FineTune.prepare(model, config) for name, config in FINE_TUNING.items()}
+    chosen = [name for name in names if name in ROME_CONFIGS]
+    if chosen:
+        base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
+        base = replace(base, find_values=SharedValues())
+        made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
+    return {name: _shortened(made[name], max_contexts) for name in names}
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """The names, each once.
+
+    Raises:
+        InputError: If one is unknown or there is none.
+    """
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in EDITOR_NAMES]
+    if unknown or not names:
+        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
+        raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
+    return names
+
+
+def _variant(
+    model: HookedModel, base: Rome, config: RomeConfig, contexts: Sequence[str] | Literal["recipe"] | None
+) -> Rome:
+    """The editor with another preset; its contexts are drawn anew only where the preset's recipe differs."""
+    if _recipe(config) == _recipe(base.config) or contexts not in (None, "recipe"):
+        return replace(base, config=suited(model, config))
+    own = Rome.prepare(model, covariance=base.covariance, contexts=contexts, config=config, seed=base.seed or 0)
+    return replace(base, config=own.config, contexts=own.contexts, contexts_choice=own.contexts_choice)
+
+
+def _shortened(editor: Editor, most: int | None) -> Editor:
+    """The editor with at most so many contexts."""
+    if not isinstance(editor, Rome) or most is None:
+        return editor
+    contexts, choice = spread_contexts(editor.contexts, editor.contexts_choice, most)
+    return replace(editor, contexts=contexts, contexts_choice=choice)
+
+
+def _recipe(config: RomeConfig) -> tuple:
+    return config.context_lengths, config.context_top_k, config.context_openings

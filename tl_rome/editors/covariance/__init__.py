@@ -1,0 +1,1 @@
+"""Key statistics C = E[k k^T]: estimating, storing, importing and judging them."""

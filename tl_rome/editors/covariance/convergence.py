@@ -1,0 +1,102 @@
+"""How many tokens are enough: how u = C^-1 k* turns as the statistics behind C grow."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.editors.covariance.estimation import covariance_of, encoded_texts
+from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
+from tl_rome.errors import InputError, NumericsError
+from tl_rome.sites import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Convergence:
+    """The direction C^-1 k of some keys, at growing numbers of tokens, against the last."""
+
+    tokens: tuple[int, ...]
+    """Tokens behind C at each point."""
+    cosine: Float[Tensor, "points keys"]
+    """Between C^-1 k then and at the last point; 1 there. NaN while C is singular."""
+    norm_ratio: Float[Tensor, "points keys"]
+    """||C^-1 k|| then over that at the last point."""
+
+    def __str__(self) -> str:
+        lines = ["   tokens  cosine to the last (least, mean)  norm ratio"]
+        for n, cosine, ratio in zip(self.tokens, self.cosine, self.norm_ratio, strict=True):
+            lines.append(f"{n:9d}  {cosine.min():.4f}, {cosine.mean():.4f}  {ratio.mean():18.3f}")
+        return "\n".join(lines)
+
+    def enough(self, cosine: float = 0.99) -> int | None:
+        """Fewest tokens from which on every key's direction stays this close to the last, None if only the last does.
+
+        Args:
+            cosine: What counts as close.
+        """
+        close = (self.cosine >= cosine).all(dim=1).tolist()
+        first = len(close) - next((i for i, good in enumerate(reversed(close)) if not good), len(close))
+        return self.tokens[first] if first < len(close) - 1 else None
+
+
+def convergence(
+    model: HookedModel,
+    layer: int,
+    texts: Iterable[Any],
+    keys: Float[Tensor, "keys d_mlp"],
+    *,
+    max_tokens: int,
+    points: int = 6,
+    batch_tokens: int = 4096,
+    text_column: str = "text",
+    progress: bool = True,
+) -> Convergence:
+    """Follow C^-1 k while streaming over text; the number of tokens doubles from point to point.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose keys are wanted.
+        texts: As `estimate_covariances` takes them.
+        keys: Of some subjects, as `subject_keys` gives them.
+        max_tokens: Tokens at the last point.
+        points: How many points, the last included.
+        batch_tokens: Padded tokens per batch.
+        text_column: Where a data set's rows have the text.
+        progress: Whether to show a progress bar over tokens.
+
+    Raises:
+        InputError: If the layer is out of range or there are too few texts for two points.
+        NumericsError: If a key is not finite, or C is singular at the last point.
+    """
+    stops = sorted({max(1, max_tokens // 2**i) for i in range(points)})
+    moments, tokens, solved = KeyMoments.zeros(model, [layer]), [], []
+    stream = stream_moments(
+        model,
+        moments,
+        encoded_texts(model, texts, text_column),
+        batch_tokens=batch_tokens,
+        stops=stops,
+        progress=progress,
+    )
+    for _ in stream:
+        if moments.count >= stops[len(tokens)]:
+            tokens.append(moments.count)
+            solved.append(_solve(model, moments, layer, keys))
+    if len(tokens) < 2:
+        raise InputError(f"the texts end after {moments.count} tokens, before the second point; lower max_tokens")
+    if bool(solved[-1].isnan().any()):
+        raise NumericsError(f"the key covariance is still singular after {tokens[-1]} tokens; raise max_tokens")
+    directions = torch.stack(solved)
+    cosine = torch.cosine_similarity(directions, directions[-1:], dim=-1)
+    return Convergence(tuple(tokens), cosine, directions.norm(dim=-1) / directions[-1].norm(dim=-1))
+
+
+def _solve(model: HookedModel, moments: KeyMoments, layer: int, keys: Tensor) -> Float[Tensor, "keys d_mlp"]:
+    statistics = covariance_of(model, moments, layer, "")
+    try:
+        return torch.stack([statistics.solve(key) for key in keys])
+    except NumericsError:
+        return torch.full(keys.shape, torch.nan, dtype=torch.float64)

@@ -1,0 +1,136 @@
+"""Estimating key statistics from text: a corpus, a data set of the hub, or the model's own samples."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
+from tl_rome.editors.rank_one.contexts import start_token
+from tl_rome.errors import InputError
+from tl_rome.generation import sample_tokens
+from tl_rome.sites import HookedModel, w_out
+from tl_rome.storage.files import fingerprint
+from tl_rome.tokens import encode
+
+_log = logging.getLogger(__name__)
+_SAMPLED_LENGTH = 128
+
+
+def estimate_covariances(
+    model: HookedModel,
+    layers: Sequence[int],
+    texts: Iterable[Any],
+    *,
+    source: str,
+    max_tokens: int | None = None,
+    batch_tokens: int = 4096,
+    text_column: str = "text",
+    checkpoint: str | Path | None = None,
+    checkpoint_tokens: int = 1_000_000,
+    progress: bool = True,
+) -> dict[int, KeyCovariance]:
+    """Statistics of several layers in one pass over text, each text cut at the model's context.
+
+    The authors' statistics are of 100,000 Wikipedia articles: here
+    `datasets.load_dataset("wikimedia/wikipedia", "20231101.en", split="train", streaming=True)`.
+
+    Args:
+        model: Left as found; run up to the highest layer only.
+        layers: Layers whose keys are wanted.
+        texts: Strings, or the rows of a `datasets` data set; read once, never held as a whole. Blank ones are passed
+            over.
+        source: Name of the texts, kept with the result.
+        max_tokens: Stop with the text in which this many tokens are reached.
+        batch_tokens: Padded tokens per batch; memory is bounded by 16 batches of token ids, one batch of activations,
+            and a float64 matrix [d_mlp, d_mlp] per layer.
+        text_column: Where a data set's rows have the text.
+        checkpoint: File that keeps unfinished work: begun again with the same texts in the same order, the estimate
+            goes on where it was, to the same result. It stays when the work is done, so that more tokens can be added.
+        checkpoint_tokens: Tokens between two writings of it.
+        progress: Whether to show a progress bar over tokens.
+
+    Raises:
+        InputError: If a layer is out of range or there is no text.
+        NumericsError: If a key is not finite.
+        StorageError: If the checkpoint is damaged or of something else.
+    """
+    moments = KeyMoments.zeros(model, layers)
+    if checkpoint is not None and Path(checkpoint).exists():
+        moments = KeyMoments.load(checkpoint, model, layers, source)
+    saved = moments.count
+    stops = () if max_tokens is None else (max_tokens,)
+    encoded = encoded_texts(model, texts, text_column)
+    for _ in stream_moments(model, moments, encoded, batch_tokens=batch_tokens, stops=stops, progress=progress):
+        if checkpoint is not None and moments.count - saved >= checkpoint_tokens:
+            moments.save(checkpoint, model, source)
+            saved = moments.count
+    if checkpoint is not None and moments.count > saved:
+        moments.save(checkpoint, model, source)
+    return {layer: covariance_of(model, moments, layer, source) for layer in layers}
+
+
+def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: str) -> KeyCovariance:
+    """The statistics that sums stand for.
+
+    Raises:
+        InputError: If nothing has been added up.
+        NumericsError: If a key was not finite.
+    """
+    if moments.count == 0:
+        raise InputError(f"no text to estimate a covariance from ({source})")
+    return KeyCovariance(
+        moments.moment(layer),
+        layer,
+        moments.count,
+        source,
+        bool(model.cfg.default_prepend_bos),
+        fingerprint(model),
+        moments.mean(layer),
+        str(w_out(model, layer).dtype).removeprefix("torch."),
+    )
+
+
+def estimate_from_own_samples(
+    model: HookedModel, layer: int, *, generator: torch.Generator, tokens: int, batch: int, progress: bool
+) -> KeyCovariance:
+    """See `KeyCovariance.from_own_samples`."""
+    _log.warning(
+        "estimating the key covariance of layer %d from %d tokens of text that the model samples itself; "
+        "a corpus is better: KeyCovariance.estimate(model, layer, texts, source=...)",
+        layer,
+        tokens,
+    )
+    length = min(_SAMPLED_LENGTH, model.cfg.n_ctx - 1)
+
+    def texts() -> Iterator[Int[Tensor, " pos"]]:
+        for _ in range(-(-tokens // (batch * length))):
+            start = torch.full((batch, 1), start_token(model))
+            yield from sample_tokens(model, start, length, generator=generator, top_k=None)[:, 1:]
+
+    moments = KeyMoments.zeros(model, [layer])
+    for _ in stream_moments(model, moments, texts(), batch_tokens=batch * length, stops=(tokens,), progress=progress):
+        pass
+    return covariance_of(model, moments, layer, "own samples")
+
+
+def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iterator[Encoded]:
+    """Token ids of strings or of a data set's rows, None for blank ones.
+
+    Raises:
+        InputError: If a row is neither a string nor has one in this column.
+    """
+    for row in texts:
+        text = row
+        if isinstance(row, Mapping):
+            if column not in row:
+                raise InputError(f"a row has no column {column!r}, only {sorted(row)}; say text_column=")
+            text = row[column]
+        if not isinstance(text, str):
+            raise InputError(f"a text is {text!r}, not a string; give strings, or a data set with a text column")
+        yield encode(model, text, truncate=True) if text.strip() else None

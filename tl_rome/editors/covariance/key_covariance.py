@@ -1,0 +1,218 @@
+"""C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb (section 4.2).
+
+Not centred, although everyone calls it a covariance; taken over every token of every text, as in the paper. C^-1 k is
+solved by Cholesky in float64 and no inverse is ever formed.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.sites import HookedModel
+from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
+
+_KIND = "key_covariance"
+_HEADER = ("layer", "count", "source", "prepend_bos", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class KeyCovariance:
+    """Second moment of the keys of one layer of one model."""
+
+    second_moment: Float[Tensor, "d_mlp d_mlp"]
+    """E[k k^T], symmetric; float64, on the CPU."""
+    layer: int
+    """Layer whose W_out the keys enter."""
+    count: int
+    """Tokens averaged over."""
+    source: str
+    """What text they came from."""
+    prepend_bos: bool
+    """Whether each text began with a BOS token, which was counted."""
+    model: str
+    """Fingerprint of the model."""
+    mean: Float[Tensor, " d_mlp"] | None = None
+    """E[k], where it is known."""
+    dtype: str = "float32"
+    """Type of the model's weights."""
+
+    @classmethod
+    def estimate(
+        cls,
+        model: HookedModel,
+        layer: int,
+        texts: Iterable[Any],
+        *,
+        source: str,
+        max_tokens: int | None = None,
+        batch_tokens: int = 4096,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> "KeyCovariance":
+        """Stream over texts, each cut at the model's context, running the model up to the layer only.
+
+        Args:
+            model: Left as found.
+            layer: Layer whose keys are wanted; `estimate_covariances` takes several in one pass.
+            texts: See `estimate_covariances` for this and the other arguments.
+            source: Name of the texts, kept with the result.
+            max_tokens: Stop with the text in which this many tokens are reached.
+            batch_tokens: Padded tokens per batch, which bounds memory.
+            checkpoint: File that keeps unfinished work.
+            progress: Whether to show a progress bar over tokens.
+
+        Raises:
+            InputError: If the layer is out of range or there is no text.
+            NumericsError: If a key is not finite.
+            StorageError: If the checkpoint is damaged or of something else.
+        """
+        from tl_rome.editors.covariance.estimation import estimate_covariances
+
+        found = estimate_covariances(
+            model,
+            [layer],
+            texts,
+            source=source,
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return found[layer]
+
+    @classmethod
+    def from_own_samples(
+        cls,
+        model: HookedModel,
+        layer: int,
+        *,
+        generator: torch.Generator,
+        tokens: int = 32_768,
+        batch: int = 64,
+        progress: bool = True,
+    ) -> "KeyCovariance":
+        """Estimate from text that the model samples from its start token: the fallback where no corpus is at hand.
+
+        Args:
+            model: Left as found.
+            layer: Layer whose keys are wanted.
+            generator: Source of the draws.
+            tokens: How many tokens to sample, at least; must well exceed d_mlp.
+            batch: Texts sampled at once.
+            progress: Whether to show progress.
+
+        Raises:
+            NumericsError: If a key is not finite.
+        """
+        from tl_rome.editors.covariance.estimation import estimate_from_own_samples
+
+        return estimate_from_own_samples(
+            model, layer, generator=generator, tokens=tokens, batch=batch, progress=progress
+        )
+
+    @classmethod
+    def shipped(cls, model: HookedModel) -> "KeyCovariance | None":
+        """The statistics that come with the package for its default model and layer, or None for any other model."""
+        for file in resources.files("tl_rome.data").iterdir():
+            if file.name.endswith(".covariance.safetensors"):
+                with resources.as_file(file) as path:
+                    found = cls.load(path)
+                if found.model == fingerprint(model) and found.prepend_bos == bool(model.cfg.default_prepend_bos):
+                    return found
+        return None
+
+    @cached_property
+    def _cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
+        factor, info = torch.linalg.cholesky_ex(self.second_moment)
+        if int(info) != 0:
+            raise NumericsError(
+                f"the key covariance of layer {self.layer} is singular after {self.count} tokens for {len(factor)} "
+                f"dimensions; estimate it from at least {4 * len(factor)} tokens of varied text"
+            )
+        return factor
+
+    def solve(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
+        """C^-1 k, in float64 on the CPU.
+
+        Raises:
+            NumericsError: If C is singular.
+        """
+        return torch.cholesky_solve(key.detach().double().cpu()[:, None], self._cholesky)[:, 0]
+
+    def check(self, model: HookedModel, layer: int) -> None:
+        """Refuse statistics of another layer, model or BOS policy.
+
+        Raises:
+            InputError: If they are of another layer, or the model's prompts begin otherwise.
+            ModelMismatchError: If they are of another model.
+        """
+        if self.layer != layer:
+            raise InputError(f"the covariance is of layer {self.layer}, the edit is at layer {layer}")
+        check_fingerprint(model, self.model, "the key covariance")
+        if self.prepend_bos != bool(model.cfg.default_prepend_bos):
+            raise InputError(
+                f"the covariance was estimated with prepend_bos={self.prepend_bos}, this model has "
+                f"{not self.prepend_bos}; estimate it anew, or load the model with the same policy"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify these statistics, as stored in float32."""
+        return hashlib.sha256(self.second_moment.float().numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the upper triangle in float32, half the size of the matrix.
+
+        Args:
+            path: The file; or an existing folder, in which the file is named by its content.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path /= f"{self.model}-layer{self.layer}-{self.digest}.covariance.safetensors"
+        rows, columns = torch.triu_indices(*self.second_moment.shape)
+        tensors = {"upper_triangle": self.second_moment[rows, columns].float()}
+        if self.mean is not None:
+            tensors["mean"] = self.mean.float()
+        header = {name: getattr(self, name) for name in (*_HEADER, "dtype", "digest")}
+        return save(path, _KIND, tensors, {**header, "d_mlp": len(self.second_moment)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "KeyCovariance":
+        """Read statistics that `save` wrote.
+
+        Args:
+            path: The file, or `hf://owner/name/file`, see `sharing`.
+
+        Raises:
+            StorageError: If the file is damaged, holds something else, or cannot be fetched.
+        """
+        from tl_rome.storage.hub import local_path
+
+        tensors, header = load(local_path(path), _KIND)
+        try:
+            size = header["d_mlp"]
+            rows, columns = torch.triu_indices(size, size)
+            moment = torch.zeros(size, size, dtype=torch.float64)
+            moment[rows, columns] = tensors["upper_triangle"].double()
+            moment[columns, rows] = moment[rows, columns]
+            mean = tensors["mean"].double() if "mean" in tensors else None
+            found = cls(
+                moment, **{name: header[name] for name in _HEADER}, mean=mean, dtype=header.get("dtype", "float32")
+            )
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise StorageError(f"{path} lacks part of the key statistics ({error}); make it again") from error
+        if header.get("digest", found.digest) != found.digest:
+            raise StorageError(f"{path} does not hold what its digest {header['digest']} says; make it again")
+        return found

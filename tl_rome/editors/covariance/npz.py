@@ -1,0 +1,62 @@
+"""Key statistics as the authors' code writes and publishes them, in `.npz` files.
+
+Their files hold sums, `mom2.mom2` (k k^T, float32) and `mom2.count` (tokens), and say nothing of the model or layer but
+in their path, as in `gpt2-xl/wikipedia_stats/transformer.h.17.mlp.c_proj_float32_mom2_100000.npz`. Texts in them begin
+without a BOS token.
+"""
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.errors import StorageError
+from tl_rome.sites import HookedModel, w_out
+from tl_rome.storage.files import fingerprint
+
+_NAMES = (("mom2.mom2", "mom2.count"), ("mom2_sum", "count"))
+"""Of the sum and of its count: as published, and without the prefix."""
+
+
+def import_npz(
+    path: str | Path, model: HookedModel, layer: int, *, source: str | None = None, prepend_bos: bool = False
+) -> KeyCovariance:
+    """Read the authors' statistics for a model and layer, which the caller vouches for.
+
+    Args:
+        path: The `.npz` file.
+        model: The model they are of; only their size is checked. They are bound to its fingerprint from here on.
+        layer: The layer they are of.
+        source: Name of the texts; the file's name if None.
+        prepend_bos: Whether the texts began with a BOS token; the authors' do not.
+
+    Raises:
+        InputError: If the layer is out of range.
+        StorageError: If the file is damaged, is no such file, or its matrix has another size.
+    """
+    path, size = Path(path), w_out(model, layer).shape[0]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            total, count = next((file[a], int(file[b])) for a, b in _NAMES if a in file and b in file)
+    except StopIteration as error:
+        raise StorageError(f"{path} holds no second moment under any of {_NAMES}") from error
+    except (OSError, ValueError, BadZipFile, KeyError) as error:
+        raise StorageError(f"{path} is damaged or is no .npz file ({error}); fetch it again") from error
+    if total.shape != (size, size) or count <= 0 or not np.isfinite(total).all():
+        raise StorageError(
+            f"{path} holds a matrix {total.shape} of {count} tokens; layer {layer} of this model needs {(size, size)}, "
+            "finite and of at least one token"
+        )
+    moment = torch.from_numpy(total).double() / count
+    return KeyCovariance(
+        (moment + moment.T) / 2,
+        layer,
+        count,
+        source or path.name,
+        prepend_bos,
+        fingerprint(model),
+        None,
+        str(total.dtype),
+    )

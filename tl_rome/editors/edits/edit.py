@@ -1,0 +1,193 @@
+"""An edit as a value: what it changes, where it came from, what it did; applied and taken back bit for bit."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_rome.editors.edits.receipt import Receipt
+from tl_rome.editors.edits.update import Update, update_from
+from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
+from tl_rome.facts import EditRequest
+from tl_rome.sites import HookedModel, w_out
+from tl_rome.storage.files import check_fingerprint, load, save
+from tl_rome.storage.hub import local_path
+
+_KIND = "edit"
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A finished edit. The model it was made on is as it was before; `applied` or `apply` puts the edit in.
+
+    An `Edit` can be applied to any model with the fingerprint of the one it was made on, whatever its class.
+
+    Raises:
+        InputError: If two updates are of the same layer.
+    """
+
+    updates: tuple[Update, ...]
+    """At most one per layer."""
+    request: EditRequest
+    """What was asked for."""
+    receipt: Receipt
+    """What the edit did."""
+    model: str
+    """Fingerprint of the model."""
+    provenance: Mapping[str, Any]
+    """How it was made: editor settings, contexts, seed, BOS policy, covariance; JSON-serialisable."""
+    _undo: list[tuple[weakref.ref, dict[int, tuple[Tensor, Tensor]]]] = field(
+        default_factory=list, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        layers = [update.layer for update in self.updates]
+        if len(set(layers)) < len(layers):
+            raise InputError(f"an edit has one update per layer at most, got layers {layers}; compose several edits")
+
+    def __str__(self) -> str:
+        return str(self.receipt)
+
+    @contextmanager
+    def applied(self, model: HookedModel) -> Iterator[HookedModel]:
+        """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
+
+        Raises:
+            ModelMismatchError: If the edit is for another model.
+            EditStateError: If it is applied already, or the weights were changed by others inside the block.
+        """
+        if self.is_applied(model):
+            raise EditStateError("this edit is applied to this model already; undo it first")
+        try:
+            self.apply(model)
+            yield model
+        finally:
+            if self.is_applied(model):
+                self.undo(model)
+
+    def is_applied(self, model: HookedModel) -> bool:
+        """Whether `apply` has been called on this model and `undo` has not."""
+        return self._position(model) is not None
+
+    def apply(self, model: HookedModel) -> None:
+        """Write the edit into the model's weights, in place, and keep the old ones for `undo`.
+
+        An interruption leaves the weights as they were.
+
+        Raises:
+            ModelMismatchError: If the edit is for another model.
+            EditStateError: If it is applied to this model already, or the model does not take the weights.
+            NumericsError: If the new weights would not be finite in the model's dtype.
+        """
+        check_fingerprint(model, self.model, "this edit")
+        if self.is_applied(model):
+            raise EditStateError("this edit is applied to this model already; undo it first")
+        changes: dict[int, tuple[Tensor, Tensor]] = {}
+        for update in self.updates:
+            before = w_out(model, update.layer).detach().clone()
+            after = (before.double() + update.delta.to(before.device)).to(before.dtype)
+            if not bool(after.isfinite().all()):
+                raise NumericsError(f"the edited W_out of layer {update.layer} is not finite in {before.dtype}")
+            changes[update.layer] = before, after
+        try:
+            _write(model, {layer: after for layer, (_, after) in changes.items()})
+            self._undo.append((weakref.ref(model), changes))
+        except BaseException:
+            _write(model, {layer: before for layer, (before, _) in changes.items()})
+            raise
+
+    def undo(self, model: HookedModel) -> None:
+        """Put the weights back exactly as they were before `apply`.
+
+        Edits of different layers may be undone in any order, those that share a layer last one first.
+
+        Raises:
+            EditStateError: If the edit is not applied to this model, or its weights have been changed since.
+        """
+        position = self._position(model)
+        if position is None:
+            raise EditStateError("this edit is not applied to this model, so there is nothing to undo")
+        changes = self._undo[position][1]
+        for layer, (_, after) in changes.items():
+            if not torch.equal(w_out(model, layer), after):
+                raise EditStateError(
+                    f"W_out of layer {layer} has changed since this edit was applied, so what it replaced cannot be "
+                    "put back without losing that change; undo what was applied later first, in reverse order"
+                )
+        _write(model, {layer: before for layer, (before, _) in changes.items()})
+        del self._undo[position]
+
+    def _position(self, model: HookedModel) -> int | None:
+        return next((i for i, (held, _) in enumerate(self._undo) if held() is model), None)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a small safetensors file with the vectors, the receipt and all provenance.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        return save(path, _KIND, *self.to_file())
+
+    @classmethod
+    def load(cls, path: str | Path, model: HookedModel | None = None) -> "Edit":
+        """Read an edit that `save` wrote.
+
+        Args:
+            path: The file, or `hf://owner/name/file` for one that is shared in a repository of the model hub.
+            model: If given, the edit is checked to belong to it at once, otherwise when it is applied.
+
+        Raises:
+            StorageError: If the file is damaged, holds something else, or cannot be fetched.
+            ModelMismatchError: If the edit is for another model.
+        """
+        edit = cls.from_file(*load(local_path(path), _KIND), path)
+        if model is not None:
+            check_fingerprint(model, edit.model, str(path))
+        return edit
+
+    def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file keeps of the edit: tensors, and a JSON-serialisable header."""
+        tensors = {f"{update.layer}.{name}": part for update in self.updates for name, part in update.tensors.items()}
+        header = {
+            "layers": [update.layer for update in self.updates],
+            "request": asdict(self.request),
+            "receipt": asdict(self.receipt),
+            "model": self.model,
+            "provenance": dict(self.provenance),
+        }
+        return tensors, header
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path) -> "Edit":
+        """The edit that `to_file` took apart; the path is for messages.
+
+        Raises:
+            StorageError: If a part is missing.
+        """
+        try:
+            layers = header["layers"]
+            parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+            for name, tensor in tensors.items():
+                layer, part = name.split(".")
+                parts[int(layer)][part] = tensor
+            updates = tuple(update_from(layer, parts[layer]) for layer in layers)
+            figures: dict[str, Any] = {
+                name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()
+            }
+            request, receipt = EditRequest(**header["request"]), Receipt(**figures)
+            return cls(updates, request, receipt, header["model"], header["provenance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
+
+
+def _write(model: HookedModel, weights: Mapping[int, Tensor]) -> None:
+    with torch.no_grad():
+        for layer, weight in weights.items():
+            w_out(model, layer).copy_(weight)
+            if not torch.equal(w_out(model, layer), weight):
+                raise EditStateError(f"W_out of layer {layer} does not keep what is written to it; load the model anew")

@@ -1,0 +1,146 @@
+"""Several edits as one: applied one after another, undone in reverse, kept in one file."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.update import Update
+from tl_rome.errors import EditStateError, InputError, StorageError
+from tl_rome.sites import HookedModel
+from tl_rome.storage.files import check_fingerprint, load, save
+from tl_rome.storage.hub import local_path
+
+_KIND = "edit_sequence"
+
+
+@dataclass(frozen=True, eq=False)
+class EditSequence:
+    """Edits of one model in the order in which they are applied; to a model it is used as one `Edit` is.
+
+    Raises:
+        InputError: If there is no edit, or they are for different models.
+    """
+
+    edits: tuple[Edit, ...]
+    """First to last."""
+
+    def __post_init__(self) -> None:
+        models = {edit.model for edit in self.edits}
+        if len(models) != 1:
+            raise InputError(
+                f"a sequence needs edits of one model, got {len(self.edits)} edits of {len(models)} models"
+            )
+
+    def __str__(self) -> str:
+        return "\n".join(str(edit) for edit in self.edits)
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """All updates in order; a layer may occur several times."""
+        return tuple(update for edit in self.edits for update in edit.updates)
+
+    @contextmanager
+    def applied(self, model: HookedModel) -> Iterator[HookedModel]:
+        """The model with every edit, for the length of a `with` block; the weights are back bit for bit afterwards.
+
+        Raises:
+            ModelMismatchError: If the edits are for another model.
+            EditStateError: If one is applied already, or the weights were changed by others inside the block.
+        """
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            self.undo(model)
+
+    def apply(self, model: HookedModel) -> None:
+        """Write all edits into the model's weights, or none.
+
+        Raises:
+            ModelMismatchError: If the edits are for another model.
+            EditStateError: If one is applied already.
+            NumericsError: If the new weights would not be finite in the model's dtype.
+        """
+        done: list[Edit] = []
+        try:
+            for edit in self.edits:
+                edit.apply(model)
+                done.append(edit)
+        except BaseException:
+            for edit in reversed(done):
+                edit.undo(model)
+            raise
+
+    def undo(self, model: HookedModel) -> None:
+        """Take all edits back, or none.
+
+        Raises:
+            EditStateError: If one is not applied, or weights have been changed since.
+        """
+        done: list[Edit] = []
+        try:
+            for edit in reversed(self.edits):
+                edit.undo(model)
+                done.append(edit)
+        except EditStateError:
+            for edit in reversed(done):
+                edit.apply(model)
+            raise
+
+    def save(self, path: str | Path) -> Path:
+        """Write one small safetensors file.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        tensors, headers = {}, []
+        for index, edit in enumerate(self.edits):
+            parts, header = edit.to_file()
+            tensors |= {f"{index}.{name}": part for name, part in parts.items()}
+            headers.append(header)
+        return save(path, _KIND, tensors, {"edits": headers})
+
+    @classmethod
+    def load(cls, path: str | Path, model: HookedModel | None = None) -> "EditSequence":
+        """Read a sequence that `save` wrote.
+
+        Args:
+            path: The file, or `hf://owner/name/file`, see `sharing`.
+            model: If given, the edits are checked to belong to it at once, otherwise when they are applied.
+
+        Raises:
+            StorageError: If the file is damaged, holds something else, or cannot be fetched.
+            ModelMismatchError: If the edits are for another model.
+        """
+        tensors, header = load(local_path(path), _KIND)
+        headers = header.get("edits")
+        if not headers:
+            raise StorageError(f"{path} lists no edits; make it again")
+        parts: list[dict[str, Tensor]] = [{} for _ in headers]
+        for name, tensor in tensors.items():
+            index, _, rest = name.partition(".")
+            parts[int(index)][rest] = tensor
+        found = cls(tuple(Edit.from_file(part, head, path) for part, head in zip(parts, headers, strict=True)))
+        if model is not None:
+            check_fingerprint(model, found.edits[0].model, str(path))
+        return found
+
+
+def compose(edits: Iterable[Edit]) -> EditSequence:
+    """Several edits as one.
+
+    Applying them in the order in which they were made, each on top of those before, gives the weights that they were
+    made for bit for bit. Edits of one layer that were each made on the unedited model add up, and their keys disturb
+    each other a little.
+
+    Args:
+        edits: First to last; no edit twice.
+
+    Raises:
+        InputError: If there is none, or they are for different models.
+    """
+    return EditSequence(tuple(edits))

@@ -1,0 +1,271 @@
+"""Rank-one model editing (section 4): insert one key-value pair into one MLP's W_out.
+
+    k*  from the subject (`key`),   v*  by optimisation (`value`),   W' = W + u v^T  in closed form (`closed_form`)
+
+Every source of ROME is one `RomeConfig` of this implementation, see `config`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.outcome import measure, measure_many
+from tl_rome.editors.edits.receipt import Receipt
+from tl_rome.editors.edits.safety import with_outcome
+from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.model_defaults import suited
+from tl_rome.editors.rank_one.closed_form import insert
+from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
+from tl_rome.editors.rank_one.key import chosen_keys
+from tl_rome.editors.rank_one.layers import LayerChoice, choose_layer
+from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
+from tl_rome.editors.rank_one.shared_values import ValueFinder
+from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
+from tl_rome.errors import InputError
+from tl_rome.facts import EditRequest
+from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
+from tl_rome.storage.files import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Rome:
+    """The ROME editor for one model and layer: call it with a model and a request to get an `Edit`.
+
+    It holds everything expensive, so that many edits share it; `Rome.prepare` makes one with defaults.
+
+    Raises:
+        InputError: If the first context is not the empty one.
+    """
+
+    covariance: KeyCovariance
+    """Key statistics of the layer to edit."""
+    contexts: tuple[str, ...]
+    """Prefixes, the empty one first."""
+    config: RomeConfig = RELEASED
+    """Preset."""
+    layer_choice: str = "given"
+    """Why this layer, for the receipt."""
+    seed: int | None = None
+    """Seed that contexts and own samples were drawn with, if they were."""
+    contexts_choice: str = "given"
+    """How the contexts were chosen, for the receipt."""
+    find_values: ValueFinder = optimise_values
+    """How v* is found; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
+
+    def __post_init__(self) -> None:
+        if not self.contexts or self.contexts[0]:
+            raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
+
+    @classmethod
+    def prepare(
+        cls,
+        model: HookedModel,
+        *,
+        layer: LayerChoice = None,
+        covariance: KeyCovariance | None = None,
+        contexts: Sequence[str] | Literal["recipe"] | None = None,
+        config: RomeConfig = RELEASED,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> "Rome":
+        """An editor with every part that is not given chosen for the model.
+
+        Args:
+            model: Left as found.
+            layer: Layer to edit, something with a `.layer`, or "auto" for the one that causal tracing of the package's
+                own facts suggests, which takes a few minutes; by default that of the covariance, else `default_layer`.
+            covariance: Key statistics; by default those shipped with the package where they fit the model and layer,
+                else an estimate from text that the model samples itself, which takes minutes: keep the editor, or save
+                its covariance.
+            contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
+                where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
+            config: Preset, which takes what suits the model (`suited`), or a configuration of your own, which is kept.
+            seed: Seed of the generator that samples contexts and text.
+            progress: Whether long work shows progress bars.
+
+        Raises:
+            InputError: If the layer is out of range, or the covariance is of another layer or BOS policy.
+            ModelMismatchError: If the covariance is of another model.
+        """
+        is_hooked_transformer(model)
+        config = suited(model, config)
+        chosen_layer, layer_choice = choose_layer(model, layer, covariance)
+        generator = torch.Generator().manual_seed(seed)
+        contexts_choice = "given"
+        if contexts is None:
+            contexts, contexts_choice = choose_contexts(model, config, generator=generator)
+        elif contexts == "recipe":
+            contexts, contexts_choice = sample_contexts(model, config, generator=generator), config.contexts_choice
+        if covariance is None:
+            shipped = KeyCovariance.shipped(model)
+            covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
+        if covariance is None:
+            covariance = KeyCovariance.from_own_samples(model, chosen_layer, generator=generator, progress=progress)
+        covariance.check(model, chosen_layer)
+        return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
+
+    @property
+    def layer(self) -> int:
+        """Layer that is edited."""
+        return self.covariance.layer
+
+    def __call__(self, model: HookedModel, request: EditRequest, *, progress: bool = False) -> Edit:
+        """Make an edit; the model is left as found.
+
+        Args:
+            model: The model that the editor was prepared for.
+            request: The fact to write.
+            progress: Whether to show a progress bar over the optimisation.
+
+        Raises:
+            SubjectError: If the subject does not lie on whole tokens.
+            InputError: If a prompt is longer than the context.
+            ModelMismatchError: If the covariance is of another model.
+            NumericsError: If weights, keys or loss are not finite, or the covariance is singular.
+        """
+        return self.each(model, [request], progress=progress)[0]
+
+    def each(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest],
+        *,
+        max_positions: int = 2048,
+        progress: bool = False,
+    ) -> list[Edit]:
+        """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
+
+        Args:
+            model: The model that the editor was prepared for.
+            requests: The facts to write, each in a model of its own.
+            max_positions: Bounds memory, see `optimise_values`.
+            progress: Whether to show a progress bar over each optimisation.
+
+        Returns:
+            One edit per request, in order.
+
+        Raises:
+            TLRomeError: As a call with one request does.
+        """
+        started = time.perf_counter()
+        self.covariance.check(model, self.layer)
+        facts = [request.fact for request in requests]
+        found = self.find_values(
+            model, self.layer, facts, self.contexts, self.config, max_positions=max_positions, progress=progress
+        )
+        before = measure_many(model, requests)
+        shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
+        for request, value, old in zip(requests, found, before, strict=True):
+            started = time.perf_counter()
+            edit = self.edit_for(model, request, value)
+            with edit.applied(model):
+                new = measure(model, request)
+            receipt = with_outcome(edit.receipt, old, new)
+            edits.append(replace(edit, receipt=replace(receipt, seconds=shared + time.perf_counter() - started)))
+        return edits
+
+    def edit_for(self, model: HookedModel, request: EditRequest, found: OptimisedValue) -> Edit:
+        """The edit that stores a given v*; its receipt is complete but for what only a model with the edit can show.
+
+        Args:
+            model: Left as found.
+            request: The fact to write.
+            found: v* for it.
+
+        Raises:
+            SubjectError: If the subject does not lie on whole tokens.
+            NumericsError: If the covariance is singular, or the keys do not match.
+        """
+        config, layer = self.config, self.layer
+        choices = (config.direction_key, config.divisor_key)
+        keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
+        direction, key = (keys[choice] for choice in choices)
+        weight, bias = (part(model, layer).detach().double().cpu() for part in (w_out, b_out))
+        value = found.value.double().cpu()
+        if config.value_base == "key":
+            value = value - found.initial.double().cpu() + key @ weight + bias
+        inserted = insert(weight, bias, self.covariance, direction, key, value)
+        update = RankOneUpdate(layer, inserted.u, inserted.v)
+        losses = tuple(step["loss"] for step in found.losses)
+        receipt = Receipt(
+            prompt=request.fact.prompt,
+            target_new=request.target_new,
+            target_true=request.target_true,
+            prob_new=(0.0, 0.0),
+            prob_true=None,
+            preset=config.preset,
+            departures=config.departures,
+            layer=layer,
+            layer_choice=self.layer_choice,
+            contexts=len(self.contexts),
+            contexts_choice=self.contexts_choice,
+            covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
+            relative_change=(inserted.v.norm() / weight.norm()).item(),
+            divisor=inserted.divisor,
+            divisor_ratio=inserted.divisor_ratio,
+            disturbance=inserted.disturbance,
+            key_norm=direction.norm().item(),
+            evaluations=len(losses),
+            final_loss=losses[-1],
+            losses=losses,
+            seconds=0.0,
+        )
+        return Edit((update,), request, receipt, fingerprint(model), self._provenance(model, found))
+
+    def _provenance(self, model: HookedModel, found: OptimisedValue) -> dict[str, Any]:
+        return {
+            "editor": type(self).__name__,
+            "config": asdict(self.config),
+            "contexts": list(self.contexts),
+            "seed": self.seed,
+            "prepend_bos": bool(model.cfg.default_prepend_bos),
+            "covariance": self.covariance.digest,
+            "losses": list(found.losses),
+        }
+
+
+def rome(
+    model: HookedModel,
+    template: str,
+    subject: str,
+    target_new: str,
+    *,
+    target_true: str | None = None,
+    layer: LayerChoice = None,
+    covariance: KeyCovariance | None = None,
+    contexts: Sequence[str] | Literal["recipe"] | None = None,
+    config: RomeConfig = RELEASED,
+    seed: int = 0,
+    progress: bool = True,
+) -> Edit:
+    """Edit one fact in one call; the model is left as found, and `edit.applied(model)` puts the edit in.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        template: Prompt with one `{}` in the subject's place, ending just before the object.
+        subject: The entity.
+        target_new: What the model should say, without a leading space.
+        target_true: What it says now; only reported.
+        layer: Layer to edit, something with a `.layer`, or "auto"; see `Rome.prepare` for this and the other defaults.
+        covariance: Key statistics.
+        contexts: Prefixes.
+        config: Preset.
+        seed: Seed of everything that is sampled.
+        progress: Whether long work shows progress bars.
+
+    Returns:
+        The edit; `print(edit)` shows what it did.
+
+    Raises:
+        TLRomeError: See `Rome.prepare` and `Rome.__call__`.
+    """
+    request = EditRequest(template, subject, target_new, target_true)
+    editor = Rome.prepare(
+        model, layer=layer, covariance=covariance, contexts=contexts, config=config, seed=seed, progress=progress
+    )
+    return editor(model, request, progress=progress)

@@ -1,0 +1,64 @@
+"""k*, the key by which an MLP knows a subject (section 4.2, eq. 12).
+
+The key is the input of W_out at the subject's last token. The paper takes it from the bare subject text; the published
+text and the released code average it over sampled prefixes. What follows the subject cannot reach it.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.editors.rank_one.presets import KeyChoice
+from tl_rome.facts import Fact
+from tl_rome.forward import read
+from tl_rome.sites import HookedModel, key_hook
+from tl_rome.tokens import encode_fact, pad
+
+
+@torch.no_grad()
+def subject_keys(
+    model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str]
+) -> Float[Tensor, "contexts d_mlp"]:
+    """The subject's key in each context.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose W_out the keys enter.
+        fact: Prompt and subject.
+        contexts: Prefixes, as `sample_contexts` returns them.
+
+    Raises:
+        SubjectError: If the subject does not lie on whole tokens in some context.
+    """
+    prompts = [encode_fact(model, fact, prefix) for prefix in contexts]
+    batch = pad([prompt.tokens[: prompt.subject.end] for prompt in prompts])
+    keys = read(model, batch.tokens, [key_hook(layer)])[key_hook(layer)]
+    return keys[torch.arange(len(prompts)), batch.last]
+
+
+def chosen_keys(
+    model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], choices: Iterable[KeyChoice]
+) -> dict[KeyChoice, Float[Tensor, " d_mlp"]]:
+    """The keys that a preset names; float64, on the CPU.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose W_out the keys enter.
+        fact: Prompt and subject.
+        contexts: Prefixes, the empty one first.
+        choices: Which keys: "subject" is that of the bare subject text, "contexts" the mean over contexts, "prompt"
+            that of the first context.
+
+    Raises:
+        SubjectError: If the subject does not lie on whole tokens in some context.
+    """
+    found: dict[KeyChoice, Tensor] = {}
+    wanted = set(choices)
+    if "subject" in wanted:
+        found["subject"] = subject_keys(model, layer, Fact("{}", fact.subject), ("",))[0]
+    if wanted - {"subject"}:
+        rows = subject_keys(model, layer, fact, contexts if "contexts" in wanted else contexts[:1])
+        found["prompt"], found["contexts"] = rows[0], rows.double().mean(0)
+    return {choice: found[choice].double().cpu() for choice in wanted}

@@ -1,0 +1,51 @@
+"""v* shared between editors that differ in their keys alone, as `released`, `r_rome` and `p_rome` do.
+
+Finding v* is nearly all of an edit's cost, and neither the key that u is solved for nor the one in the divisor enters
+it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
+from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
+from tl_rome.facts import Fact
+from tl_rome.sites import HookedModel
+from tl_rome.storage.ledger import model_settings
+
+ValueFinder = Callable[..., list[OptimisedValue]]
+"""Finds v* for many facts; called as `optimise_values` is."""
+
+
+class SharedValues:
+    """`optimise_values` that remembers what it found, for as long as it is held; give one to several editors.
+
+    The seconds in a receipt are then those of the editor that came first.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple, OptimisedValue] = {}
+
+    def __call__(
+        self,
+        model: HookedModel,
+        layer: int,
+        facts: Sequence[Fact],
+        contexts: Sequence[str],
+        config: RomeConfig,
+        *,
+        max_positions: int = 2048,
+        progress: bool = False,
+    ) -> list[OptimisedValue]:
+        """See `optimise_values`."""
+        start = (*model_settings(model).values(), layer, tuple(contexts), _what_matters(config))
+        missing = [fact for fact in dict.fromkeys(facts) if (*start, fact) not in self._found]
+        new = optimise_values(model, layer, missing, contexts, config, max_positions=max_positions, progress=progress)
+        self._found |= {(*start, fact): value for fact, value in zip(missing, new, strict=True)}
+        return [self._found[*start, fact] for fact in facts]
+
+
+def _what_matters(config: RomeConfig) -> RomeConfig:
+    """The settings without those that v* does not depend on once contexts are given."""
+    names = ("preset", "direction_key", "divisor_key", "value_base", "context_lengths", "context_top_k")
+    return replace(config, context_openings=(), **{name: getattr(RELEASED, name) for name in names})

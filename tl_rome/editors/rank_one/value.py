@@ -1,0 +1,258 @@
+"""v*, the value that makes the model say the new object (section 4.3, eq. 13), for one or many requests at once.
+
+v* = v0 + delta replaces the output of W_out at the subject's last token; delta is found by Adam so that the target
+becomes likely after the prompt in every context, while what the model says of the subject elsewhere ("{} is a") stays
+put. The loss is
+
+    mean over contexts of NLL(target) / tokens  +  kl_factor * KL  +  norm_penalty * ||delta|| / ||v0||^2
+
+The draft preset has the first term alone, summed over tokens, by plain gradient descent.
+
+Nothing below the layer and nothing before the subject's last token depends on delta, and in the edited block nothing
+after it does. So each step runs that block on one position, the blocks above on the positions from there on, and
+unembeds the scored positions only; the rest comes from one recorded run. Requests share steps but nothing else: the sum
+of their losses has one term for each delta, Adam works element by element, and a request that has ended leaves.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+from tqdm.auto import tqdm
+
+from tl_rome.blocks import BlockRunner, check_blocks
+from tl_rome.editors.rank_one.batch import Batch, Rewrite
+from tl_rome.editors.rank_one.presets import RomeConfig
+from tl_rome.errors import NumericsError
+from tl_rome.facts import Fact
+from tl_rome.forward import final_logits, last_resid, record
+from tl_rome.sites import HookedModel, Site, value_hook
+
+_UNWRITTEN = math.log(2)
+"""NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
+
+
+@dataclass(frozen=True, eq=False)
+class OptimisedValue:
+    """The outcome of one optimisation."""
+
+    value: Float[Tensor, " d_model"]
+    """v*, what W_out should give for k*, bias included."""
+    initial: Float[Tensor, " d_model"]
+    """v0, what it gave for the prompt without a prefix."""
+    losses: tuple[dict[str, float], ...]
+    """Per evaluation: loss, nll, kl, penalty (nats), and the mean probability of the target over contexts."""
+
+
+@contextmanager
+def frozen(model: HookedModel) -> Iterator[None]:
+    """Parameters need no gradients inside, which makes those of activations cheap; each is as it was afterwards."""
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+def optimise_value(
+    model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], config: RomeConfig, *, progress: bool = False
+) -> OptimisedValue:
+    """Find v* for a fact.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose W_out is to be edited.
+        fact: Prompt, subject and the new target.
+        contexts: Prefixes, the empty one first.
+        config: Preset.
+        progress: Whether to show a progress bar over evaluations.
+
+    Raises:
+        SubjectError: If the subject does not lie on whole tokens in some context.
+        NumericsError: If the loss is not finite.
+        UnsupportedModelError: If the model's blocks cannot be run one by one.
+    """
+    return optimise_values(model, layer, [fact], contexts, config, progress=progress)[0]
+
+
+def optimise_values(
+    model: HookedModel,
+    layer: int,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    config: RomeConfig,
+    *,
+    max_positions: int = 2048,
+    progress: bool = False,
+) -> list[OptimisedValue]:
+    """Find v* for many facts, each as `optimise_value` does alone, in batches.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose W_out is to be edited.
+        facts: Prompts, subjects and new targets.
+        contexts: Prefixes, the empty one first.
+        config: Preset.
+        max_positions: Bound on the rows times positions that are run at once, which bounds memory; one fact alone may
+            exceed it.
+        progress: Whether to show a progress bar over evaluations, one for each batch.
+
+    Returns:
+        One outcome per fact, in order.
+
+    Raises:
+        SubjectError: If a subject does not lie on whole tokens in some context.
+        NumericsError: If a loss is not finite.
+        UnsupportedModelError: If the model's blocks cannot be run one by one.
+    """
+    rewrites = [
+        Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
+    ]
+    found: dict[int, OptimisedValue] = {}
+    with frozen(model), torch.enable_grad():
+        for chunk in _chunks(rewrites, max_positions):
+            batch = Batch.make(model, [rewrites[index] for index in chunk])
+            loss_of = _Loss(model, layer, batch, config)
+            # Once for all steps: a bridge takes tens of milliseconds to put a hook on.
+            with value_hook(model, layer, loss_of.add):
+                found.update(zip(chunk, _optimise(loss_of, config, progress), strict=True))
+    return [found[index] for index in range(len(facts))]
+
+
+def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[OptimisedValue]:
+    delta = torch.zeros_like(loss_of.initial, requires_grad=True)
+    optimiser = _optimiser(delta, config)
+    found: dict[int, OptimisedValue] = {}
+    losses: list[list[dict[str, float]]] = [[] for _ in delta]
+    most = config.max_evaluations + config.extra_evaluations
+    limits = [config.max_evaluations] * len(delta)
+    for step in tqdm(range(most), desc="optimise v*", unit="step", disable=not progress):
+        total, parts = loss_of(delta)
+        for request, figures in zip(loss_of.requests.tolist(), parts, strict=True):
+            losses[request].append(figures)
+            if step + 1 == config.max_evaluations and figures["nll"] > _UNWRITTEN:
+                limits[request] = most
+            if figures["loss"] < config.stop_loss or step + 1 == limits[request]:
+                value, initial = (loss_of.initial + delta).detach()[request], loss_of.initial[request]
+                found[request] = OptimisedValue(value, initial, tuple(losses[request]))
+        if not torch.isfinite(total):
+            raise NumericsError(f"the loss of v* is {total.item()} at step {step}; look for NaN or inf weights")
+        if len(found) == len(delta):
+            break
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        loss_of.drop([request for request in loss_of.requests.tolist() if request in found])
+        if config.clamp is not None:
+            with torch.no_grad():
+                limit = config.clamp * loss_of.initial.norm(dim=1) / delta.norm(dim=1)
+                delta.mul_(limit.clamp(max=1.0)[:, None])
+    return [found[request] for request in range(len(delta))]
+
+
+def _optimiser(delta: Float[Tensor, "requests d_model"], config: RomeConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "gradient_descent":
+        return torch.optim.SGD([delta], lr=config.learning_rate)
+    return torch.optim.Adam([delta], lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _chunks(rewrites: Sequence[Rewrite], max_positions: int) -> Iterator[list[int]]:
+    """Group rewrites, those with few positions first, so that rows times positions stay within the bound."""
+    chunk: list[int] = []
+    rows = 0
+    for index in sorted(range(len(rewrites)), key=lambda index: rewrites[index].positions):
+        rewrite = rewrites[index]
+        if chunk and (rows + len(rewrite.rows)) * rewrite.positions > max_positions:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(index)
+        rows += len(rewrite.rows)
+    if chunk:
+        yield chunk
+
+
+class _Loss:
+    """The losses of v* as a function of delta, with everything that does not depend on delta computed once.
+
+    To be called inside a `value_hook` that adds the deltas.
+    """
+
+    def __init__(self, model: HookedModel, layer: int, batch: Batch, config: RomeConfig) -> None:
+        self.model, self.layer, self.config, self.layout = model, layer, config, batch.layout
+        start, outputs = batch.start, []
+        pre, post, top = Site("resid_pre", layer).hook, Site("resid_post", layer).hook, last_resid(model)
+        with torch.no_grad(), value_hook(model, layer, outputs.append):
+            found, attended = record(model, batch.tokens, {pre, post, top}, padding=batch.padding)
+        self.initial = outputs[0][batch.layout.first, start].float()
+        self.requests = torch.arange(len(self.initial), device=self.initial.device)
+        self._edited = BlockRunner(model, batch.tokens[:, : start + 1], start, batch.padding)
+        self._above = BlockRunner(model, batch.tokens, start, batch.padding)
+        self._rows: Tensor | None = None
+        self._pre, self._after = found[pre][:, start : start + 1], found[post][:, start + 1 :]
+        self._past = [self._above.crop(cached) for cached in attended]
+        self._unedited, self._usual = self._read(found[top][:, start:]), None
+        self._added = torch.zeros(())
+
+    def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
+        """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts."""
+        layout, config = self.layout, self.config
+        delta, initial = delta[self.requests], self.initial[self.requests]
+        resid = self._run(delta)
+        read = self._read(resid)
+        logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
+        if self._usual is None:
+            self._usual = essence.detach().clone()
+            check_blocks(read.detach(), self._unedited)
+        share = torch.ones_like(layout.share) if config.sum_token_nll else layout.share
+        scored = -logprobs.gather(1, layout.token[:, None])[:, 0] * share
+        nll_each = scored.new_zeros(len(layout.owner)).index_add(0, layout.row, scored)
+        nll = self._mean(nll_each)
+        kl = config.kl_factor * kl_div(self._usual, essence, log_target=True, reduction="none").sum(1)
+        penalty = config.norm_penalty * delta.norm(dim=1) / initial.norm(dim=1) ** 2
+        loss = nll + kl + penalty
+        parts = {"loss": loss, "nll": nll, "kl": kl, "penalty": penalty, "target_prob": self._mean((-nll_each).exp())}
+        figures = torch.stack(list(parts.values()), dim=1).tolist()
+        return loss.sum(), [dict(zip(parts, row, strict=True)) for row in figures]
+
+    def add(self, output: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
+        """To be hooked on the output of W_out: the value of each row with its request's delta."""
+        return (output + self._added).to(output.dtype)
+
+    def _read(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "read d_model"]:
+        """The states that predict a target token, then those that show the essence."""
+        layout = self.layout
+        return torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
+
+    def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
+        """Mean over each request's contexts."""
+        rows = self.layout.row.unique()
+        total = each.new_zeros(len(self.requests)).index_add(0, self.layout.owner[rows], each[rows])
+        return total * len(self.requests) / len(rows)
+
+    def _run(self, delta: Float[Tensor, "requests d_model"]) -> Float[Tensor, "rows pos d_model"]:
+        self._added = delta[self.layout.owner][:, None]
+        changed = self._edited(self.layer, self._pre, self._past[self.layer], self._rows)
+        resid = torch.cat([changed, self._after], dim=1)
+        for layer in range(self.layer + 1, self.model.cfg.n_layers):
+            resid = self._above(layer, resid, self._past[layer], self._rows)
+        return resid
+
+    def drop(self, requests: Sequence[int]) -> None:
+        """Go on without some requests."""
+        left = (~torch.isin(self.requests, torch.tensor(requests, device=self.requests.device))).nonzero()[:, 0]
+        if len(left) == len(self.requests):
+            return
+        assert self._usual is not None
+        self.layout, rows = self.layout.keep(left)
+        self.requests, self._usual = self.requests[left], self._usual[left]
+        self._rows = rows if self._rows is None else self._rows[rows]
+        self._pre, self._after = self._pre[rows], self._after[rows]
+        self._past = [(keys[rows], values[rows]) for keys, values in self._past]

@@ -1,0 +1,148 @@
+"""Tracing many prompts, with every result kept as soon as it is there (appendix A.1).
+
+What a store has is not done again, so a run that ended, however it ended, goes on where it was and loses at most the
+prompts in hand. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are traced, in
+which order, or by how many processes; all components of a prompt share it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from tl_rome.errors import InputError, StorageError, TLRomeError
+from tl_rome.facts import Fact
+from tl_rome.patching.averaging.trace_store import TraceStore, digest
+from tl_rome.patching.config import TraceConfig
+from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.patch import Patch
+from tl_rome.patching.result import TraceResult
+from tl_rome.patching.trace import trace_together
+from tl_rome.sites import HookedModel
+from tl_rome.storage.ledger import model_settings
+
+COMPONENTS = ("resid_post", "mlp_out", "attn_out")
+"""What the paper restores."""
+_log = logging.getLogger(__name__)
+
+
+def trace_facts(
+    model: HookedModel,
+    facts: Iterable[Fact],
+    components: Sequence[str] = COMPONENTS,
+    *,
+    store: str | Path,
+    seed: int = 0,
+    config: TraceConfig | None = None,
+    together: int = 1,
+    progress: bool = True,
+) -> dict[str, list[TraceResult]]:
+    """Trace many facts, or go on with an earlier run; several processes may call this on one store.
+
+    A fact that cannot be traced is logged, recorded in the store and left out; it is tried again the next time.
+
+    Args:
+        model: Left as found.
+        facts: Prompts and subjects, and what is scored; one that occurs twice is traced once.
+        components: What is patched, as in `causal_trace`; more can be added to a store later.
+        store: Folder of results, made if needed.
+        seed: Of the noise.
+        config: How each is traced; the defaults of `causal_trace`, with the noise scale rounded to six digits.
+        together: Prompts traced in one go, which keeps a large device busy, and are lost together when the run dies.
+        progress: Whether to show a progress bar over facts.
+
+    Returns:
+        Traces by component, in the order of the facts.
+
+    Raises:
+        InputError: If there is no component, one that the model lacks, or an impossible window or bound.
+        ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
+        StorageError: If the store was made with other settings, is damaged, or cannot be written.
+    """
+    if not components or together < 1:
+        raise InputError(f"{components=} and {together=} leave nothing to do; give at least one component and prompt")
+    config = config or TraceConfig()
+    for component in components:
+        Patch.make(model, component, config.width(component), config.clipping, config.sever)
+    config = config if config.corruption else replace(config, corruption=_default_noise(model))
+    kept = TraceStore.begin(store, {**model_settings(model), "seed": seed, **config.describe()})
+    work = _Work(model, kept, tuple(components), seed, config)
+    unique = list(dict.fromkeys(facts))
+    with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:
+        bar.update(sum(not kept.missing(fact, components) for fact in unique))
+        work.do(unique, together, wait=False, tick=bar.update)
+        work.do(work.busy, 1, wait=True, tick=bar.update)  # should another process die, its work is left to us
+    return {component: [r for fact in unique if (r := kept.get(fact, component))] for component in components}
+
+
+def prompt_seed(seed: int, fact: Fact) -> int:
+    """Seed of a prompt's noise, from the run's seed and the prompt."""
+    return int(digest([seed, fact.template, fact.subject]), 16) >> 1
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done to each fact, and where the results go."""
+
+    model: HookedModel
+    kept: TraceStore
+    components: tuple[str, ...]
+    seed: int
+    config: TraceConfig
+    busy: list[Fact] = field(default_factory=list)
+    """Facts that another process had in hand."""
+
+    def do(self, facts: Sequence[Fact], together: int, *, wait: bool, tick: Callable[[int], object]) -> None:
+        """Trace what is missing of some facts, without those that others have in hand or waiting for them."""
+        with closing(self._claimed(facts, together, wait)) as groups:
+            for group in groups:
+                self._attempt(group)
+                tick(len(group))
+
+    def _claimed(self, facts: Sequence[Fact], together: int, wait: bool) -> Generator[list[Fact], None, None]:
+        """Groups of facts that are not done; a group's locks are held until the next is asked for."""
+        pending = deque(fact for fact in facts if self.kept.missing(fact, self.components))
+        while pending:
+            with ExitStack() as locks:
+                group: list[Fact] = []
+                while pending and len(group) < together:
+                    fact = pending.popleft()
+                    if not locks.enter_context(self.kept.claim(fact, wait=wait)):
+                        self.busy.append(fact)
+                    elif self.kept.missing(fact, self.components):  # not done by another process meanwhile
+                        group.append(fact)
+                if group:
+                    yield group
+
+    def _trace(self, group: Sequence[Fact]) -> None:
+        for component in self.components:
+            facts = [fact for fact in group if self.kept.missing(fact, [component])]
+            draws = [torch.Generator().manual_seed(prompt_seed(self.seed, fact)) for fact in facts]
+            if facts:
+                results = trace_together(self.model, facts, component, self.config, generators=draws, progress=False)
+                for fact, result in zip(facts, results, strict=True):
+                    self.kept.put(fact, result)
+
+    def _attempt(self, group: Sequence[Fact]) -> None:
+        """Trace a group; where that fails, each alone, to leave out the one at fault."""
+        try:
+            self._trace(group)
+        except StorageError:
+            raise
+        except TLRomeError as error:
+            if len(group) > 1:
+                for fact in group:
+                    self._attempt([fact])
+                return
+            _log.warning("left out %r: %s", group[0].prompt, error)
+            self.kept.put_failure(group[0], error)
+
+
+def _default_noise(model: HookedModel) -> GaussianNoise:
+    # Six digits: machines and thread counts may differ in the last ones, and should share a store.
+    return GaussianNoise(float(f"{noise_scale(model):.6g}"))

@@ -1,0 +1,1 @@
+"""Files on disk: whole-file writes with a header, append-only ledgers, and files on the hub."""
