@@ -23,10 +23,10 @@ from edit import plain_step
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.counterfact import CounterFactRecord, EvaluationConfig, load_counterfact
-from tl_rome.counterfact.evaluation.evaluate import make_edits
 from tl_rome.counterfact.evaluation.measure import Reading, generate, measure
 from tl_rome.editors import Rome
 from tl_rome.editors.edits.virtual import VirtualEdits
+from tl_rome.editors.protocol import make_edits
 from tl_rome.editors.rank_one.batch import Rewrite
 from tl_rome.tokens import encode, encode_target
 

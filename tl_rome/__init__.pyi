@@ -17,6 +17,7 @@ from .editors import VirtualEdits as VirtualEdits
 from .editors import compose as compose
 from .editors import continue_edited as continue_edited
 from .editors import convergence as convergence
+from .editors import estimate_covariance as estimate_covariance
 from .editors import estimate_covariances as estimate_covariances
 from .editors import export_model as export_model
 from .editors import import_npz as import_npz
@@ -35,6 +36,7 @@ from .patching import attribution_trace as attribution_trace
 from .patching import average_traces as average_traces
 from .patching import causal_trace as causal_trace
 from .patching import collect_known_facts as collect_known_facts
+from .patching import find_layer as find_layer
 from .patching import plot_averages as plot_averages
 from .patching import plot_trace as plot_trace
 from .patching import replaced_subject as replaced_subject

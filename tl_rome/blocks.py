@@ -5,7 +5,8 @@ blocks on the positions from t on, with the keys and values of earlier positions
 inside TransformerLens blocks, so hooks fire in them as ever (they see only the positions and rows that are run).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -240,3 +241,16 @@ def _of_rows(value: Any, prompts: int, rows: Int[Tensor, " rows"] | None) -> Any
     if isinstance(value, tuple | list):
         return type(value)(_of_rows(part, prompts, rows) for part in value)
     return value
+
+
+@contextmanager
+def frozen(model: HookedModel) -> Iterator[None]:
+    """Parameters need no gradients inside, which makes those of activations cheap; each is as it was afterwards."""
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)

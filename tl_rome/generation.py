@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_rome.errors import InputError, NumericsError
+from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.forward import device_of, new_cache, run_cached
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad
@@ -158,3 +158,15 @@ def continue_texts(
         for row, ids in zip(rows, sampled[:, length:].tolist(), strict=True):
             texts[row] = model.tokenizer.decode(ids)
     return texts
+
+
+def start_token(model: HookedModel) -> int:
+    """The token that text is sampled from: BOS, or end-of-text where there is no BOS.
+
+    Raises:
+        UnsupportedModelError: If the tokenizer has neither.
+    """
+    for token in (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise UnsupportedModelError("the tokenizer has no BOS and no EOS token to sample text from; pass contexts yourself")

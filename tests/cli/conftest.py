@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.families import KINDS, SENTENCES
 
-from tl_rome import KeyCovariance
+from tl_rome.editors.covariance.estimation import estimate_covariance
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +15,5 @@ def folder(family_dir) -> Path:
 
 @pytest.fixture(scope="session")
 def statistics(tiny, tmp_path_factory) -> Path:
-    covariance = KeyCovariance.estimate(tiny("gpt2", KINDS[0]), 1, SENTENCES, source="sentences", progress=False)
+    covariance = estimate_covariance(tiny("gpt2", KINDS[0]), 1, SENTENCES, source="sentences", progress=False)
     return covariance.save(tmp_path_factory.mktemp("statistics") / "cov.safetensors")

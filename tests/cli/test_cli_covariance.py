@@ -8,6 +8,7 @@ from support.cli import fail, run, succeed, written
 from support.families import KINDS, N_LAYERS, SENTENCES
 
 from tl_rome import Fact, KeyCovariance, convergence, estimate_covariances
+from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.patching import own_facts
 
@@ -44,7 +45,7 @@ def test_covariance_of_text_files(folder, tiny, tmp_path):
     options = ("--text", texts[0], "--text", texts[1], "--layer", 1, "--model", folder, "--out", out)
     printed = succeed("covariance", *options)
     found, model = KeyCovariance.load(out), tiny("gpt2", KIND)
-    expected = KeyCovariance.estimate(model, 1, SENTENCES, source="", progress=False)
+    expected = estimate_covariance(model, 1, SENTENCES, source="", progress=False)
     torch.testing.assert_close(found.second_moment, expected.second_moment.float().double(), rtol=1e-5, atol=1e-6)
     assert (found.layer, found.count, found.source) == (1, expected.count, "one.txt, two.txt")
     assert f"{found.count} tokens from one.txt, two.txt, digest {found.digest}" in printed
@@ -55,7 +56,7 @@ def test_covariance_of_own_samples_follows_the_seed(folder, tiny, tmp_path):
     succeed("covariance", "--tokens", 1000, "--seed", 1, "--model", folder, "--out", out)
     found, rng = KeyCovariance.load(out), torch.Generator().manual_seed(1)
     model = tiny("gpt2", KIND)
-    expected = KeyCovariance.from_own_samples(model, N_LAYERS // 4, generator=rng, tokens=1000, progress=False)
+    expected = covariance_from_samples(model, N_LAYERS // 4, generator=rng, tokens=1000, progress=False)
     assert (found.layer, found.count, found.digest) == (expected.layer, expected.count, expected.digest)
     assert found.count >= 1000
 
@@ -83,7 +84,7 @@ def test_data_set(folder, tiny, data, tmp_path):
     out = tmp_path / "cov.safetensors"
     options = ("--layers", 1, "--dataset", data, "--tokens", 300, "--model", folder, "--out", out)
     printed = succeed("covariance", *options, "--column", "sentence")
-    expected = KeyCovariance.estimate(tiny("gpt2", KIND), 1, SENTENCES, source="", max_tokens=300, progress=False)
+    expected = estimate_covariance(tiny("gpt2", KIND), 1, SENTENCES, source="", max_tokens=300, progress=False)
     found = KeyCovariance.load(out)
     assert (found.digest, found.count) == (expected.digest, expected.count)
     assert found.source == f"{data}, train"

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from support.families import KINDS, SENTENCES
 
-from tl_rome.editors import FT, FT_L, NEURIPS, PRESETS, R_ROME, KeyCovariance, Rome
+from tl_rome.editors import FT, FT_L, NEURIPS, PRESETS, R_ROME, Rome
 from tl_rome.editors.by_name import EDITOR_NAMES, editors_by_name
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.identity import editor_name
 from tl_rome.editors.rank_one import value as value_module
 from tl_rome.errors import InputError
@@ -23,7 +24,7 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def covariance(model):
-    return KeyCovariance.estimate(model, 1, SENTENCES, source="sentences", progress=False)
+    return estimate_covariance(model, 1, SENTENCES, source="sentences", progress=False)
 
 
 def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, covariance):

@@ -6,6 +6,7 @@ import torch
 
 from support.families import SENTENCES
 from tl_rome.editors import Edit, KeyCovariance, RankOneUpdate, Rome
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.facts import EditRequest
 
 REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
@@ -15,7 +16,7 @@ LAYER = 1
 
 def covariance(model: Any, layer: int = LAYER) -> KeyCovariance:
     """Key statistics of a tiny model; 61 sentences hold enough tokens for its d_mlp."""
-    return KeyCovariance.estimate(model, layer, SENTENCES, source="test sentences", progress=False)
+    return estimate_covariance(model, layer, SENTENCES, source="test sentences", progress=False)
 
 
 def editor(model: Any, layer: int = LAYER) -> Rome:

@@ -4,7 +4,7 @@ Everything that could be forgotten is made visible: norm weights and biases are 
 heads where the family has that, and the weights are large enough that attention and logits are not flat. The tokenizer
 is a byte-level BPE trained on the sentences below, so " Paris" is one token and a name it never saw is several.
 
-`from support.families import FAMILIES, KINDS` gives what tests are parametrised with; the fixtures are in `conftest.py`.
+`from support.families import FAMILIES, KINDS` gives what tests are parametrised with; `conftest.py` has the fixtures.
 """
 
 import importlib.util

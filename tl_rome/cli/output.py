@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_rome.errors import StorageError
+from tl_rome.figures import png
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.plots.average import plot_averages
 from tl_rome.patching.plots.trace import figure_size, plot_trace
@@ -14,7 +14,7 @@ from tl_rome.patching.result import TraceResult
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 def check_folder(path: Path) -> Path:
@@ -55,7 +55,7 @@ def save_figure(traces: Sequence[TraceResult], path: Path) -> Path:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     for trace, ax in zip(traces, figure.subplots(1, len(traces), sharey=True, squeeze=False)[0], strict=True):
         plot_trace(trace, ax)
-    return _write(figure, path)
+    return write_whole(path, png(figure))
 
 
 def save_averages(averages: Sequence[AverageTrace], path: Path) -> Path:
@@ -69,10 +69,4 @@ def save_averages(averages: Sequence[AverageTrace], path: Path) -> Path:
     width = 1.4 + len(averages) * (2.2 + 0.05 * len(averages[0].effects))
     figure = Figure(figsize=(width, 2.6), dpi=150, layout="constrained")
     plot_averages(averages, list(figure.subplots(1, len(averages), sharey=True, squeeze=False)[0]))
-    return _write(figure, path)
-
-
-def _write(figure: "Figure", path: Path) -> Path:
-    image = BytesIO()
-    figure.savefig(image, format="png")
-    return write_whole(path, image.getvalue())
+    return write_whole(path, png(figure))

@@ -7,7 +7,6 @@ from tl_rome.counterfact.dataset.references import ReferenceTexts as ReferenceTe
 from tl_rome.counterfact.dataset.references import load_references as load_references
 from tl_rome.counterfact.dataset.relations import read_pararel as read_pararel
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors as WikiDataNeighbors
-from tl_rome.counterfact.evaluation.evaluate import Editor as Editor
 from tl_rome.counterfact.evaluation.evaluate import evaluate as evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig as EvaluationConfig
 from tl_rome.counterfact.evaluation.processes import evaluate_in_processes as evaluate_in_processes
@@ -47,3 +46,4 @@ from tl_rome.counterfact.results import Measurement as Measurement
 from tl_rome.counterfact.results import PromptScores as PromptScores
 from tl_rome.editors.by_name import EDITOR_NAMES as EDITOR_NAMES
 from tl_rome.editors.by_name import editors_by_name as editors_by_name
+from tl_rome.editors.protocol import Editor as Editor

@@ -15,6 +15,9 @@ from tl_rome.scoring import TargetScores
 Preset = Literal["draft", "neurips", "released"]
 """Source whose conventions are followed: the document, the published text, or the authors' code."""
 
+UNEDITED = "unedited"
+"""Name of the row of the model before any edit."""
+
 
 @dataclass(frozen=True)
 class PromptScores:

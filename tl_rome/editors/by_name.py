@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from tl_rome.counterfact.evaluation.evaluate import Editor
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.model_defaults import suited
+from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.layers import LayerChoice

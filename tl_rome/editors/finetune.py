@@ -21,13 +21,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner, check_blocks
+from tl_rome.blocks import BlockRunner, check_blocks, frozen
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.outcome import Outcome, measure, measure_many
 from tl_rome.editors.edits.receipt import Receipt
 from tl_rome.editors.edits.safety import with_outcome
 from tl_rome.editors.edits.update import DenseUpdate
-from tl_rome.editors.rank_one.value import frozen
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.forward import device_of, final_logits, last_resid, record

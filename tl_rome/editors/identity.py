@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tl_rome.patching.averaging.trace_store import digest
+from tl_rome.storage.files import digest
 
 
 def describe_editor(editor: Any) -> Any:

@@ -12,9 +12,9 @@ from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, ge
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.generation import sample_tokens
-from tl_rome.patching.averaging.trace_store import digest
 from tl_rome.scoring import score_targets
 from tl_rome.sites import w_out
+from tl_rome.storage.files import digest
 from tl_rome.tokens import encode
 
 KIND = KINDS[0]

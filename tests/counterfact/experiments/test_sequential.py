@@ -10,7 +10,8 @@ from support.families import KINDS, SENTENCES
 
 from tl_rome.counterfact.experiments.sequential import COUNTS, many_facts, restored
 from tl_rome.counterfact.experiments.sequential_result import ManyFacts
-from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, KeyCovariance, Rome, SharedValues, compose
+from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, compose
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.edits import outcome
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.scoring import score_targets
@@ -33,7 +34,7 @@ def same(model, before):
 
 
 def rome(model, config=RELEASED, **more):
-    covariance = KeyCovariance.estimate(model, 1, SENTENCES, source="sentences", progress=False)
+    covariance = estimate_covariance(model, 1, SENTENCES, source="sentences", progress=False)
     return Rome(covariance, ("", "He said that. "), replace(config, max_evaluations=4), **more)
 
 

@@ -6,7 +6,7 @@ from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS
 
 from tl_rome.counterfact.experiments.side_by_side import SideBySide, side_by_side
-from tl_rome.counterfact.report.summary import UNEDITED
+from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens
 from tl_rome.tokens import encode

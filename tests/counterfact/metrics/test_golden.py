@@ -8,8 +8,8 @@ import torch
 from support.families import KINDS
 
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.counterfact.report.summary import UNEDITED, summarize
-from tl_rome.counterfact.results import Measurement, PromptScores
+from tl_rome.counterfact.report.summary import summarize
+from tl_rome.counterfact.results import UNEDITED, Measurement, PromptScores
 from tl_rome.scoring import score_targets
 from tl_rome.sites import w_out
 

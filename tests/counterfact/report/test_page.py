@@ -16,8 +16,8 @@ from support.results import case, measurement
 
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page import html_report, write_report
-from tl_rome.counterfact.report.summary import UNEDITED, summarize
-from tl_rome.counterfact.results import Generation
+from tl_rome.counterfact.report.summary import summarize
+from tl_rome.counterfact.results import UNEDITED, Generation
 from tl_rome.errors import InputError
 
 EVIL = "<script>alert('x')</script> & \"friends\""

@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 from support.results import case, measurement
 
 from tl_rome.counterfact.report.plot import plot_summary
-from tl_rome.counterfact.report.summary import UNEDITED, summarize
+from tl_rome.counterfact.report.summary import summarize
+from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError
 
 BEFORE = measurement(False, [False], [True])

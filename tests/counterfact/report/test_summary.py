@@ -11,8 +11,8 @@ from support.results import case, measurement, scores
 
 from tl_rome.counterfact.dataset.references import ReferenceText, ReferenceTexts
 from tl_rome.counterfact.metrics.columns import COLUMNS
-from tl_rome.counterfact.report.summary import UNEDITED, summarize
-from tl_rome.counterfact.results import Divergence, Generation
+from tl_rome.counterfact.report.summary import summarize
+from tl_rome.counterfact.results import UNEDITED, Divergence, Generation
 from tl_rome.errors import InputError
 
 BEFORE = measurement(False, [False, False], [True, True, True, True])

@@ -3,7 +3,8 @@ import torch
 from support.edits import CONTEXTS, LAYER, REQUEST
 from support.families import KINDS, SENTENCES
 
-from tl_rome.editors import Convergence, KeyCovariance, convergence
+from tl_rome.editors import Convergence, convergence
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.errors import InputError, NumericsError
 
@@ -17,7 +18,7 @@ def test_points_are_those_of_statistics_of_that_many_tokens(tiny):
     assert [n // 100 for n in found.tokens] == [1, 3, 7]
     directions = []
     for n in found.tokens:
-        statistics = KeyCovariance.estimate(model, LAYER, SENTENCES, source="x", max_tokens=n, progress=False)
+        statistics = estimate_covariance(model, LAYER, SENTENCES, source="x", max_tokens=n, progress=False)
         assert statistics.count == n
         directions.append(torch.stack([statistics.solve(key) for key in keys]))
     for i, then in enumerate(directions):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from support.families import KINDS, SENTENCES
 
-from tl_rome.editors import KeyCovariance, estimate_covariances
+from tl_rome.editors import estimate_covariances
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, StorageError
 from tl_rome.sites import key_hook
@@ -20,7 +21,7 @@ def test_several_layers_in_one_pass_equal_one_pass_each(tiny, kind, dtype):
     found = estimate_covariances(model, [2, 0], TEXTS, **SETTINGS)
     assert list(found) == [2, 0]
     for layer, statistics in found.items():
-        single = KeyCovariance.estimate(model, layer, TEXTS, **SETTINGS)
+        single = estimate_covariance(model, layer, TEXTS, **SETTINGS)
         assert torch.equal(statistics.second_moment, single.second_moment)
         assert (statistics.layer, statistics.count) == (layer, single.count)
         assert statistics.dtype == str(dtype).removeprefix("torch.")

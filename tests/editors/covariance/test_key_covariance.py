@@ -8,6 +8,7 @@ from support.edits import LAYER, covariance
 from support.families import FAMILY_KINDS, KINDS, SENTENCES
 
 from tl_rome.editors import KeyCovariance
+from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, StorageError
 from tl_rome.sites import key_hook
 from tl_rome.tokens import encode
@@ -25,7 +26,7 @@ def test_streaming_equals_one_text_at_a_time(tiny, family, kind):
             fwd_hooks=[(key_hook(LAYER), lambda value, hook: keys.append(value[0].double()))],
         )
     keys = torch.cat(keys)
-    found = KeyCovariance.estimate(model, LAYER, SENTENCES, source="x", batch_tokens=100, progress=False)
+    found = estimate_covariance(model, LAYER, SENTENCES, source="x", batch_tokens=100, progress=False)
     assert found.count == len(keys)
     expected = keys.T @ keys / len(keys)
     assert (found.second_moment - expected).norm() < 1e-6 * expected.norm()
@@ -47,18 +48,18 @@ def test_batches_do_not_matter_and_max_tokens_stops_the_stream(tiny):
             read.append(sentence)
             yield sentence
 
-    one = KeyCovariance.estimate(model, LAYER, texts(), source="x", batch_tokens=1, progress=False)
+    one = estimate_covariance(model, LAYER, texts(), source="x", batch_tokens=1, progress=False)
     assert len(read) == len(SENTENCES)
     torch.testing.assert_close(one.second_moment, covariance(model).second_moment, rtol=1e-5, atol=1e-6)
     read.clear()
-    some = KeyCovariance.estimate(model, LAYER, texts(), source="x", batch_tokens=1, max_tokens=50, progress=False)
+    some = estimate_covariance(model, LAYER, texts(), source="x", batch_tokens=1, max_tokens=50, progress=False)
     assert 50 <= some.count < 50 + 40
     assert len(read) < len(SENTENCES)
 
 
 def test_long_texts_are_cut_at_the_context(tiny):
     model = tiny("gpt2", KIND)
-    found = KeyCovariance.estimate(model, LAYER, [" ".join(SENTENCES)], source="x", progress=False)
+    found = estimate_covariance(model, LAYER, [" ".join(SENTENCES)], source="x", progress=False)
     assert found.count == model.cfg.n_ctx
 
 
@@ -66,7 +67,7 @@ def test_own_samples_follow_the_seed_and_leave_the_global_one(tiny):
     model = tiny("llama", KIND)
     before = torch.random.get_rng_state()
     first, again, other = (
-        KeyCovariance.from_own_samples(
+        covariance_from_samples(
             model, LAYER, generator=torch.Generator().manual_seed(seed), tokens=300, batch=2, progress=False
         )
         for seed in (0, 0, 1)
@@ -140,16 +141,16 @@ def rewrite(path, change):
 
 
 def test_too_little_text_says_how_much_is_needed(tiny):
-    found = KeyCovariance.estimate(tiny("llama", KIND), LAYER, ["Rome."], source="x", progress=False)
+    found = estimate_covariance(tiny("llama", KIND), LAYER, ["Rome."], source="x", progress=False)
     with pytest.raises(NumericsError, match=r"singular after .* at least 256 tokens"):
         found.solve(found.second_moment[0])
 
 
 def test_bad_input(tiny, fresh_tiny, tmp_path):
     with pytest.raises(InputError, match="no text"):
-        KeyCovariance.estimate(tiny("llama", KIND), LAYER, ["  "], source="x", progress=False)
+        estimate_covariance(tiny("llama", KIND), LAYER, ["  "], source="x", progress=False)
     with pytest.raises(InputError, match="layer 4 is out of range: this model has layers 0 to 3"):
-        KeyCovariance.estimate(tiny("llama", KIND), 4, SENTENCES, source="x", progress=False)
+        estimate_covariance(tiny("llama", KIND), 4, SENTENCES, source="x", progress=False)
     broken = fresh_tiny("llama", KIND)
     with torch.no_grad():
         next(broken.blocks[0].parameters()).fill_(float("nan"))

@@ -8,6 +8,7 @@ from support.edits import CONTEXTS, LAYER, REQUEST, covariance, editor
 from support.families import FAMILIES, KINDS, SENTENCES
 
 from tl_rome.editors import KeyCovariance, Rome, default_layer, rome
+from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.rank_one.key import chosen_keys, subject_keys
 from tl_rome.editors.rank_one.presets import PRESETS, RELEASED
 from tl_rome.editors.rank_one.value import optimise_value
@@ -214,7 +215,7 @@ def test_golden_edit(smollm2, golden, kind):
 
 def test_a_corpus_gives_statistics_for_an_edit(tiny):
     model = tiny("qwen2", KIND)
-    statistics = KeyCovariance.estimate(model, 2, SENTENCES, source="sentences", progress=False)
+    statistics = estimate_covariance(model, 2, SENTENCES, source="sentences", progress=False)
     edit = rome(model, REQUEST.template, REQUEST.subject, "Rome", covariance=statistics, contexts=CONTEXTS)
     assert edit.receipt.layer == 2
     assert edit.receipt.layer_choice == "that of the covariance"

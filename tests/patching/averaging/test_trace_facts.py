@@ -16,6 +16,7 @@ from support.traces import NOISE
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
 from tl_rome.facts import Fact
 from tl_rome.patching import causal_trace
+from tl_rome.patching.averaging import trace_facts as module
 from tl_rome.patching.averaging.trace_facts import prompt_seed, trace_facts
 from tl_rome.patching.averaging.trace_store import TraceStore, fact_id, load_traces
 from tl_rome.patching.config import TraceConfig

@@ -18,6 +18,7 @@ from tl_rome.cli.options import (
     load,
 )
 from tl_rome.cli.texts import Dataset, TextFiles, Texts
+from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,12 +136,8 @@ def _from_own_samples(model: "HookedModel", layers: list[int], tokens: int, seed
     """Every layer from the same samples: those that it would have alone."""
     import torch
 
-    from tl_rome.editors import KeyCovariance
-
     return {
-        layer: KeyCovariance.from_own_samples(
-            model, layer, generator=torch.Generator().manual_seed(seed), tokens=tokens
-        )
+        layer: covariance_from_samples(model, layer, generator=torch.Generator().manual_seed(seed), tokens=tokens)
         for layer in layers
     }
 

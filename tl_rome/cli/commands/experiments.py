@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -210,12 +209,11 @@ def _numbers(text: str, kind: Callable[[str], T], option: str) -> list[T]:
 
 def _write(folder: Path, name: str, data: Any, grids: "Sequence[Grid]", figure: "Figure") -> list[Path]:
     """Print tables, and write them as JSON, Markdown and PNG."""
+    from tl_rome.figures import png
     from tl_rome.storage.files import write_whole
 
     for grid in grids:
         console.out.print(*grid.tables(console.out.width), sep="\n")
-    image = BytesIO()
-    figure.savefig(image, format="png")
     texts = {"json": json.dumps(data, indent=1, allow_nan=False), "md": "\n".join(grid.markdown for grid in grids)}
-    files = {**{kind: text.encode() for kind, text in texts.items()}, "png": image.getvalue()}
+    files = {**{kind: text.encode() for kind, text in texts.items()}, "png": png(figure)}
     return [write_whole(folder / f"{name}.{kind}", content) for kind, content in files.items()]

@@ -5,7 +5,7 @@ with its own edit; where one record of a batch fails, each is tried alone. What 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,14 @@ from typing import Any
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
 from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.counterfact.report.summary import UNEDITED
-from tl_rome.counterfact.results import CaseResult
+from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
+from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
+from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import InputError, StorageError, TLRomeError
-from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
-
-Editor = Callable[[HookedModel, EditRequest], AnyEdit]
-"""Makes an edit of one request and leaves the model as found; one with `each(model, requests)` makes many at once."""
 
 
 def evaluate(
@@ -162,20 +158,3 @@ class Bench:
 def _result(record: CounterFactRecord, **figures: Any) -> CaseResult:
     nameless = {"editor": "", "config": "", "model": "", "dataset": ""}
     return CaseResult(case_id=record.case_id, rewrite=record.requested_rewrite, **nameless, **figures)
-
-
-def make_edits(model: HookedModel, requests: Sequence[EditRequest], editor: Editor) -> list[AnyEdit]:
-    """An edit for each request, made together where the editor can.
-
-    Raises:
-        TypeError: If what is made are not as many edits.
-        TLRomeError: As the editor does.
-    """
-    together = getattr(editor, "each", None)
-    edits = list(together(model, requests)) if together else [editor(model, request) for request in requests]
-    if len(edits) != len(requests) or not all(isinstance(edit, AnyEdit) for edit in edits):
-        kinds = ", ".join(sorted({type(edit).__name__ for edit in edits}))
-        raise TypeError(
-            f"{editor!r} made {len(edits)} objects ({kinds}) of {len(requests)} requests; return an Edit each"
-        )
-    return edits

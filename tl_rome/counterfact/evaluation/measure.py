@@ -26,9 +26,9 @@ from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import device_of, final_logits
 from tl_rome.generation import fill_up
-from tl_rome.patching.averaging.trace_store import digest
 from tl_rome.scoring import Continued, TargetScores, score_continued
 from tl_rome.sites import HookedModel
+from tl_rome.storage.files import digest
 from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from tl_rome.counterfact.evaluation.evaluate import Bench, Editor, named_editors
+from tl_rome.counterfact.evaluation.evaluate import Bench, named_editors
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
+from tl_rome.editors.protocol import Editor
 from tl_rome.errors import InputError, WorkerError
 from tl_rome.sites import HookedModel
 

@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, States
 from tl_rome.counterfact.evaluation.store import RunStore, editor_line, unedited_line
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.counterfact.report.summary import UNEDITED
-from tl_rome.counterfact.results import CaseResult
+from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.identity import settings_hash
 from tl_rome.errors import InputError, ModelMismatchError
-from tl_rome.patching.averaging.trace_store import digest
+from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.evaluation.measure import States
-from tl_rome.counterfact.report.summary import UNEDITED
-from tl_rome.counterfact.results import CaseResult
+from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.storage.files import load, save
 from tl_rome.storage.ledger import Ledger, open_ledger, read_ledger
 

@@ -7,19 +7,20 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
-from tl_rome.counterfact.evaluation.evaluate import Editor, evaluate
+from tl_rome.counterfact.evaluation.evaluate import evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.metrics.columns import COLUMNS, PAPER_COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page import write_report
 from tl_rome.counterfact.report.plot import plot_summary
-from tl_rome.counterfact.report.summary import UNEDITED, Estimate, Summary, summarize
-from tl_rome.counterfact.results import CaseResult, Preset
+from tl_rome.counterfact.report.summary import Estimate, Summary, summarize
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Preset
+from tl_rome.editors.protocol import Editor
+from tl_rome.figures import png
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import write_whole
 
@@ -104,15 +105,14 @@ class Table3:
         from matplotlib.figure import Figure
 
         folder = Path(folder)
-        figure, image = Figure(figsize=(7, 3), dpi=150, layout="constrained"), BytesIO()
+        figure = Figure(figsize=(7, 3), dpi=150, layout="constrained")
         plot_summary(self.summary, ax=figure.subplots())
-        figure.savefig(image, format="png")
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         report = folder / "report.html"
         files = [
             write_whole(folder / "table3.json", text.encode()),
             write_whole(folder / "table3.md", self.markdown.encode()),
-            write_whole(folder / "table3.png", image.getvalue()),
+            write_whole(folder / "table3.png", png(figure)),
         ]
         write_report(report, self.results, records=self.records, summary=self.summary, title="Table 3")
         return [*files, report]

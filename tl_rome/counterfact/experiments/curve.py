@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tl_rome.counterfact.metrics.columns import COLUMNS, RATES, SCORE
-from tl_rome.counterfact.report.summary import UNEDITED, Estimate, Summary
+from tl_rome.counterfact.report.summary import Estimate, Summary
+from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError, StorageError
 from tl_rome.grid import Grid
 

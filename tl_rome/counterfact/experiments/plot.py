@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tl_rome.counterfact.experiments.curve import CURVES, Curve
 from tl_rome.counterfact.experiments.sequential_result import ManyFacts
 from tl_rome.errors import InputError
-from tl_rome.patching.plots.trace import new_axes
+from tl_rome.figures import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

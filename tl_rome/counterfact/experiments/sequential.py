@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_rome.counterfact.evaluation.evaluate import Editor, make_edits
 from tl_rome.counterfact.evaluation.measure import measure
 from tl_rome.counterfact.experiments.curve import Curve
 from tl_rome.counterfact.experiments.sequential_result import ManyFacts
@@ -26,11 +25,12 @@ from tl_rome.counterfact.results import CaseResult, Preset
 from tl_rome.editors.edits import outcome
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.identity import describe_editor, editor_name
+from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
-from tl_rome.patching.averaging.trace_store import digest
 from tl_rome.sites import HookedModel, w_out
+from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
 
 COUNTS = (1, *range(10, 101, 10))

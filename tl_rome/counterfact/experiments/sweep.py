@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tl_rome.counterfact.evaluation.evaluate import Editor, evaluate
+from tl_rome.counterfact.evaluation.evaluate import evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.experiments.curve import Curve
 from tl_rome.counterfact.records import CounterFactRecord
@@ -16,6 +16,7 @@ from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import Preset
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune, FineTuneConfig
+from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
 from tl_rome.errors import InputError

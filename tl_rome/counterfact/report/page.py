@@ -7,7 +7,6 @@ page forbids itself to load anything.
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,10 @@ from tl_rome.counterfact.metrics.columns import COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
 from tl_rome.counterfact.report.plot import plot_summary
-from tl_rome.counterfact.report.summary import UNEDITED, Summary, row_labels, summarize
-from tl_rome.counterfact.results import CaseResult
+from tl_rome.counterfact.report.summary import Summary, row_labels, summarize
+from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.errors import InputError
+from tl_rome.figures import png
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def _images(summary: Summary, figures: "Mapping[str, bytes | Figure]") -> dict[s
 def _png(image: "bytes | Figure") -> bytes:
     if isinstance(image, bytes):
         return image
-    drawn = BytesIO()
-    image.savefig(drawn, format="png")
-    return drawn.getvalue()
+    return png(image)
 
 
 def _reading(summary: Summary) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.report.summary import UNEDITED
-from tl_rome.counterfact.results import CaseResult, Measurement, Preset, PromptScores
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Measurement, Preset, PromptScores
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 

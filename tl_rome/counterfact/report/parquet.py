@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, Meter
 from tl_rome.counterfact.metrics.texts import word_tokenizer
-from tl_rome.counterfact.report.summary import UNEDITED
-from tl_rome.counterfact.results import CaseResult, Preset
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Preset
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:

@@ -16,12 +16,10 @@ from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import COLUMNS, PAPER_COLUMNS, RATES, SCORE, Meter, digits
 from tl_rome.counterfact.metrics.texts import word_tokenizer
-from tl_rome.counterfact.results import CaseResult, Preset
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Preset
 from tl_rome.errors import InputError
 from tl_rome.grid import Grid
 
-UNEDITED = "unedited"
-"""Name of the row of the model before any edit."""
 _MEASURED = tuple(name for name in COLUMNS if name != SCORE)
 _RATES = [_MEASURED.index(name) for name in RATES]
 

@@ -11,15 +11,29 @@ from torch import Tensor
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
-from tl_rome.editors.rank_one.contexts import start_token
 from tl_rome.errors import InputError
-from tl_rome.generation import sample_tokens
+from tl_rome.generation import sample_tokens, start_token
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode
 
 _log = logging.getLogger(__name__)
 _SAMPLED_LENGTH = 128
+
+
+def estimate_covariance(model: HookedModel, layer: int, texts: Iterable[Any], **options: Any) -> KeyCovariance:
+    """Statistics of one layer; see `estimate_covariances`, which takes the same options, for several in one pass.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose keys are wanted.
+        texts: Strings, or the rows of a `datasets` data set.
+        **options: `source`, which is required, and those of `estimate_covariances`.
+
+    Raises:
+        TLRomeError: As `estimate_covariances` does.
+    """
+    return estimate_covariances(model, [layer], texts, **options)[layer]
 
 
 def estimate_covariances(
@@ -96,25 +110,45 @@ def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: s
     )
 
 
-def estimate_from_own_samples(
-    model: HookedModel, layer: int, *, generator: torch.Generator, tokens: int, batch: int, progress: bool
+def covariance_from_samples(
+    model: HookedModel,
+    layer: int,
+    *,
+    generator: torch.Generator,
+    tokens: int = 32_768,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> KeyCovariance:
-    """See `KeyCovariance.from_own_samples`."""
+    """Statistics of text that the model samples from its start token: the fallback where no corpus is at hand.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose keys are wanted.
+        generator: Source of the draws.
+        tokens: How many tokens to sample, at least; must well exceed d_mlp.
+        batch_size: Texts sampled at once.
+        progress: Whether to show a progress bar over tokens.
+
+    Raises:
+        NumericsError: If a key is not finite.
+    """
     _log.warning(
         "estimating the key covariance of layer %d from %d tokens of text that the model samples itself; "
-        "a corpus is better: KeyCovariance.estimate(model, layer, texts, source=...)",
+        "a corpus is better: estimate_covariance(model, layer, texts, source=...)",
         layer,
         tokens,
     )
     length = min(_SAMPLED_LENGTH, model.cfg.n_ctx - 1)
 
     def texts() -> Iterator[Int[Tensor, " pos"]]:
-        for _ in range(-(-tokens // (batch * length))):
-            start = torch.full((batch, 1), start_token(model))
+        for _ in range(-(-tokens // (batch_size * length))):
+            start = torch.full((batch_size, 1), start_token(model))
             yield from sample_tokens(model, start, length, generator=generator, top_k=None)[:, 1:]
 
     moments = KeyMoments.zeros(model, [layer])
-    for _ in stream_moments(model, moments, texts(), batch_tokens=batch * length, stops=(tokens,), progress=progress):
+    for _ in stream_moments(
+        model, moments, texts(), batch_tokens=batch_size * length, stops=(tokens,), progress=progress
+    ):
         pass
     return covariance_of(model, moments, layer, "own samples")
 

@@ -5,12 +5,10 @@ solved by Cholesky in float64 and no inverse is ever formed.
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,80 +42,6 @@ class KeyCovariance:
     """E[k], where it is known."""
     dtype: str = "float32"
     """Type of the model's weights."""
-
-    @classmethod
-    def estimate(
-        cls,
-        model: HookedModel,
-        layer: int,
-        texts: Iterable[Any],
-        *,
-        source: str,
-        max_tokens: int | None = None,
-        batch_tokens: int = 4096,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> "KeyCovariance":
-        """Stream over texts, each cut at the model's context, running the model up to the layer only.
-
-        Args:
-            model: Left as found.
-            layer: Layer whose keys are wanted; `estimate_covariances` takes several in one pass.
-            texts: See `estimate_covariances` for this and the other arguments.
-            source: Name of the texts, kept with the result.
-            max_tokens: Stop with the text in which this many tokens are reached.
-            batch_tokens: Padded tokens per batch, which bounds memory.
-            checkpoint: File that keeps unfinished work.
-            progress: Whether to show a progress bar over tokens.
-
-        Raises:
-            InputError: If the layer is out of range or there is no text.
-            NumericsError: If a key is not finite.
-            StorageError: If the checkpoint is damaged or of something else.
-        """
-        from tl_rome.editors.covariance.estimation import estimate_covariances
-
-        found = estimate_covariances(
-            model,
-            [layer],
-            texts,
-            source=source,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-        return found[layer]
-
-    @classmethod
-    def from_own_samples(
-        cls,
-        model: HookedModel,
-        layer: int,
-        *,
-        generator: torch.Generator,
-        tokens: int = 32_768,
-        batch: int = 64,
-        progress: bool = True,
-    ) -> "KeyCovariance":
-        """Estimate from text that the model samples from its start token: the fallback where no corpus is at hand.
-
-        Args:
-            model: Left as found.
-            layer: Layer whose keys are wanted.
-            generator: Source of the draws.
-            tokens: How many tokens to sample, at least; must well exceed d_mlp.
-            batch: Texts sampled at once.
-            progress: Whether to show progress.
-
-        Raises:
-            NumericsError: If a key is not finite.
-        """
-        from tl_rome.editors.covariance.estimation import estimate_from_own_samples
-
-        return estimate_from_own_samples(
-            model, layer, generator=generator, tokens=tokens, batch=batch, progress=progress
-        )
 
     @classmethod
     def shipped(cls, model: HookedModel) -> "KeyCovariance | None":

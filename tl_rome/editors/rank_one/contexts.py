@@ -16,8 +16,7 @@ from dataclasses import replace
 import torch
 
 from tl_rome.editors.rank_one.presets import OPENINGS, RomeConfig
-from tl_rome.errors import UnsupportedModelError
-from tl_rome.generation import sample_tokens
+from tl_rome.generation import sample_tokens, start_token
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
@@ -25,18 +24,6 @@ _QUOTES = tuple("\"'“‘«「")
 _PARAGRAPH = "\n\n"
 _PARAGRAPHS = 7  # with the empty one
 _log = logging.getLogger(__name__)
-
-
-def start_token(model: HookedModel) -> int:
-    """The token that text is sampled from: BOS, or end-of-text where there is no BOS.
-
-    Raises:
-        UnsupportedModelError: If the tokenizer has neither.
-    """
-    for token in (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise UnsupportedModelError("the tokenizer has no BOS and no EOS token to sample text from; pass contexts yourself")
 
 
 def choose_contexts(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.outcome import measure, measure_many
@@ -77,8 +78,8 @@ class Rome:
 
         Args:
             model: Left as found.
-            layer: Layer to edit, something with a `.layer`, or "auto" for the one that causal tracing of the package's
-                own facts suggests, which takes a few minutes; by default that of the covariance, else `default_layer`.
+            layer: Layer to edit, something with a `.layer`, or a function that finds it, such as `tl_rome.find_layer`,
+                which traces facts for a few minutes; by default that of the covariance, else `default_layer`.
             covariance: Key statistics; by default those shipped with the package where they fit the model and layer,
                 else an estimate from text that the model samples itself, which takes minutes: keep the editor, or save
                 its covariance.
@@ -105,7 +106,7 @@ class Rome:
             shipped = KeyCovariance.shipped(model)
             covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
         if covariance is None:
-            covariance = KeyCovariance.from_own_samples(model, chosen_layer, generator=generator, progress=progress)
+            covariance = covariance_from_samples(model, chosen_layer, generator=generator, progress=progress)
         covariance.check(model, chosen_layer)
         return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
 
@@ -251,7 +252,7 @@ def rome(
         subject: The entity.
         target_new: What the model should say, without a leading space.
         target_true: What it says now; only reported.
-        layer: Layer to edit, something with a `.layer`, or "auto"; see `Rome.prepare` for this and the other defaults.
+        layer: Layer to edit, something with a `.layer`, or `tl_rome.find_layer`; see `Rome.prepare` for the defaults.
         covariance: Key statistics.
         contexts: Prefixes.
         config: Preset.

@@ -5,9 +5,8 @@ GPT-2 L, 8 of GPT-2 M, 5 of GPT-J. This package measured 5 for SmolLM2-135M. For
 hand in the suggestion; without one a quarter of the way up is edited.
 """
 
-from typing import Literal, Protocol, runtime_checkable
-
-import torch
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel, check_layer
@@ -26,8 +25,11 @@ class HasLayer(Protocol):
         ...
 
 
-LayerChoice = int | HasLayer | Literal["auto"] | None
-"""A layer, an object with a `.layer`, "auto" to trace the package's own facts first, or None for `default_layer`."""
+LayerFinder = Callable[[HookedModel], HasLayer]
+"""Finds a layer by looking at the model, as `tl_rome.find_layer` does by tracing facts."""
+
+LayerChoice = int | HasLayer | LayerFinder | None
+"""A layer, an object with a `.layer`, a function that finds one, or None for `default_layer`."""
 
 
 def default_layer(n_layers: int, d_model: int) -> int:
@@ -49,16 +51,14 @@ def choose_layer(model: HookedModel, layer: LayerChoice, covariance: HasLayer | 
         covariance: Key statistics that the caller gave; theirs is the layer where nothing else was said.
 
     Raises:
-        InputError: If the layer is out of range, or the model knows too few facts for "auto" to trace.
+        InputError: If the layer is out of range, or is none of these; and as a function that finds one does.
     """
-    if layer == "auto":
-        from tl_rome.patching.averaging.layer import find_layer  # the one place where an editor asks for a trace
-
-        layer = find_layer(model, generator=torch.Generator().manual_seed(0))
-    if isinstance(layer, str):
-        raise InputError(f"layer is {layer!r}; give a number, 'auto', or the suggestion of causal tracing")
-    if layer is not None and not isinstance(layer, int):
+    if callable(layer) and not isinstance(layer, HasLayer):
+        layer = layer(model)
+    if isinstance(layer, HasLayer):
         return check_layer(model, layer.layer), f"suggested: {layer}"
+    if layer is not None and not isinstance(layer, int):
+        raise InputError(f"layer is {layer!r}; give a number, tl_rome.find_layer, or what that function returned")
     if layer is not None:
         return check_layer(model, layer), "given"
     if covariance is not None:

@@ -16,7 +16,6 @@ of their losses has one term for each delta, Adam works element by element, and 
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner, check_blocks
+from tl_rome.blocks import BlockRunner, check_blocks, frozen
 from tl_rome.editors.rank_one.batch import Batch, Rewrite
 from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.errors import NumericsError
@@ -47,19 +46,6 @@ class OptimisedValue:
     """v0, what it gave for the prompt without a prefix."""
     losses: tuple[dict[str, float], ...]
     """Per evaluation: loss, nll, kl, penalty (nats), and the mean probability of the target over contexts."""
-
-
-@contextmanager
-def frozen(model: HookedModel) -> Iterator[None]:
-    """Parameters need no gradients inside, which makes those of activations cheap; each is as it was afterwards."""
-    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in required:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in required:
-            parameter.requires_grad_(True)
 
 
 def optimise_value(

@@ -121,9 +121,9 @@ def find_layer(
     model: HookedModel,
     facts: Iterable[Fact] | None = None,
     *,
-    generator: torch.Generator,
     prompts: int = 24,
     config: TraceConfig | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> LayerSuggestion:
     """Trace MLP outputs at the subject's last token of some known facts, and suggest the layer to edit.
@@ -131,14 +131,15 @@ def find_layer(
     Args:
         model: Left as found.
         facts: Facts with their objects, of which those that the model knows are traced; by default the package's own.
-        generator: Source of the choice among them, of the noise, and of the bootstrap.
         prompts: Known facts to trace at most.
         config: How they are traced; by default windows of ten, and five draws of noise at the measured scale.
+        seed: Of the choice among the facts, of the noise, and of the bootstrap.
         progress: Whether to show progress bars.
 
     Raises:
         InputError: If the model knows fewer than two of the facts.
     """
+    generator = torch.Generator().manual_seed(seed)
     if facts is None:
         shipped = own_facts()
         facts = [shipped[index] for index in torch.randperm(len(shipped), generator=generator).tolist()]

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact
-from tl_rome.patching.averaging.trace_store import TraceStore, digest
+from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, noise_scale
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import trace_together
 from tl_rome.sites import HookedModel
+from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
 
 COMPONENTS = ("resid_post", "mlp_out", "attn_out")

@@ -5,7 +5,6 @@ not at all; a fact that could not be traced has a JSON file with the reason. A p
 the system frees when its holder dies.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 from tl_rome.errors import StorageError
 from tl_rome.facts import Fact
 from tl_rome.patching.result import TraceResult
-from tl_rome.storage.files import SCHEMA_VERSION, write_whole
+from tl_rome.storage.files import SCHEMA_VERSION, digest, write_whole
 from tl_rome.storage.ledger import check_settings
 
 _KIND = "traces"
@@ -113,11 +112,6 @@ def load_traces(folder: str | Path) -> dict[str, list[TraceResult]]:
 def fact_id(fact: Fact) -> str:
     """Name of a fact's files: 16 hexadecimal digits of its template, subject and target."""
     return digest([fact.template, fact.subject, fact.target])
-
-
-def digest(parts: Sequence[Any]) -> str:
-    """16 hexadecimal digits of JSON-serialisable values."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_rome.errors import InputError
+from tl_rome.figures import new_axes
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.averaging.roles import ROLES, Role, role_index
-from tl_rome.patching.plots.trace import component_color, heat_map, layer_label, new_axes, patched
+from tl_rome.patching.plots.trace import component_color, heat_map, layer_label, patched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

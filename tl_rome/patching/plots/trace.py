@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError
+from tl_rome.figures import drawable, new_axes
 from tl_rome.patching.result import TraceResult
 
 if TYPE_CHECKING:
@@ -118,29 +119,10 @@ def starred_labels(result: TraceResult) -> list[str]:
     return [label + "*" if position in inside else label for position, label in enumerate(result.labels)]
 
 
-def new_axes(width: float, height: float) -> "Axes":
-    """Axes of a new figure, in inches."""
-    import matplotlib.pyplot as plt
-
-    _, ax = plt.subplots(figsize=(width, height), dpi=150, layout="constrained")
-    return ax
-
-
 def figure_size(result: TraceResult) -> tuple[float, float]:
     """Width and height, in inches, at which a trace's labels have room."""
     n_layers, positions = result.scores.shape
     return 3.6 + 0.07 * n_layers, 1.2 + 0.22 * positions
-
-
-def drawable(text: str) -> str:
-    r"""Escape what the current fonts cannot draw (`\u6771`), where matplotlib would draw a box and warn each time."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in FontProperties().get_family()]
-    return "".join(
-        char if any(font.get_char_index(ord(char)) for font in fonts) else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def _score_name(result: TraceResult) -> str:

@@ -1,4 +1,4 @@
-"""`layer="auto"`: the layer that tracing of known facts suggests."""
+"""`layer=find_layer`: the layer that tracing of known facts suggests."""
 
 import pytest
 import torch
@@ -19,9 +19,7 @@ def test_the_layer_is_that_of_the_full_traces_average(tiny, kind):
     model = next(m for f in ("gpt2", "llama", "qwen2", "neox") if len(known_to(m := tiny(f, kind), 4)) >= 2)
     facts = known_to(model, 4)
     config = TraceConfig(window=2, corruption=NOISE)
-    found = find_layer(
-        model, facts, generator=torch.Generator().manual_seed(0), prompts=4, config=config, progress=False
-    )
+    found = find_layer(model, facts, prompts=4, config=config, progress=False)
     rng = torch.Generator().manual_seed(0)
     seeds = [int(torch.randint(2**62, (), generator=rng)) for _ in facts]
     traces = [
@@ -40,7 +38,7 @@ def test_the_layer_is_that_of_the_full_traces_average(tiny, kind):
 def test_too_few_known_facts_are_refused(tiny):
     model = tiny("gpt2", KINDS[0])
     with pytest.raises(InputError, match="the model knows 0 of the facts; give facts that it knows, or name a layer"):
-        find_layer(model, [Fact("In {} is", "Rome", "Łucja")], generator=torch.Generator(), progress=False)
+        find_layer(model, [Fact("In {} is", "Rome", "Łucja")], progress=False)
 
 
 def test_the_packages_own_facts_are_many_and_asked_once_each():
@@ -51,10 +49,10 @@ def test_the_packages_own_facts_are_many_and_asked_once_each():
 
 
 @pytest.mark.leg("4")
-def test_auto_on_the_real_model(smollm2, monkeypatch):
+def test_the_function_is_taken_as_a_layer_on_the_real_model(smollm2, monkeypatch):
     few = [fact for fact in own_facts() if fact.target == "Paris"][:3]  # all of them would take a minute and a half
     monkeypatch.setattr("tl_rome.patching.averaging.layer.own_facts", lambda: few)
-    layer, why = choose_layer(smollm2(KINDS[-1]), "auto")
+    layer, why = choose_layer(smollm2(KINDS[-1]), find_layer)
     assert 0 <= layer < 20
     assert why.startswith("suggested: layer")
     assert "over 3 prompts" in why
