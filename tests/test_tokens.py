@@ -369,8 +369,9 @@ def test_a_target_continues_the_prompt(model, name, bos, prompt, target):
     ("prompt", "joiner"),
     [
         ("The Tower is in", " "), ("She said:", " "), ("100%", " "), ("(see there)", " "), ("the 'café'", " "),
-        ("called “so”", " "), ("In 1889,", " "), ("one - ", ""), ("서울은", " "), ("👩", " "), ("", " "), ("ten –", " "),
-        ('is called "', ""), ("is called “", ""), ("it said ('", ""), ("costs $", ""), ("costs €", ""), ("tower (", ""),
+        ("called “so”", " "), ("In 1889,", " "), ("one - ", ""), ("서울은", " "), ("👩", " "), ("", " "),
+        ("ten –", " "), ('is called "', ""), ("is called “", ""), ("it said ('", ""), ("costs $", ""), ("costs €", ""),
+        ("tower (", ""),
         ("line\n", ""), ("the twenty-", ""), ("see #", ""), ("and/", ""), ("snake_", ""), ("中国的首都是", ""),
         ("日本の首都は", ""), ("首都：", ""), ("「", ""), ("ーー", ""), ("เมืองหลวงคือ", ""),
     ],
