@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tl_rome.errors import InputError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
-from tl_rome.tokens import Prompt, SubjectSpan, encode, encode_fact, encode_target, pad, token_labels
+from tl_rome.tokens import Prompt, SubjectSpan, encode, encode_fact, encode_target, joiner_after, pad, token_labels
 
 SENTENCES = [
     "The Eiffel Tower is located in the city of Paris, and the towers of Rome are old.",
@@ -356,13 +356,54 @@ def test_an_empty_prompt_needs_bos(model):
 
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("prompt", ["The Tower is in", "She said:", "Yahoo!", "東京", "👩‍👩‍👧", "in the 'café'"])
+@pytest.mark.parametrize("prompt", ["The Tower is in", "She said:", "Yahoo!", "서울", "👩‍👩‍👧", "in the 'café'"])
 @pytest.mark.parametrize("target", ["Paris", "the city of Rome", "東京", "O'Neal", "(a)", "'s", "Łódź, Japan"])
 def test_a_target_continues_the_prompt(model, name, bos, prompt, target):
     stub = model(name, bos)
     joined = torch.cat([encode(stub, prompt), encode_target(stub, target, prompt)])
     assert joined.tolist() == encode(stub, f"{prompt} {target}").tolist()
     assert encode_target(stub, target).tolist() == encode_target(stub, target, prompt).tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "joiner"),
+    [
+        ("The Tower is in", " "), ("She said:", " "), ("100%", " "), ("(see there)", " "), ("the 'café'", " "),
+        ("called “so”", " "), ("In 1889,", " "), ("one - ", ""), ("서울은", " "), ("👩", " "), ("", " "),
+        ("ten –", " "), ('is called "', ""), ("is called “", ""), ("it said ('", ""), ("costs $", ""), ("costs €", ""),
+        ("tower (", ""),
+        ("line\n", ""), ("the twenty-", ""), ("see #", ""), ("and/", ""), ("snake_", ""), ("中国的首都是", ""),
+        ("日本の首都は", ""), ("首都：", ""), ("「", ""), ("ーー", ""), ("เมืองหลวงคือ", ""),
+    ],
+)  # fmt: skip
+def test_the_prompts_end_decides_on_the_joiner(prompt, joiner):
+    assert joiner_after(prompt) == joiner
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "unigram"])  # it joins what it does not know
+@pytest.mark.parametrize(
+    ("prompt", "target"), [('She called it "', "Paris"), ("It costs $", "20"), ("東京は", "日本"), ("(", "Rome")]
+)
+def test_no_space_where_the_prompt_leaves_no_room_for_one(model, name, prompt, target):
+    stub = model(name)
+    joined = torch.cat([encode(stub, prompt), encode_target(stub, target, prompt)]).tolist()
+    assert joined == encode(stub, prompt + target).tolist()
+    spaced = torch.cat([encode(stub, prompt), encode_target(stub, target, prompt, " ")]).tolist()
+    assert spaced == encode(stub, f"{prompt} {target}").tolist()
+    assert spaced != joined
+
+
+def test_bos_is_not_put_twice(model):
+    stub = model(bos=True)
+    bos = stub.tokenizer.bos_token
+    fact = Fact(f"{bos}Where is {{}}? In", "the Tower")
+    found = encode_fact(stub, fact)
+    assert found.tokens.tolist() == encode(stub, f"{bos}Where is the Tower? In").tolist()
+    assert found.tokens.tolist() == encode(stub, "Where is the Tower? In").tolist()
+    assert found.tokens.tolist().count(stub.tokenizer.bos_token_id) == 1
+    assert found.prepend_bos
+    subject = stub.tokenizer.decode(found.tokens[found.subject.slice].tolist())
+    assert subject.strip() == "the Tower"
 
 
 @pytest.mark.parametrize("name", BUILDERS)

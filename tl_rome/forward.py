@@ -1,7 +1,8 @@
-"""Running part of a model: up to a hook point, and with the attention keys and values of a run kept.
+"""Running a model, all of it or a part: up to a hook point, or with the attention keys and values of a run kept.
 
 `read` stops a run as soon as the wanted activations are there; `record` keeps what `blocks` needs to run single blocks
-later.
+later. Every token handed in is a real one unless a mask says otherwise: TransformerLens would take tokens that equal
+the tokenizer's pad token for padding, and in GPT-2, GPT-J and GPT-NeoX that is the token which begins a text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,10 @@ from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, is_hoo
 Hooks = Sequence[tuple[str, ActivationHook]]
 Attended = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 """One layer's cached attention keys and values, in the model class's own layout; rows come first."""
+
+
+_LOGIT_TOLERANCE = 0.02
+"""Relative error that rounding alone may leave in logits, in bfloat16 too; a forgotten multiplier makes far more."""
 
 
 class _Stop(Exception):
@@ -72,11 +77,18 @@ def read(
 
     with hooked(model, [*hooks, *((name, reader(name)) for name in wanted)]):
         try:
-            model(tokens.to(device_of(model)))
+            run(model, tokens.to(device_of(model)))
         except _Stop:
             pass
     _check_fired(wanted, found)
     return found
+
+
+def run(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """The model's own logits at every position; no token is taken for padding."""
+    if is_hooked_transformer(model):
+        return model(tokens, attention_mask=torch.ones_like(tokens))
+    return model(tokens)
 
 
 def _check_fired(names: Iterable[str], found: dict[str, Tensor]) -> None:
@@ -88,13 +100,39 @@ def _check_fired(names: Iterable[str], found: dict[str, Tensor]) -> None:
 
 
 def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-    """Logits from the last block's output: final norm, unembedding and soft cap, at just the rows given."""
+    """Logits from the last block's output, at just the rows given: the only place that makes them.
+
+    Final norm, unembedding, and what the architecture does to logits after that: soft caps (Gemma 2), multipliers
+    (Granite, Falcon-H1, Cohere). `check_final_logits` compares the result with the model's own.
+    """
     flat = resid.reshape(1, -1, resid.shape[-1])
     logits = model.unembed(model.ln_final(flat))  # type: ignore[attr-defined]
-    cap = getattr(model.cfg, "output_logits_soft_cap", None)
-    if cap is not None and cap > 0:
-        logits = cap * torch.tanh(logits / cap)
+    if is_hooked_transformer(model):
+        cap = getattr(model.cfg, "output_logits_soft_cap", None)
+        logits = cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
+    else:
+        logits = model.adapter.apply_output_logits_transform(logits)  # type: ignore[attr-defined]
     return logits.reshape(*resid.shape[:-1], -1)
+
+
+@torch.no_grad()
+def check_final_logits(model: HookedModel) -> None:
+    """Make sure that `final_logits` gives the logits of the model itself, on two tokens.
+
+    Raises:
+        UnsupportedModelError: If it does not: scores, traces and edits would be of another distribution.
+    """
+    tokens = torch.tensor([[0, min(1, model.cfg.d_vocab - 1)]], device=device_of(model))
+    name, found = last_resid(model), {}
+    with hooked(model, [(name, lambda resid, hook: found.update({name: resid}))]):
+        expected = run(model, tokens).float()
+    _check_fired([name], found)
+    error = float((final_logits(model, found[name]).float() - expected).norm() / expected.norm())
+    if not error <= _LOGIT_TOLERANCE:
+        raise UnsupportedModelError(
+            f"the logits of {model.cfg.model_name!r} are not its unembedded last residual stream (off by {error:.1%}): "
+            "it does something to them that this library does not know, so that probabilities would be wrong"
+        )
 
 
 def new_cache(model: HookedModel, rows: int) -> Any:
@@ -118,14 +156,27 @@ def run_cached(
         tokens: The next tokens.
         cache: As `new_cache` or an earlier call left it.
         mask: 1 for real tokens and 0 for padding on the left, over cached and new positions; None if there is none.
+
+    Raises:
+        UnsupportedModelError: If the cache did not grow: the model ignores it, and would forget what came before.
     """
-    new = tokens.shape[1]
+    new, before = tokens.shape[1], _cached_length(model, cache)
     if is_hooked_transformer(model):
-        return model(tokens, past_kv_cache=cache, attention_mask=None if mask is None else mask[:, -new:])
-    if mask is None:
-        return model(tokens, past_key_values=cache, use_cache=True)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
-    return model(tokens, past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions)
+        seen = torch.ones_like(tokens) if mask is None else mask[:, -new:]
+        logits = model(tokens, past_kv_cache=cache, attention_mask=seen)
+    elif mask is None:
+        logits = model(tokens, past_key_values=cache, use_cache=True)
+    else:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+        logits = model(tokens, past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions)
+    if _cached_length(model, cache) != before + new:
+        raise UnsupportedModelError(f"{model.cfg.model_name!r} ignores its key-value cache")
+    return logits
+
+
+def _cached_length(model: HookedModel, cache: Any) -> int:
+    """Positions that a cache holds."""
+    return cache[0].past_keys.shape[1] if is_hooked_transformer(model) else cache.get_seq_length()
 
 
 def attended(model: HookedModel, cache: Any) -> list[Attended]:

@@ -4,6 +4,7 @@ TransformerLens's `generate` draws from the global random state; here every draw
 in, on the CPU, so that seeds give the same text on every device and in both model classes.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,13 +15,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
-from tl_rome.forward import device_of, new_cache, run_cached
+from tl_rome.forward import device_of, new_cache, run, run_cached
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad
 
 Draws = torch.Generator | Sequence[torch.Generator]
 """Source of the draws: one for all rows, or one per row, so that a row's text does not depend on the others."""
 
+_log = logging.getLogger(__name__)
 _PREFILL = 1024
 """Prompt tokens that are run at once, which bounds the logits that are made and thrown away."""
 
@@ -90,17 +92,39 @@ def fill_up(
     text = pad([prompt[:length].cpu() for prompt in prompts])
     begun = int(text.lengths.min())
     tokens = torch.nn.functional.pad(text.tokens, (0, length - text.tokens.shape[1]))
-    cache, device = new_cache(model, len(tokens)), device_of(model)
+    reader = _Reader(model, len(tokens))
     *earlier, following = tokens[:, :begun].split(max(1, _PREFILL // len(tokens)), dim=1)
     if begun < length:
         for part in earlier:
-            run_cached(model, part.to(device), cache)
+            reader(part)
     for position in tqdm(range(begun, length), desc="sample", unit="token", disable=not progress):
-        logits = run_cached(model, following.to(device), cache)[:, -1].float().cpu()
+        logits = reader(following).float().cpu()
         rows = (text.lengths <= position).nonzero()[:, 0]
         tokens[rows, position] = _draw(logits, rows, generator, top_k)
         following = tokens[:, position : position + 1]
     return tokens
+
+
+class _Reader:
+    """Logits of the next token after all that was read: with a key-value cache, or anew where the model ignores it."""
+
+    def __init__(self, model: HookedModel, rows: int) -> None:
+        self.model, self.cache = model, new_cache(model, rows)
+        self.read = torch.zeros(rows, 0, dtype=torch.long)
+
+    def __call__(self, tokens: Int[Tensor, "rows pos"]) -> Float[Tensor, "rows d_vocab"]:
+        """Read some more tokens of every row."""
+        begun = self.read.shape[1] > 0
+        self.read = torch.cat([self.read, tokens], dim=1)
+        if self.cache is not None:
+            try:
+                return run_cached(self.model, tokens.to(device_of(self.model)), self.cache)[:, -1]
+            except UnsupportedModelError as error:
+                if begun:
+                    raise
+                _log.warning("%s; sampling by a whole forward pass for each token instead", error)
+                self.cache = None
+        return run(self.model, self.read.to(device_of(self.model)))[:, -1]
 
 
 def _draw(

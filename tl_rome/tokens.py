@@ -1,15 +1,18 @@
 """From text to the tokens a model is given, and the place of the subject among them.
 
 Conventions, for the whole library:
-    BOS: prepended exactly when `model.cfg.default_prepend_bos` says so, by ourselves, whatever the tokenizer is set to.
-        The authors' GPT-2 code uses none.
+    BOS: prepended exactly when `model.cfg.default_prepend_bos` says so, by ourselves, whatever the tokenizer is set to;
+        a text that begins with it already, such as a chat template's, gets no second one. The authors' GPT-2 code uses
+        none.
     Subject: found by character offsets, never by comparing token strings. A space before the subject may be merged into
         its first token; any other text from outside in one of its tokens is refused.
-    Target: scored as the continuation in `f"{prompt} {target}"`, as in the released code, which trusts the prompt's
+    Target: scored as the continuation in `prompt + joiner + target`, where the prompt's end decides on the joiner, see
+        `joiner_after`, unless the caller does. The released code always joins by a space, and trusts the prompt's
         tokens to stay what they are in there; here they are checked.
     Padding: on the right only, which causal attention never sees. Left-padded tokens are wrong in TransformerLens.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +24,11 @@ from torch import Tensor
 
 from tl_rome.errors import InputError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
+
+_OPENING = ("Ps", "Pi", "Sc", "Pc")
+"""Unicode categories after which a word follows without a space: opening brackets, quotes, currencies, underscores."""
+_SPACELESS = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts that write no spaces between words, beside those of Chinese and Japanese, whose characters are wide."""
 
 
 @runtime_checkable
@@ -103,8 +111,8 @@ def encode(model: TokenizedModel, text: str, *, truncate: bool = False) -> Int[T
         InputError: If there would be no token, or more than the model's context holds.
         UnsupportedModelError: If the model has no tokenizer, or the policy asks for a BOS token that it lacks.
     """
-    encoded, bos = _tokenize(model, text), _bos(model)
-    return _as_tokens(model, (bos + list(encoded["input_ids"]))[: model.cfg.n_ctx if truncate else None], text)
+    ids = list(_tokenize(model, text)["input_ids"])
+    return _as_tokens(model, (_bos(model, ids) + ids)[: model.cfg.n_ctx if truncate else None], text)
 
 
 def encode_fact(model: TokenizedModel, fact: Fact, prefix: str = "") -> Prompt:
@@ -121,24 +129,51 @@ def encode_fact(model: TokenizedModel, fact: Fact, prefix: str = "") -> Prompt:
         UnsupportedModelError: If the tokenizer gives no usable character offsets, or see `encode`.
     """
     text, start = prefix + fact.prompt, len(prefix) + fact.subject_chars[0]
-    encoded, bos = _tokenize(model, text, return_offsets_mapping=True), _bos(model)
-    tokens = _as_tokens(model, bos + list(encoded["input_ids"]), text)
+    encoded = _tokenize(model, text, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    bos = _bos(model, ids)
+    tokens = _as_tokens(model, bos + ids, text)
     labels = token_labels(model, tokens)
     span = _locate(text, fact.subject, start, encoded["offset_mapping"], labels[len(bos) :])
-    return Prompt(text, tokens, labels, span.shifted(len(bos)), bool(bos))
+    return Prompt(text, tokens, labels, span.shifted(len(bos)), bool(model.cfg.default_prepend_bos))
 
 
-def encode_target(model: TokenizedModel, target: str, prompt: str | None = None) -> Int[Tensor, " target"]:
+def joiner_after(prompt: str) -> str:
+    """What goes between a prompt and its target: a space, or nothing where the prompt's end leaves no room for one.
+
+    Nothing follows white space, an opening bracket or quotation mark, a currency or other prefix sign (`$`, `#`, `@`,
+    `/`, `_`), a hyphen that is joined to a word, and characters of a script that writes no spaces between words:
+    Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan. A straight quotation mark opens where white space, a bracket
+    or nothing precedes it.
+    """
+    if not prompt:
+        return " "
+    last, before = prompt[-1], prompt[-2:-1]
+    category, name = unicodedata.category(last), unicodedata.name(last, "")
+    if last in "\"'`":
+        room = bool(before) and not before.isspace() and unicodedata.category(before) not in _OPENING
+    elif category == "Pd":
+        room = before.isspace()
+    else:
+        wide = unicodedata.east_asian_width(last) in "WF" and category != "So" and not name.startswith("HANGUL")
+        room = not (wide or name.startswith(_SPACELESS) or last.isspace() or last in "#@/\\" or category in _OPENING)
+    return " " if room else ""
+
+
+def encode_target(
+    model: TokenizedModel, target: str, prompt: str | None = None, joiner: str | None = None
+) -> Int[Tensor, " target"]:
     """Tokenise a target so that `torch.cat([encode(model, prompt), target_tokens])` is the sequence to score.
 
-    With a prompt these are the tokens that `f"{prompt} {target}"` has after the prompt's own. Without one, or where the
-    tokenizer would merge across that boundary, they are the tokens of `" " + target` in mid-sentence. A prompt that
-    itself ends in whitespace, such as a newline, gets no second space.
+    With a prompt these are the tokens that `prompt + joiner + target` has after the prompt's own. Without one, or where
+    the tokenizer would merge across that boundary, they are the tokens of `joiner + target` in mid-sentence. A prompt
+    that itself ends in white space, such as a newline, gets no space in any case.
 
     Args:
         model: A model with a tokenizer.
         target: The object; space around it is not part of it.
         prompt: The text to continue, as given to `encode`.
+        joiner: What stands between the two, `" "` or `""`; by default `joiner_after` of the prompt decides.
 
     Raises:
         InputError: If the target is empty, prompt and target exceed the context, or the prompt ends in a space that
@@ -148,13 +183,15 @@ def encode_target(model: TokenizedModel, target: str, prompt: str | None = None)
     if not text:
         raise InputError(f"target is empty ({target!r}); give at least one visible character")
     before, ids = [], None
+    joiner = joiner if joiner is not None else joiner_after(prompt or "")
     if prompt is not None:
-        before, ids = encode(model, prompt).tolist(), _continuation(model, prompt, text)
+        before = encode(model, prompt).tolist()
+        ids = _continuation(model, prompt, "" if prompt[-1:].isspace() else joiner, text)
         if ids is None and prompt[-1:].isspace():
             raise InputError(f"prompt {prompt!r} ends in a space that belongs to the token of {text!r}; leave it out")
     # Metaspace tokenizers put a space of their own before " Paris"; after a colon there is just the one that is meant.
-    ids = ids or _continuation(model, ":", text) or list(_tokenize(model, f" {text}")["input_ids"])
-    return _as_tokens(model, before + ids, f"{prompt or ''} {text}")[len(before) :]
+    ids = ids or _continuation(model, ":", joiner, text) or list(_tokenize(model, joiner + text)["input_ids"])
+    return _as_tokens(model, before + ids, f"{prompt or ''}{joiner}{text}")[len(before) :]
 
 
 def pad(sequences: Sequence[Int[Tensor, " _"]], pad_token: int = 0) -> TokenBatch:
@@ -199,12 +236,14 @@ def _tokenize(model: TokenizedModel, text: str, **options: Any) -> Any:
     return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
-def _bos(model: TokenizedModel) -> list[int]:
+def _bos(model: TokenizedModel, ids: list[int]) -> list[int]:
+    """What to put before a text: the BOS token if the policy says so and the text does not begin with it."""
     if not model.cfg.default_prepend_bos:
         return []
-    if model.tokenizer.bos_token_id is None:
+    bos = model.tokenizer.bos_token_id
+    if bos is None:
         raise UnsupportedModelError("the tokenizer has no BOS token; set one, or model.cfg.default_prepend_bos = False")
-    return [model.tokenizer.bos_token_id]
+    return [] if ids[:1] == [bos] else [bos]
 
 
 def _as_tokens(model: TokenizedModel, ids: list[int], text: str) -> Int[Tensor, " pos"]:
@@ -216,10 +255,10 @@ def _as_tokens(model: TokenizedModel, ids: list[int], text: str) -> Int[Tensor, 
     return torch.tensor(ids, dtype=torch.long)
 
 
-def _continuation(model: TokenizedModel, prompt: str, target: str) -> list[int] | None:
+def _continuation(model: TokenizedModel, prompt: str, joiner: str, target: str) -> list[int] | None:
     """Tokens of the target after the prompt, or None where joining the two changes the prompt's own tokens."""
     ids = _tokenize(model, prompt)["input_ids"]
-    joined = _tokenize(model, prompt + ("" if prompt[-1:].isspace() else " ") + target)["input_ids"]
+    joined = _tokenize(model, prompt + joiner + target)["input_ids"]
     return joined[len(ids) :] if joined[: len(ids)] == ids and len(joined) > len(ids) else None
 
 

@@ -267,6 +267,29 @@ def test_model_that_is_no_language_model(variant):
         load_model(str(variant(model_type="vit")), progress=False)
 
 
+def test_models_of_text_and_images_are_refused_before_transformer_lens_sees_them(variant, monkeypatch):
+    def forbidden(*_args, **_options):
+        pytest.fail("TransformerLens was asked to convert it")
+
+    monkeypatch.setattr("tl_rome.models.conversion.convert", forbidden)
+    folder = variant("llama")
+    config = {"model_type": "gemma3", "text_config": {"hidden_size": 32}, "vision_config": {"hidden_size": 32}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="gemma3 model of text and something else"):
+        load_model(str(folder), progress=False)
+
+
+def test_models_that_look_ahead_are_refused(family_dir, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(family_dir("gpt2"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="BertLMHeadModel predicts a token from what follows"):
+        load_model(str(tmp_path), kind="bridge", progress=False)
+
+
 def biased_llama(folder: Path) -> Path:
     """Give a Llama biases: a layout that transformers runs and HookedTransformer's converter silently drops."""
     weights = load_file(folder / "model.safetensors")

@@ -188,6 +188,14 @@ def _gemma2() -> Any:
     )
 
 
+def _granite() -> Any:
+    from transformers import GraniteConfig
+
+    # Multipliers at every place that the architecture has one, the logits' among them.
+    multipliers = {"residual_multiplier": 0.22, "embedding_multiplier": 3.0, "attention_multiplier": 0.1}
+    return GraniteConfig(**_common(), intermediate_size=64, num_key_value_heads=2, logits_scaling=4.0, **multipliers)
+
+
 def _common() -> dict[str, Any]:
     return {
         "hidden_size": D_MODEL,
@@ -207,6 +215,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": _gemma2,
 }
 FAMILIES = tuple(CONFIGS)
+MORE_CONFIGS: dict[str, Callable[[], Any]] = {"granite": _granite}
+"""Layouts that only TransformerBridge has, each for what is particular to it."""
 FAMILY_KINDS = tuple((family, KINDS[n % len(KINDS)]) for n, family in enumerate(FAMILIES))
 """Every family once, in the classes by turns: for tests of what is built on hook points, which other tests compare."""
 ADDS_BOS = frozenset({"gemma2"})
@@ -217,7 +227,7 @@ def build_family(family: str, folder: Path, seed: int = 0) -> Path:
     """Save a tiny random model of a family and its tokenizer.
 
     Args:
-        family: A key of `CONFIGS`.
+        family: A key of `CONFIGS` or `MORE_CONFIGS`.
         folder: Where to save; made if needed.
         seed: Of the weights.
 
@@ -227,7 +237,7 @@ def build_family(family: str, folder: Path, seed: int = 0) -> Path:
     from transformers import AutoModelForCausalLM
 
     tokenizer = save_tokenizer(folder, adds_bos=family in ADDS_BOS)
-    config = CONFIGS[family]()
+    config = {**CONFIGS, **MORE_CONFIGS}[family]()
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = None

@@ -57,6 +57,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
     tokens = _probe_tokens(hf_model.config.get_text_config().vocab_size)
     with torch.no_grad():
         expected = hf_model(tokens.to(hf_model.device)).logits
+        _check_causal(hf_model, tokens, expected)
     # TransformerLens reloads a tokenizer by name unless it says it adds BOS; it says so only while it is taken over.
     init_kwargs = dict(tokenizer.init_kwargs)
     tokenizer.init_kwargs.update(name_or_path="", add_bos_token=True)
@@ -74,13 +75,34 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
     model.eval()
     with torch.no_grad():
         error = _relative_error(model(tokens.to(model.cfg.device)), expected)
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    tolerance = _tolerance(expected)
     if not error <= tolerance:
         raise UnsupportedModelError(
             f"TransformerLens converts {name!r} ({architecture}) for kind={kind!r} to a model with other logits "
             f"(relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(kind)}"
         )
     return model
+
+
+def _check_causal(hf_model: Any, tokens: Int[Tensor, "1 pos"], logits: Float[Tensor, "1 pos d_vocab"]) -> None:
+    """Make sure that what is read later does not change what was predicted before, as it does in BERT and its kin.
+
+    Raises:
+        UnsupportedModelError: If it does.
+    """
+    other = tokens.clone()
+    other[0, -1] = other[0, 0]
+    found = hf_model(other.to(hf_model.device)).logits
+    if not _relative_error(found[:, :-1], logits[:, :-1]) <= _tolerance(logits):
+        raise UnsupportedModelError(
+            f"{type(hf_model).__name__} predicts a token from what follows it too; use a model that continues text "
+            "from left to right"
+        )
+
+
+def _tolerance(logits: Float[Tensor, "1 pos d_vocab"]) -> float:
+    """Relative error of logits that rounding may cause in their type."""
+    return 1e-3 if logits.dtype in (torch.float32, torch.float64) else 0.1
 
 
 def _bridge(hf_model: Any, tokenizer: Any, name: str) -> Any:

@@ -102,8 +102,13 @@ def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, pro
         raise ModelUnavailableError(_unavailable(name, error)) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model, which is no causal language model in transformers; "
+            f"{name!r} is a {config.model_type} model, which is not a causal language model in transformers; "
             "use one that continues text from left to right"
+        )
+    if config.get_text_config() is not config:
+        raise UnsupportedModelError(
+            f"{name!r} is a {config.model_type} model of text and something else, such as images; load its language "
+            "model by itself with transformers, save that with its tokenizer, and name the folder"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
