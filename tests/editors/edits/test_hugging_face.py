@@ -6,6 +6,7 @@ from support.families import FAMILY_KINDS, KINDS
 from transformers import AutoModelForCausalLM
 
 from tl_rome.editors import export_model
+from tl_rome.editors.edits.hugging_face import _output_matrix
 from tl_rome.errors import ModelMismatchError, ModelUnavailableError, UnsupportedModelError
 from tl_rome.models.loading import load_model
 from tl_rome.sites import w_in
@@ -53,7 +54,16 @@ def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
         export_model(model, str(tmp_path / "nothing" / "here"), tmp_path / "edited")
 
 
-def test_unknown_families_are_refused(tiny, family_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("tl_rome.editors.edits.hugging_face._MLP", {})
-    with pytest.raises(UnsupportedModelError, match="cannot export 'llama' models"):
-        export_model(tiny("llama", KIND), str(family_dir("llama")), tmp_path)
+def test_matrices_that_cannot_be_told_apart_are_refused():
+    block = torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8), "down": torch.nn.Linear(8, 8)})
+    with pytest.raises(UnsupportedModelError, match="layer 3 has 2 matrices of shape"):
+        _output_matrix(block, torch.zeros(8, 8), 3)
+
+
+def test_other_weights_than_w_in_are_compared_through_the_logits(fresh_tiny, family_dir, tmp_path):
+    model = fresh_tiny("llama", KIND)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    with pytest.raises(ModelMismatchError, match="gives other logits"):
+        export_model(model, str(family_dir("llama")), tmp_path / "edited")
+    assert not (tmp_path / "edited").exists()

@@ -1,8 +1,9 @@
 """An edited model as a plain Hugging Face folder, which any library loads.
 
 Neither TransformerLens class can be saved as the checkpoint it came from: a bridge has rewired it, and for
-HookedTransformer there is no way back. So the checkpoint is read once more and gets the model's W_out; every W_in is
-compared bit for bit, so that nothing but an edit of that very checkpoint is written.
+HookedTransformer there is no way back. So the checkpoint is read once more and gets the model's W_out. No family is
+named here: W_out is found by its shape, every W_in is compared bit for bit, and before anything is written the plain
+model has to give the edited model's logits, so that nothing but an edit of that very checkpoint is written.
 """
 
 from pathlib import Path
@@ -10,23 +11,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
+from tl_rome.forward import device_of, run
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.sites import HookedModel, w_in, w_out
 
-_MLP = {
-    "gpt2": ("transformer.h.{}.mlp", "c_fc", "c_proj"),
-    "gptj": ("transformer.h.{}.mlp", "fc_in", "fc_out"),
-    "gpt_neox": ("gpt_neox.layers.{}.mlp", "dense_h_to_4h", "dense_4h_to_h"),
-    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma2"), ("model.layers.{}.mlp", "up_proj", "down_proj")),
-}
-"""By `model_type`: where transformers keeps an MLP, and the names of W_in and W_out in it."""
-_STORED_AS_TRANSFORMER_LENS_DOES = frozenset({"gpt2"})
-"""Families whose matrices are [in, out]; all others keep [out, in]."""
+_PROBE = 16
+"""Tokens that the exported model is compared on."""
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Relative error of its logits that rounding may leave; 0.1 in half precision."""
 
 
+@torch.no_grad()
 def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
     """Write a model with the edits that are applied to it in Hugging Face layout.
 
@@ -39,21 +37,21 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
         The folder; `load_model` and transformers load it.
 
     Raises:
-        UnsupportedModelError: If the family is not one that this knows the weights of.
+        UnsupportedModelError: If its MLPs' output matrices cannot be told from others by their shape.
         ModelMismatchError: If the model is not the source with edits of W_out.
         ModelUnavailableError: If the source cannot be read.
         StorageError: If the folder cannot be written.
     """
     plain, tokenizer = load_hugging_face(source, w_out(model, 0).dtype, None, False)
-    with torch.no_grad():
-        for layer in range(model.cfg.n_layers):
-            into, out = _matrices(plain, layer)
-            if not torch.equal(into, w_in(model, layer).cpu()) or out.shape != w_out(model, layer).shape:
-                raise ModelMismatchError(
-                    f"W_in of layer {layer} is not that of {source!r}; name the checkpoint that the model was loaded "
-                    "from, in the same dtype and without weight processing"
-                )
-            out.copy_(w_out(model, layer))
+    for layer, block in enumerate(_blocks(plain, model.cfg.n_layers)):
+        if not any(_holds(weight, w_in(model, layer).cpu()) for weight in block.parameters()):
+            raise _mismatch(f"W_in of layer {layer} is not that of {source!r}")
+        _output_matrix(block, w_out(model, layer), layer).copy_(w_out(model, layer))
+    tokens = (torch.arange(1, _PROBE + 1) * 7919 % model.cfg.d_vocab)[None]
+    expected = run(model, tokens.to(device_of(model))).cpu().double()
+    error = float((plain(tokens).logits.double() - expected).norm() / expected.norm())
+    if not error <= _TOLERANCE.get(w_out(model, 0).dtype, 0.1):
+        raise _mismatch(f"with the model's W_out, {source!r} gives other logits (relative error {error:.1e})")
     try:
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -62,12 +60,53 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def _matrices(plain: Any, layer: int) -> tuple[Float[Tensor, "d_model d_mlp"], Float[Tensor, "d_mlp d_model"]]:
-    """Views of W_in and W_out of a Hugging Face model, oriented as TransformerLens has them."""
-    family = plain.config.model_type
-    if family not in _MLP:
-        raise UnsupportedModelError(f"cannot export {family!r} models; the families that can be are {sorted(_MLP)}")
-    path, *names = _MLP[family]
-    mlp = plain.get_submodule(path.format(layer))
-    into, out = (mlp.get_submodule(name).weight.detach() for name in names)
-    return (into, out) if family in _STORED_AS_TRANSFORMER_LENS_DOES else (into.T, out.T)
+def _mismatch(what: str) -> ModelMismatchError:
+    return ModelMismatchError(
+        f"{what}; name the checkpoint that the model was loaded from, in the same dtype and without weight processing"
+    )
+
+
+def _blocks(plain: Any, n_layers: int) -> nn.ModuleList:
+    """The transformer's blocks: the one list of as many modules as there are layers.
+
+    Raises:
+        UnsupportedModelError: If there are none, or several such lists.
+    """
+    found = [part for part in plain.modules() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
+    if len(found) != 1:
+        raise UnsupportedModelError(f"{type(plain).__name__} has {len(found)} lists of {n_layers} blocks, not one")
+    return found[0]
+
+
+def _holds(weight: Float[Tensor, "..."], wanted: Float[Tensor, "d_model d_mlp"]) -> bool:
+    """Whether a weight is a matrix, transposed or not, or has it among the equal parts that it was fused from."""
+    if weight.ndim != 2:
+        return False
+    for matrix in (weight, weight.T):
+        parts, rest = divmod(matrix.shape[1], wanted.shape[1])
+        if len(matrix) == len(wanted) and parts and not rest:
+            return any(torch.equal(part, wanted) for part in matrix.chunk(parts, dim=1))
+    return False
+
+
+def _output_matrix(
+    block: nn.Module, like: Float[Tensor, "d_mlp d_model"], layer: int
+) -> Float[Tensor, "d_mlp d_model"]:
+    """A view of W_out in a block of transformers, oriented as TransformerLens has it.
+
+    Raises:
+        UnsupportedModelError: If no matrix outside attention has its shape, or several have.
+    """
+    found = []
+    for name, module in block.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or "att" in name:
+            continue
+        stored = weight.T if isinstance(module, nn.Linear) else weight  # GPT-2's Conv1D keeps [in, out]
+        found += [stored.detach()] if stored.shape == like.shape else []
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"layer {layer} has {len(found)} matrices of shape {tuple(like.shape)} outside attention, not one, so that "
+            "the MLP's output matrix cannot be told; save the edit and apply its delta yourself"
+        )
+    return found[0]
