@@ -188,14 +188,6 @@ def _gemma2() -> Any:
     )
 
 
-def _granite() -> Any:
-    from transformers import GraniteConfig
-
-    # Multipliers at every place that the architecture has one, the logits' among them.
-    multipliers = {"residual_multiplier": 0.22, "embedding_multiplier": 3.0, "attention_multiplier": 0.1}
-    return GraniteConfig(**_common(), intermediate_size=64, num_key_value_heads=2, logits_scaling=4.0, **multipliers)
-
-
 def _common() -> dict[str, Any]:
     return {
         "hidden_size": D_MODEL,
@@ -215,8 +207,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": _gemma2,
 }
 FAMILIES = tuple(CONFIGS)
-MORE_CONFIGS: dict[str, Callable[[], Any]] = {"granite": _granite}
-"""Layouts that only TransformerBridge has, each for what is particular to it."""
 FAMILY_KINDS = tuple((family, KINDS[n % len(KINDS)]) for n, family in enumerate(FAMILIES))
 """Every family once, in the classes by turns: for tests of what is built on hook points, which other tests compare."""
 ADDS_BOS = frozenset({"gemma2"})
@@ -235,6 +225,8 @@ def build_family(family: str, folder: Path, seed: int = 0) -> Path:
         The folder.
     """
     from transformers import AutoModelForCausalLM
+
+    from support.more_families import MORE_CONFIGS
 
     tokenizer = save_tokenizer(folder, adds_bos=family in ADDS_BOS)
     config = {**CONFIGS, **MORE_CONFIGS}[family]()
@@ -261,5 +253,7 @@ def _random_weight(name: str, like: Tensor, generator: torch.Generator) -> Tenso
         return 0.35 * noise  # logits with a standard deviation of about 2
     if name.endswith("wpe.weight"):
         return 0.15 * noise
-    inputs = like.shape[0] if ".c_" in name else like.shape[1]  # GPT-2 stores [in, out]
+    if like.ndim == 1:
+        return 0.3 * noise
+    inputs = like.shape[0] if ".c_" in name else like.shape[-1]  # GPT-2 stores [in, out]
     return 1.5 * inputs**-0.5 * noise

@@ -73,8 +73,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
         tokenizer.init_kwargs.update(init_kwargs)
     model.cfg.model_name = name
     model.eval()
-    with torch.no_grad():
-        error = _relative_error(model(tokens.to(model.cfg.device)), expected)
+    error = _relative_error(_logits_of(model, tokens, name, kind), expected)
     tolerance = _tolerance(expected)
     if not error <= tolerance:
         raise UnsupportedModelError(
@@ -82,6 +81,22 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
             f"(relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(kind)}"
         )
     return model
+
+
+@torch.no_grad()
+def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, kind: str) -> Float[Tensor, "1 pos d_vocab"]:
+    """Logits of a converted model.
+
+    Raises:
+        UnsupportedModelError: If it cannot be run.
+    """
+    try:
+        return model(tokens.to(model.cfg.device))
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"TransformerLens converts {name!r} for kind={kind!r} to a model that does not run in {model.cfg.dtype}: "
+            f"{_one_line(error)}; {_other_class(kind)}"
+        ) from error
 
 
 def _check_causal(hf_model: Any, tokens: Int[Tensor, "1 pos"], logits: Float[Tensor, "1 pos d_vocab"]) -> None:
