@@ -1,6 +1,5 @@
 """Requests that are unusual but meant: repeated, shared or foreign subjects, long and short targets, interruptions."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -132,13 +131,13 @@ def test_ctrl_c_inside_an_edit_leaves_the_model_as_it_was(fresh_tiny, monkeypatc
     else:
         left = [moment == "measure before", True]
 
-        def measure(model, requests):
+        def probe(model, requests):
             if left.pop(0):
                 raise KeyboardInterrupt
             return [None]
 
-        for name in ("measure", "measure_many"):
-            monkeypatch.setattr(sys.modules["tl_rome.editors.rank_one.editor"], name, measure)
+        monkeypatch.setattr("tl_rome.editors.rank_one.editor.probe_requests", probe)
+        monkeypatch.setattr("tl_rome.editors.edits.finish.probe_model", probe)
     with pytest.raises(KeyboardInterrupt):
         ready(model, REQUEST)
     for parameter, (value, required) in zip(model.parameters(), before, strict=True):
