@@ -194,6 +194,8 @@ def _train(
 ) -> list[tuple[Float[Tensor, "d_mlp d_model"], list[float]]]:
     """For each request the change of W_out in float32, and the loss at each evaluation; none follows the last step."""
     losses: list[list[float]] = [[] for _ in requests]
+    weight = w_out(model, layer)
+    changes = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=True) for _ in requests]
     batch, device = pad([_tokens(model, request) for request in requests]), device_of(model)
     tokens, lengths = batch.tokens.to(device), batch.lengths.to(device)
     with (
@@ -201,8 +203,8 @@ def _train(
         torch.enable_grad(),
         suffix_runner(model, tokens, layer, lengths=lengths, names=[key_hook(layer)]) as runner,
     ):
-        loss_of = _Loss(model, layer, requests, runner)
-        optimiser = torch.optim.Adam(loss_of.changes, lr=config.learning_rate)
+        loss_of = _Loss(model, runner, runner.found[key_hook(layer)].float(), requests, changes)
+        optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
         for step in tqdm(range(config.max_steps), desc=config.preset, unit="step", disable=not progress):
             loss = loss_of()
             for request, figure in zip(loss_of.left, loss.tolist(), strict=True):
@@ -217,12 +219,12 @@ def _train(
             loss[unfinished].sum().backward()
             loss_of.keep(unfinished)
             for request in set(range(len(requests))) - set(loss_of.left):
-                loss_of.changes[request].grad = None
+                changes[request].grad = None
             optimiser.step()
             if config.epsilon is not None:
-                for change in loss_of.changes:
+                for change in changes:
                     change.data.clamp_(-config.epsilon, config.epsilon)
-    return [(change.detach(), found) for change, found in zip(loss_of.changes, losses, strict=True)]
+    return [(change.detach(), found) for change, found in zip(changes, losses, strict=True)]
 
 
 def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
@@ -234,18 +236,22 @@ def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
 class _Loss:
     """The loss of each request that is left, as a function of the changes."""
 
-    def __init__(self, model: HookedModel, layer: int, requests: Sequence[EditRequest], runner: SuffixRunner) -> None:
-        self.model, self._runner = model, runner
+    def __init__(
+        self,
+        model: HookedModel,
+        runner: SuffixRunner,
+        keys: Float[Tensor, "requests pos d_mlp"],
+        requests: Sequence[EditRequest],
+        changes: Sequence[Float[Tensor, "d_mlp d_model"]],
+    ) -> None:
+        self.model, self._runner, self._keys, self._changes = model, runner, keys, changes
         self._targets = [encode_target(model, request.target_new, request.fact.prompt) for request in requests]
         self._starts = [len(encode(model, request.fact.prompt)) - 1 for request in requests]
-        weight = w_out(model, layer)
-        self.changes = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=True) for _ in requests]
         self.left = list(range(len(requests)))
-        self._keys = runner.found[key_hook(layer)].float()
 
     def __call__(self) -> Float[Tensor, " left"]:
         """Mean NLL of a token of each target, in nats."""
-        resid = self._runner(self._keys @ torch.stack([self.changes[request] for request in self.left]))
+        resid = self._runner(self._keys @ torch.stack([self._changes[request] for request in self.left]))
         targets = [self._targets[request] for request in self.left]
         sizes = torch.tensor([len(target) for target in targets])
         places = torch.cat([torch.arange(len(self._targets[i])) + self._starts[i] for i in self.left])

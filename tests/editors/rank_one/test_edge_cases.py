@@ -129,15 +129,12 @@ def test_ctrl_c_inside_an_edit_leaves_the_model_as_it_was(fresh_tiny, monkeypatc
 
         monkeypatch.setattr(torch.optim, "Adam", Interrupted)
     else:
-        left = [moment == "measure before", True]
 
         def probe(model, requests):
-            if left.pop(0):
-                raise KeyboardInterrupt
-            return [None]
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr("tl_rome.editors.rank_one.editor.probe_requests", probe)
-        monkeypatch.setattr("tl_rome.editors.edits.finish.probe_model", probe)
+        place = {"measure before": "rank_one.editor.probe_requests", "measure after": "edits.finish.probe_model"}
+        monkeypatch.setattr(f"tl_rome.editors.{place[moment]}", probe)
     with pytest.raises(KeyboardInterrupt):
         ready(model, REQUEST)
     for parameter, (value, required) in zip(model.parameters(), before, strict=True):
