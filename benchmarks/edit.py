@@ -23,7 +23,7 @@ from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.blocks import frozen
 from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
-from tl_rome.editors.rank_one.batch import Batch, Rewrite
+from tl_rome.editors.rank_one.batch import Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import EditRequest
@@ -86,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load(options.model, options.kind)
     config: RomeConfig = replace(RELEASED, max_evaluations=options.steps)
-    layer = default_layer(model.cfg.n_layers, model.cfg.d_model)
+    layer = default_layer(model)
     contexts = sample_contexts(model, config, generator=torch.Generator().manual_seed(0))
     covariance = KeyCovariance.shipped(model)
     rome = Rome(covariance, contexts, config) if covariance is not None and covariance.layer == layer else None
@@ -112,7 +112,7 @@ def main() -> None:
         report.append((seconds, plain, plain / seconds, least, rate, seconds / (least / rate)))
         print(
             f"{request.fact.prompt!r}: {seconds:.1f}, plain {plain:.1f} CPU-seconds, {len(losses)} evaluations, "
-            f"least {least / 1e9:.0f} GFLOP, {Batch.make(model, [rewrite]).tokens.shape[0]} rows; "
+            f"least {least / 1e9:.0f} GFLOP, {RewriteBatch.make(model, [rewrite]).tokens.shape[0]} rows; "
             f"first NLL {losses[0]['nll']:.5f}, plain {loss:.5f}"
         )
     plain_peak = peak_memory_mb()

@@ -3,17 +3,23 @@
 import pytest
 import torch
 from support.compare import relative_error
-from support.families import FAMILIES, KINDS, N_LAYERS
+from support.families import CONFIGS, FAMILIES, KINDS, N_LAYERS, build_family
 
 from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.forward import final_logits, last_resid, read, record
+from tl_rome.models.loading import load_model
 from tl_rome.sites import Site
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 LENGTH = 80  # beyond the sliding windows of 64
 TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def deepened(config):
+    config.n_layer = 6
+    return config
 
 
 def climb(runner, layer, resid, attended, rows=slice(None)):
@@ -84,6 +90,28 @@ def test_check_passes_what_a_run_recorded_and_refuses_anything_else(tiny, kind):
     runner.check(found[bottom][:, start:], attended, found[top][:, start:])
     with pytest.raises(UnsupportedModelError, match=r"block by block is off by \d+\.\d% from the model itself"):
         runner.check(found[bottom][:, start:], attended, found[top][[1, 0, 2], start:])
+
+
+def test_blocks_whose_output_is_unpacked_by_the_model(tmp_path, monkeypatch):
+    """GPT-J takes the first part of what a block returns; it has more layers here than a stream has axes."""
+    monkeypatch.setitem(CONFIGS, "gptj", lambda config=CONFIGS["gptj"]: deepened(config()))
+    model = load_model(str(build_family("gptj", tmp_path)), kind="bridge", device="cpu", progress=False)
+    found, attended = record(model, TOKENS, [Site("resid_pre", 0).hook, last_resid(model)])
+    runner = BlockRunner(model, TOKENS[:1], 3)
+    runner.check(found[Site("resid_pre", 0).hook][:, 3:], attended, found[last_resid(model)][:, 3:])
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_models_that_take_a_blocks_output_whole_and_such_that_take_its_first_part(tiny, monkeypatch, unpacked):
+    def run_all(model, tokens, cache, mask):
+        resid = torch.zeros(*tokens.shape, model.cfg.d_model)
+        for block in [*model.blocks]:
+            output = block(resid, past_key_values=cache)
+            resid = output[0] if unpacked else output
+            assert resid.shape == (*tokens.shape, model.cfg.d_model) or block is model.blocks[0]
+
+    monkeypatch.setattr("tl_rome.blocks.run_cached", run_all)
+    BlockRunner(tiny("gpt2", "bridge"), TOKENS[:2], 0)
 
 
 def test_a_bridge_whose_blocks_run_another_number_of_times_is_refused(fresh_tiny):

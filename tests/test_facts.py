@@ -70,6 +70,8 @@ def test_from_prompt_refuses_braces_that_would_hide_the_subject():
 def test_an_edit_request_is_a_fact_with_the_new_object():
     request = EditRequest("{} is in", "The Louvre", "Rome", "Paris")
     assert request.fact == Fact("{} is in", "The Louvre", "Rome")
+    assert Fact("{} is in", "The Louvre", "Paris").rewrite("Rome") == request
+    assert Fact("{} is in", "The Louvre").rewrite("Rome").target_true is None
     with pytest.raises(InputError, match="exactly once"):
         EditRequest("is in", "The Louvre", "Rome")
     with pytest.raises(SubjectError, match="subject is empty"):

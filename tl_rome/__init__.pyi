@@ -16,14 +16,14 @@ from .editors import RomeConfig as RomeConfig
 from .editors import VirtualEdits as VirtualEdits
 from .editors import compose as compose
 from .editors import continue_edited as continue_edited
-from .editors import convergence as convergence
+from .editors import edited_rows as edited_rows
 from .editors import estimate_covariance as estimate_covariance
 from .editors import estimate_covariances as estimate_covariances
 from .editors import export_model as export_model
 from .editors import import_npz as import_npz
+from .editors import measure_convergence as measure_convergence
 from .editors import rome as rome
 from .editors import score_edited as score_edited
-from .editors import virtual as virtual
 from .errors import TLRomeError as TLRomeError
 from .facts import EditRequest as EditRequest
 from .facts import Fact as Fact

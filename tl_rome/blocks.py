@@ -201,13 +201,14 @@ def _block_arguments(
     The model makes them anew in a pass whose blocks do nothing, after a cache of the right length.
     """
     blocks = list(model.blocks)
-    cache, noted = new_cache(model, len(tokens)), []
+    cache, noted, streams = new_cache(model, len(tokens)), [], []
     nothing = torch.zeros(len(tokens), 1, start, 1, device=device_of(model))
     for layer in range(len(blocks) if start else 0):
         cache.update(nothing, nothing, layer)
 
     def note(*args: Any, **kwargs: Any) -> Any:
         stream = args[0] if args else kwargs.pop("hidden_states")
+        streams.append(stream)
         values = [*args[1:], *kwargs.values()]
         if not any(value is cache for value in values):
             raise UnsupportedModelError("the model's blocks take no key-value cache")
@@ -216,7 +217,9 @@ def _block_arguments(
         noted.append((values[:positional], dict(zip(kwargs, values[positional:], strict=True))))
         if len(noted) == len(blocks):
             raise _Known
-        return stream
+        # Some versions of transformers take a block's output whole, others its first part; the second block shows it.
+        whole = all(each.ndim == streams[0].ndim for each in streams)
+        return streams[0] if whole else (streams[0],)
 
     try:
         for block in blocks:

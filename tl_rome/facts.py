@@ -66,6 +66,17 @@ class Fact:
             raise SubjectError(f"subject {subject!r} does not occur in {prompt!r} (matching is case-sensitive)")
         return cls(prompt.replace(subject, _SLOT, 1), subject, target)
 
+    def rewrite(self, target_new: str) -> "EditRequest":
+        """The request to make the model say another object here; the fact's own is what it says now, for reports.
+
+        Args:
+            target_new: What the model should say, without a leading space.
+
+        Raises:
+            InputError: If it is empty.
+        """
+        return EditRequest(self.template, self.subject, target_new, self.target)
+
     @property
     def prompt(self) -> str:
         """The template with the subject filled in."""

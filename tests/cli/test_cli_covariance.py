@@ -7,7 +7,7 @@ import torch
 from support.cli import fail, run, succeed, written
 from support.families import KINDS, N_LAYERS, SENTENCES
 
-from tl_rome import Fact, KeyCovariance, convergence, estimate_covariances
+from tl_rome import Fact, KeyCovariance, estimate_covariances, measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.patching import own_facts
@@ -117,7 +117,7 @@ def test_convergence_report(folder, tiny, text, tmp_path):
     drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(3))[:8].tolist()
     keys = torch.cat([subject_keys(model, 2, Fact("{}", subjects[index]), ("",)) for index in drawn])
     total = moments(tmp_path / "cov")[2].count
-    expected = convergence(model, 2, SENTENCES, keys, max_tokens=total, progress=False)
+    expected = measure_convergence(model, 2, SENTENCES, keys, max_tokens=total, progress=False)
     assert "C^-1 k* of 8 subjects at layer 1" in printed
     shown = printed[printed.index("at layer 2") :]
     for tokens, cosine in zip(expected.tokens, expected.cosine, strict=True):

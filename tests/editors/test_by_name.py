@@ -6,9 +6,9 @@ import pytest
 from support.families import KINDS, SENTENCES
 
 from tl_rome.editors import FT, FT_L, NEURIPS, PRESETS, R_ROME, Rome
-from tl_rome.editors.by_name import EDITOR_NAMES, editors_by_name
+from tl_rome.editors.by_name import EDITOR_NAMES, editor_by_name, editors_by_name
 from tl_rome.editors.covariance.estimation import estimate_covariance
-from tl_rome.editors.identity import editor_name
+from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.rank_one import value as value_module
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
@@ -33,11 +33,32 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
     assert tuple(found) == names
     assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
     presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
+    assert set(EDITOR_NAMES) == {"ft", "ft_l", *presets}
     assert {name: found[name].config for name in presets} == presets
     assert all(found[name].covariance is covariance for name in presets)
     assert len({found[name].find_values for name in presets}) == 1
     assert editor_name(found["rome"]) == "rome"
     assert editor_name(found["ft_l"]) == "ft_l"
+
+
+@pytest.mark.parametrize("name", EDITOR_NAMES)
+def test_one_by_its_name_is_that_of_many(model, covariance, name):
+    fine_tuning = name.startswith("ft")
+    alone = editor_by_name(model, name, covariance=None if fine_tuning else covariance, seed=3, progress=False)
+    many = editors_by_name(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
+    assert describe_editor(alone) == describe_editor(many)
+    assert (alone.layer_choice, editor_name(alone)) == (many.layer_choice, editor_name(many))
+
+
+def test_one_by_its_name_takes_a_layer_and_only_what_it_uses(model, covariance):
+    trained = editor_by_name(model, "ft_l", layer=2)
+    assert (trained.layer, trained.layer_choice) == (2, "given")
+    with pytest.raises(InputError, match="'ft' fine-tunes on the prompt alone; leave out covariance and contexts"):
+        editor_by_name(model, "ft", covariance=covariance)
+    with pytest.raises(InputError, match="layer 9 is out of range"):
+        editor_by_name(model, "ft", layer=9)
+    with pytest.raises(InputError, match="no editor 'memit'"):
+        editor_by_name(model, "memit")
 
 
 def test_contexts_follow_the_recipe_of_the_preset(model, covariance):
@@ -69,7 +90,7 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, draft"), ((), "no editor is named; choose")],
+    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor is named; choose")],
 )
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):

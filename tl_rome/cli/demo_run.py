@@ -170,7 +170,7 @@ def run_demo(
         rng = torch.Generator().manual_seed(seed)
         traces[name] = causal_trace(model, FACT, component, generator=rng, corruption=noise, progress=progress)
     options = {"covariance": covariance, "seed": seed, "progress": progress}
-    edit = rome(model, FACT.template, FACT.subject, NEW, target_true=FACT.target, **options)
+    edit = rome(model, FACT.rewrite(NEW), **options)
     with edit.applied(model):
         after, says = ask(model, prompts, targets), _continue(model, OPEN_PROMPT)
     rows = tuple(Row(*prompt, *pair) for prompt, *pair in zip(asked, before, after, strict=True))

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tl_rome.cli.demo_run import FACT, GROUPS, NEW, Answer, DemoResult
 from tl_rome.editors import Convergence, Receipt
+from tl_rome.editors.covariance.convergence import CONVERGENCE_COLUMNS
 from tl_rome.patching import TraceResult
 
 if TYPE_CHECKING:
@@ -44,36 +45,16 @@ def receipt_table(receipt: Receipt) -> Group:
     """An edit's receipt."""
     table = _table("", "")
     table.show_header = False
-    _add(table, f"P({receipt.target_new})", _with_rank(receipt.prob_new, receipt.rank_new))
-    if receipt.prob_true is not None:
-        _add(table, f"P({receipt.target_true})", _with_rank(receipt.prob_true, receipt.rank_true))
-    _add(table, "layer", f"{receipt.layer} ({receipt.layer_choice})")
-    _add(table, "preset", receipt.preset)
-    _add(table, "contexts", f"{receipt.contexts} ({receipt.contexts_choice})")
-    if receipt.covariance is not None:
-        _add(table, "covariance", receipt.covariance)
-        _add(table, "divisor k.u", f"{receipt.divisor:.3g} (|k*| = {receipt.key_norm:.3g})")
-    _add(table, "|dW| / |W|", f"{receipt.relative_change:.4f}")
-    if receipt.disturbance is not None:
-        _add(table, "disturbance", f"{receipt.disturbance:.1%} of the layer's output on ordinary text")
-    _add(table, "loss", f"{receipt.final_loss:.3f} after {receipt.evaluations} evaluations")
-    _add(table, "seconds", f"{receipt.seconds:.1f}")
-    for warning in receipt.warnings:
-        table.add_row(Text("WARNING", style="bold red"), Text(warning))
-    return Group(Text(f"Edit of {receipt.prompt!r} to {receipt.target_new!r}"), table)
+    for name, figures in receipt.rows():
+        table.add_row(Text(name, style="bold red" if name == "WARNING" else ""), Text(figures))
+    return Group(Text(receipt.title), table)
 
 
 def convergence_table(report: Convergence, layer: int) -> Group:
     """How the directions of some keys turn as the statistics grow, and from how many tokens on they stay."""
-    table = _table("tokens", "cosine to the last: least", "mean", "norm over the last")
-    for tokens, cosine, ratio in zip(report.tokens, report.cosine, report.norm_ratio, strict=True):
-        singular = bool(cosine.isnan().any())
-        figures = (
-            ("C is singular", "", "")
-            if singular
-            else (f"{cosine.min():.4f}", f"{cosine.mean():.4f}", f"{ratio.mean():.3f}")
-        )
-        _add(table, str(tokens), *figures)
+    table = _table(*CONVERGENCE_COLUMNS)
+    for row in report.rows():
+        _add(table, *row)
     enough = report.enough()
     verdict = f"stays within a cosine of 0.99 from {enough} tokens on" if enough else "still turns; give more text"
     return Group(Text(f"C^-1 k* of {report.cosine.shape[1]} subjects at layer {layer} {verdict}"), table)
@@ -105,10 +86,6 @@ def demo_table(result: DemoResult) -> Table:
 def change(before: float, after: float, digits: int = 2) -> str:
     """Two probabilities."""
     return f"{before:.{digits}f} → {after:.{digits}f}"
-
-
-def _with_rank(probs: tuple[float, float], ranks: tuple[int, int] | None) -> str:
-    return change(*probs, digits=4) + ("" if ranks is None else f", rank {ranks[0]} → {ranks[1]}")
 
 
 def _changes(before: Answer, after: Answer) -> list[str]:

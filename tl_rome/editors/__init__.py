@@ -1,7 +1,7 @@
 """Changing a fact: rank-one edits of an MLP's W_out (section 4, appendices B.1 and F)."""
 
 from tl_rome.editors.covariance.convergence import Convergence as Convergence
-from tl_rome.editors.covariance.convergence import convergence as convergence
+from tl_rome.editors.covariance.convergence import measure_convergence as measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples as covariance_from_samples
 from tl_rome.editors.covariance.estimation import estimate_covariance as estimate_covariance
 from tl_rome.editors.covariance.estimation import estimate_covariances as estimate_covariances
@@ -16,8 +16,8 @@ from tl_rome.editors.edits.update import DenseUpdate as DenseUpdate
 from tl_rome.editors.edits.update import RankOneUpdate as RankOneUpdate
 from tl_rome.editors.edits.virtual import VirtualEdits as VirtualEdits
 from tl_rome.editors.edits.virtual import continue_edited as continue_edited
+from tl_rome.editors.edits.virtual import edited_rows as edited_rows
 from tl_rome.editors.edits.virtual import score_edited as score_edited
-from tl_rome.editors.edits.virtual import virtual as virtual
 from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune

@@ -10,12 +10,19 @@ from typing import Literal
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
-from tl_rome.editors.model_defaults import suited
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
-from tl_rome.editors.rank_one.layers import LayerChoice
-from tl_rome.editors.rank_one.presets import PRESETS, RELEASED, RomeConfig
+from tl_rome.editors.rank_one.layers import LayerChoice, choose_layer
+from tl_rome.editors.rank_one.presets import (
+    DRAFT,
+    NEURIPS,
+    P_ROME,
+    R_ROME,
+    RELEASED,
+    RomeConfig,
+    with_model_defaults,
+)
 from tl_rome.editors.rank_one.shared_values import SharedValues
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
@@ -23,11 +30,46 @@ from tl_rome.sites import HookedModel
 FINE_TUNING = {"ft": FT, "ft_l": FT_L}
 """Fine-tuning by name; the document's layers for GPT-2 XL are 1 and 0, here both train the first."""
 
-ROME_CONFIGS = {"rome": RELEASED, **{name: config for name, config in PRESETS.items() if config != RELEASED}}
+ROME_CONFIGS = {"rome": RELEASED, "r_rome": R_ROME, "p_rome": P_ROME, "draft": DRAFT, "neurips": NEURIPS}
 """Presets of ROME by name; "rome" is the released one."""
 
 EDITOR_NAMES = (*FINE_TUNING, *ROME_CONFIGS)
-"""Every name that `editors_by_name` knows."""
+"""Every name of an editor, for all that take one."""
+
+
+def editor_by_name(
+    model: HookedModel,
+    name: str,
+    *,
+    layer: LayerChoice = None,
+    covariance: KeyCovariance | None = None,
+    contexts: Sequence[str] | Literal["recipe"] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Rome | FineTune:
+    """Make one editor.
+
+    Args:
+        model: Left as found.
+        name: Of `EDITOR_NAMES`.
+        layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default.
+        covariance: Key statistics, see `Rome.prepare`; not for fine-tuning.
+        contexts: Prefixes, see `Rome.prepare`; not for fine-tuning.
+        seed: Of contexts and sampled text.
+        progress: Whether long work shows progress bars.
+
+    Raises:
+        InputError: If the name is unknown, or fine-tuning is given what it does not use.
+        TLRomeError: As `Rome.prepare` does.
+    """
+    check_names([name])
+    if name in ROME_CONFIGS:
+        options = {"contexts": contexts, "seed": seed, "progress": progress}
+        return Rome.prepare(model, layer=layer, covariance=covariance, config=ROME_CONFIGS[name], **options)
+    if covariance is not None or contexts is not None:
+        raise InputError(f"{name!r} fine-tunes on the prompt alone; leave out covariance and contexts")
+    trained = None if layer is None else choose_layer(model, layer)[0]
+    return FineTune.prepare(model, config=FINE_TUNING[name], layer=trained)
 
 
 def editors_by_name(
@@ -49,7 +91,7 @@ def editors_by_name(
         layer: Layer that ROME edits, see `Rome.prepare`; fine-tuning trains the first.
         covariance: Key statistics, see `Rome.prepare`.
         contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
-        max_contexts: Take this many of them at most, the empty one included; v* costs as many times as much.
+        max_contexts: Take this many of them at most, the empty one included; the cost of v* is proportional to it.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
 
@@ -60,7 +102,7 @@ def editors_by_name(
     names = check_names(names)
     if max_contexts is not None and max_contexts < 1:
         raise InputError(f"max_contexts is {max_contexts}; the empty context is always there, so take at least 1")
-    made: dict[str, Editor] = {name: FineTune.prepare(model, config) for name, config in FINE_TUNING.items()}
+    made: dict[str, Editor] = {name: FineTune.prepare(model, config=config) for name, config in FINE_TUNING.items()}
     chosen = [name for name in names if name in ROME_CONFIGS]
     if chosen:
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
@@ -88,13 +130,13 @@ def _variant(
 ) -> Rome:
     """The editor with another preset; its contexts are drawn anew only where the preset's recipe differs."""
     if _recipe(config) == _recipe(base.config) or contexts not in (None, "recipe"):
-        return replace(base, config=suited(model, config))
+        return replace(base, config=with_model_defaults(model, config))
     own = Rome.prepare(model, covariance=base.covariance, contexts=contexts, config=config, seed=base.seed or 0)
     return replace(base, config=own.config, contexts=own.contexts, contexts_choice=own.contexts_choice)
 
 
 def _shortened(editor: Editor, most: int | None) -> Editor:
-    """The editor with at most so many contexts."""
+    """The editor with at most this many contexts."""
     if not isinstance(editor, Rome) or most is None:
         return editor
     contexts, choice = spread_contexts(editor.contexts, editor.contexts_choice, most)

@@ -14,6 +14,7 @@ change of its own, are trained in one batch; one alone is bound by reading all w
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,17 +22,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner, check_blocks, frozen
+from tl_rome.blocks import frozen
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.outcome import Outcome, measure, measure_many
-from tl_rome.editors.edits.receipt import Receipt
-from tl_rome.editors.edits.safety import with_outcome
+from tl_rome.editors.edits.finish import finish_edit
+from tl_rome.editors.edits.outcome import probe_requests
+from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
+from tl_rome.editors.model_defaults import find_defaults
+from tl_rome.editors.suffix import SuffixRunner, suffix_runner
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
-from tl_rome.forward import device_of, final_logits, last_resid, record
-from tl_rome.sites import HookedModel, Site, key_hook, value_hook, w_out
-from tl_rome.storage.files import fingerprint
+from tl_rome.forward import device_of, final_logits
+from tl_rome.sites import HookedModel, key_hook, w_out
 from tl_rome.tokens import encode, encode_target, pad
 
 
@@ -65,9 +67,6 @@ FT = FineTuneConfig(preset="ft")
 FT_L = FineTuneConfig(preset="ft_l", epsilon=5e-4)
 """Constrained in the maximum norm; the document edits layer 0 of GPT-2 XL."""
 
-_SWEPT_EPSILONS = {(30, 576): 2e-3}
-"""By (n_layers, d_model): SmolLM2-135M, from a sweep on ten COUNTERFACT records."""
-
 
 @dataclass(frozen=True, eq=False)
 class FineTune:
@@ -81,20 +80,23 @@ class FineTune:
     """Why this layer, for the receipt."""
 
     @classmethod
-    def prepare(cls, model: HookedModel, config: FineTuneConfig = FT, *, layer: int = 0) -> "FineTune":
+    def prepare(cls, model: HookedModel, *, config: FineTuneConfig = FT, layer: int | None = None) -> "FineTune":
         """An editor whose epsilon, where the preset has one, is that of a sweep on the model if there was one.
-
-        On SmolLM2-135M the document's 5e-4 leaves four facts in five as they were, and 2e-3 writes all of ten.
 
         Args:
             model: A HookedTransformer or TransformerBridge.
-            config: Settings.
-            layer: Layer whose W_out is trained.
+            config: Settings; `FT_L` takes the epsilon of `model_defaults`, anything else is kept.
+            layer: Layer whose W_out is trained; by default the first.
         """
-        swept = _SWEPT_EPSILONS.get((model.cfg.n_layers, model.cfg.d_model))
-        if config == FT_L and swept is not None:
-            config = replace(config, epsilon=swept)
-        return cls(layer, config, "the default of fine-tuning")
+        found = find_defaults(model)
+        if config == FT_L and found is not None and found.row.epsilon is not None:
+            config = replace(config, epsilon=found.row.epsilon)
+        return cls(0, config, "the default of fine-tuning") if layer is None else cls(layer, config)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the edits, JSON-serialisable; not the reason for the layer, nor the preset's name."""
+        config = {name: value for name, value in asdict(self.config).items() if name != "preset"}
+        return {"editor": type(self).__qualname__, "layer": self.layer, "config": config}
 
     def __call__(self, model: HookedModel, request: EditRequest, *, progress: bool = False) -> Edit:
         """Make an edit; the model is left as found.
@@ -116,7 +118,7 @@ class FineTune:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_rows: int = 8,
+        batch_size: int = 8,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, training many at once; the model is left as found.
@@ -124,7 +126,7 @@ class FineTune:
         Args:
             model: A HookedTransformer or TransformerBridge.
             requests: The facts to write, each in a model of its own.
-            max_rows: Requests trained at once, those of about equal length together; each needs four times the memory
+            batch_size: Requests trained at once, those of about equal length together; each needs four times the memory
                 of the matrix in float32.
             progress: Whether to show a progress bar over steps.
 
@@ -138,36 +140,28 @@ class FineTune:
         """
         edits: dict[int, Edit] = {}
         order = sorted(range(len(requests)), key=lambda index: len(_tokens(model, requests[index])))
-        for first in range(0, len(requests), max_rows):
-            places = order[first : first + max_rows]
+        for first in range(0, len(requests), batch_size):
+            places = order[first : first + batch_size]
             chunk = [requests[place] for place in places]
             started = time.perf_counter()
             trained = _train(model, self.layer, chunk, self.config, progress)
-            before = measure_many(model, chunk)
+            outcomes = probe_requests(model, chunk)
             shared = (time.perf_counter() - started) / len(chunk)
-            for place, change, old in zip(places, trained, before, strict=True):
-                edits[place] = self._edit(model, requests[place], change, old, shared)
+            for place, (change, losses), before in zip(places, trained, outcomes, strict=True):
+                started = time.perf_counter() - shared
+                figures = self._figures(model, change, losses)
+                update = DenseUpdate(self.layer, change.cpu())
+                made = {"provenance": self._provenance(model, losses), "started": started}
+                edits[place] = finish_edit(model, requests[place], update, figures, before=before, **made)
         return [edits[place] for place in range(len(requests))]
 
-    def _edit(
-        self,
-        model: HookedModel,
-        request: EditRequest,
-        trained: tuple[Float[Tensor, "d_mlp d_model"], list[float]],
-        before: Outcome,
-        seconds: float,
-    ) -> Edit:
-        """The edit that adds a change, with what it does to the model."""
-        started = time.perf_counter()
-        change, losses = trained
+    def _figures(
+        self, model: HookedModel, change: Float[Tensor, "d_mlp d_model"], losses: Sequence[float]
+    ) -> UpdateFigures:
         weight = w_out(model, self.layer).detach()
-        receipt = Receipt(
-            prompt=request.fact.prompt,
-            target_new=request.target_new,
-            target_true=request.target_true,
-            prob_new=(0.0, 0.0),
-            prob_true=None,
+        return UpdateFigures(
             preset=self.config.preset,
+            departures=self._departures(model),
             layer=self.layer,
             layer_choice=self.layer_choice,
             contexts=1,
@@ -175,22 +169,24 @@ class FineTune:
             relative_change=(change.norm() / weight.float().norm()).item(),
             divisor=None,
             key_norm=None,
-            evaluations=len(losses),
-            final_loss=losses[-1],
             losses=tuple(losses),
-            seconds=0.0,
         )
-        provenance = {
+
+    def _departures(self, model: HookedModel) -> str:
+        """An epsilon that is not the document's, and whether it is that of another model of the same shape."""
+        if self.config.preset != FT_L.preset or self.config.epsilon == FT_L.epsilon:
+            return ""
+        found = find_defaults(model)
+        guessed = found is not None and found.guess and found.row.epsilon == self.config.epsilon
+        return f"epsilon={self.config.epsilon!r}" + (f" ({found.guess})" if found is not None and guessed else "")
+
+    def _provenance(self, model: HookedModel, losses: Sequence[float]) -> dict[str, Any]:
+        return {
             "editor": type(self).__name__,
             "config": asdict(self.config),
             "prepend_bos": bool(model.cfg.default_prepend_bos),
-            "losses": losses,
+            "losses": list(losses),
         }
-        edit = Edit((DenseUpdate(self.layer, change.cpu()),), request, receipt, fingerprint(model), provenance)
-        with edit.applied(model):
-            after = measure(model, request)
-        receipt = with_outcome(edit.receipt, before, after)
-        return replace(edit, receipt=replace(receipt, seconds=seconds + time.perf_counter() - started))
 
 
 def _train(
@@ -198,30 +194,37 @@ def _train(
 ) -> list[tuple[Float[Tensor, "d_mlp d_model"], list[float]]]:
     """For each request the change of W_out in float32, and the loss at each evaluation; none follows the last step."""
     losses: list[list[float]] = [[] for _ in requests]
-    with frozen(model), torch.enable_grad():
-        loss_of = _Loss(model, layer, requests)
-        optimiser = torch.optim.Adam(loss_of.changes, lr=config.learning_rate)
-        with value_hook(model, layer, loss_of.add):
-            for step in tqdm(range(config.max_steps), desc=config.preset, unit="step", disable=not progress):
-                loss = loss_of()
-                for request, figure in zip(loss_of.left, loss.tolist(), strict=True):
-                    losses[request].append(figure)
-                if not bool(loss.isfinite().all()):
-                    raise NumericsError(f"a loss is {loss.max().item()} at step {step}; look for NaN or inf weights")
-                unfinished = (loss >= config.stop_loss).nonzero()[:, 0]
-                if len(unfinished) == 0:
-                    break
-                # Without a gradient Adam leaves the change of a request that has ended as it is.
-                optimiser.zero_grad()
-                loss[unfinished].sum().backward()
-                loss_of.left = [loss_of.left[row] for row in unfinished.tolist()]
-                for request in set(range(len(requests))) - set(loss_of.left):
-                    loss_of.changes[request].grad = None
-                optimiser.step()
-                if config.epsilon is not None:
-                    for change in loss_of.changes:
-                        change.data.clamp_(-config.epsilon, config.epsilon)
-    return [(change.detach(), found) for change, found in zip(loss_of.changes, losses, strict=True)]
+    weight = w_out(model, layer)
+    changes = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=True) for _ in requests]
+    batch, device = pad([_tokens(model, request) for request in requests]), device_of(model)
+    tokens, lengths = batch.tokens.to(device), batch.lengths.to(device)
+    with (
+        frozen(model),
+        torch.enable_grad(),
+        suffix_runner(model, tokens, layer, lengths=lengths, names=[key_hook(layer)]) as runner,
+    ):
+        loss_of = _Loss(model, runner, runner.found[key_hook(layer)].float(), requests, changes)
+        optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
+        for step in tqdm(range(config.max_steps), desc=config.preset, unit="step", disable=not progress):
+            loss = loss_of()
+            for request, figure in zip(loss_of.left, loss.tolist(), strict=True):
+                losses[request].append(figure)
+            if not bool(loss.isfinite().all()):
+                raise NumericsError(f"a loss is {loss.max().item()} at step {step}; look for NaN or inf weights")
+            unfinished = (loss >= config.stop_loss).nonzero()[:, 0]
+            if len(unfinished) == 0:
+                break
+            # Without a gradient Adam leaves the change of a request that has ended as it is.
+            optimiser.zero_grad()
+            loss[unfinished].sum().backward()
+            loss_of.keep(unfinished)
+            for request in set(range(len(requests))) - set(loss_of.left):
+                changes[request].grad = None
+            optimiser.step()
+            if config.epsilon is not None:
+                for change in changes:
+                    change.data.clamp_(-config.epsilon, config.epsilon)
+    return [(change.detach(), found) for change, found in zip(changes, losses, strict=True)]
 
 
 def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
@@ -231,43 +234,34 @@ def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
 
 
 class _Loss:
-    """The loss of each request that is left, as a function of the changes that a `value_hook` with `add` puts in."""
+    """The loss of each request that is left, as a function of the changes."""
 
-    def __init__(self, model: HookedModel, layer: int, requests: Sequence[EditRequest]) -> None:
-        self.model, self.layer, weight = model, layer, w_out(model, layer)
-        rows = [_tokens(model, request) for request in requests]
+    def __init__(
+        self,
+        model: HookedModel,
+        runner: SuffixRunner,
+        keys: Float[Tensor, "requests pos d_mlp"],
+        requests: Sequence[EditRequest],
+        changes: Sequence[Float[Tensor, "d_mlp d_model"]],
+    ) -> None:
+        self.model, self._runner, self._keys, self._changes = model, runner, keys, changes
         self._targets = [encode_target(model, request.target_new, request.fact.prompt) for request in requests]
-        self._starts = [len(row) - len(target) for row, target in zip(rows, self._targets, strict=True)]
-        tokens = pad(rows).tokens.to(device_of(model))
-        pre, key, top = Site("resid_pre", layer).hook, key_hook(layer), last_resid(model)
-        with torch.no_grad():
-            found, attended = record(model, tokens, {pre, key, top})
-        self.changes = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=True) for _ in rows]
-        self.left = list(range(len(rows)))
-        self._resid, self._keys = found[pre], found[key].float()
-        self._runner = BlockRunner(model, tokens, 0)
-        self._past = [self._runner.crop(cached) for cached in attended]
-        self._unedited: Tensor | None = found[top]
-
-    def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
-        """The output of W_out, each row with its request's change."""
-        changes = torch.stack([self.changes[request] for request in self.left])
-        return (output + self._keys[self.left] @ changes).to(output.dtype)
+        self._starts = [len(encode(model, request.fact.prompt)) - 1 for request in requests]
+        self.left = list(range(len(requests)))
 
     def __call__(self) -> Float[Tensor, " left"]:
         """Mean NLL of a token of each target, in nats."""
-        resid = self._resid[self.left]
-        for layer in range(self.layer, self.model.cfg.n_layers):
-            past = self._past[layer]
-            resid = self._runner(layer, resid, (past[0][self.left], past[1][self.left]), torch.tensor(self.left))
+        resid = self._runner(self._keys @ torch.stack([self._changes[request] for request in self.left]))
         targets = [self._targets[request] for request in self.left]
         sizes = torch.tensor([len(target) for target in targets])
         places = torch.cat([torch.arange(len(self._targets[i])) + self._starts[i] for i in self.left])
         rows = torch.arange(len(targets)).repeat_interleave(sizes)
         expected = torch.cat(targets).to(resid.device)
-        read = resid[rows, places]
-        if self._unedited is not None:
-            check_blocks(read.detach(), self._unedited[rows, places])
-            self._unedited = None
-        scored = cross_entropy(final_logits(self.model, read).float(), expected, reduction="none")
+        scored = cross_entropy(final_logits(self.model, resid[rows, places]).float(), expected, reduction="none")
         return torch.stack([tokens.mean() for tokens in scored.split(sizes.tolist())])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with some of the requests that are left, given by their places among those."""
+        if len(rows) < len(self.left):
+            self.left, self._keys = [self.left[row] for row in rows.tolist()], self._keys[rows]
+            self._runner.keep(rows)

@@ -10,25 +10,23 @@ from tl_rome.storage.files import digest
 
 
 def describe_editor(editor: Any) -> Any:
-    """Settings of an editor.
+    """Settings of an editor: what its `identity()` returns, as those of `Rome` and `FineTune` do.
 
-    A dataclass, such as `Rome` and `FineTune`, is described by its fields; what has a `digest`, such as a covariance,
-    by that. Any other object or function is known by its name and by its `config`: keep in there, as a dataclass or a
-    mapping, what else decides its edits.
+    Without that method a dataclass is described by its fields, and what has a `digest`, such as a covariance, by that.
+    Any other object or function is known by its name and by its `config`: keep in there, as a dataclass or a mapping,
+    what else decides its edits.
     """
+    identity = getattr(editor, "identity", None)
+    if callable(identity) and not isinstance(editor, type):
+        return _plain(identity())
     kind = getattr(editor, "__qualname__", None) or type(editor).__qualname__
     if is_dataclass(editor) and not isinstance(editor, type):
         return {"editor": kind, **{field.name: _plain(getattr(editor, field.name)) for field in fields(editor)}}
     return {"editor": kind, "config": _plain(getattr(editor, "config", None))}
 
 
-def editor_hash(editor: Any) -> str:
-    """16 hexadecimal digits of `describe_editor`."""
-    return settings_hash(describe_editor(editor))
-
-
 def settings_hash(described: Any) -> str:
-    """The same of what `describe_editor` returned."""
+    """16 hexadecimal digits of what `describe_editor` returned."""
     return digest([described])
 
 

@@ -12,7 +12,7 @@ from tl_rome.counterfact.experiments.sequential import COUNTS, many_facts, resto
 from tl_rome.counterfact.experiments.sequential_result import ManyFacts
 from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, compose
 from tl_rome.editors.covariance.estimation import estimate_covariance
-from tl_rome.editors.edits import outcome
+from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.scoring import score_targets
 from tl_rome.sites import w_out
@@ -51,7 +51,7 @@ def plainly(model, editor, count):
         prompts, targets = [record.request.fact.prompt] * 2, [rewrite.target_new.str, rewrite.target_true.str]
         new, true = score_targets(model, prompts, targets).nll.tolist()
         hits.append(100.0 * (new < true))
-    texts = outcome.measure(model, RECORDS[0].request)
+    texts = probe_model(model, RECORDS[0].request)
     for edit in reversed(edits):
         edit.undo(model)
     return sum(hits) / count, texts.text_nll, texts.text_entropy
@@ -65,7 +65,7 @@ def test_each_edit_is_made_on_the_model_as_edited_so_far(fresh_tiny, kind, made)
     result = written(model, editor)
     assert same(model, before)
     assert result.curve.x == (1, 3)
-    assert result.text_nll[0] == pytest.approx(outcome.measure(model, RECORDS[0].request).text_nll)
+    assert result.text_nll[0] == pytest.approx(probe_model(model, RECORDS[0].request).text_nll)
     for place, count in enumerate(result.curve.x):
         es, nll, entropy = plainly(model, editor, int(count))
         assert result.curve.rows[place]["ES"].mean == pytest.approx(es)

@@ -3,7 +3,7 @@ import torch
 from support.edits import CONTEXTS, LAYER, REQUEST
 from support.families import KINDS, SENTENCES
 
-from tl_rome.editors import Convergence, convergence
+from tl_rome.editors import Convergence, measure_convergence
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.errors import InputError, NumericsError
@@ -14,7 +14,9 @@ KIND = KINDS[0]
 def test_points_are_those_of_statistics_of_that_many_tokens(tiny):
     model = tiny("llama", KIND)
     keys = subject_keys(model, LAYER, REQUEST.fact, CONTEXTS)
-    found = convergence(model, LAYER, SENTENCES, keys, max_tokens=700, points=3, batch_tokens=50, progress=False)
+    found = measure_convergence(
+        model, LAYER, SENTENCES, keys, max_tokens=700, points=3, batch_tokens=50, progress=False
+    )
     assert [n // 100 for n in found.tokens] == [1, 3, 7]
     directions = []
     for n in found.tokens:
@@ -41,10 +43,10 @@ def test_singular_points_are_nan_and_the_last_must_not_be(tiny):
     model = tiny("llama", KIND)
     keys = subject_keys(model, LAYER, REQUEST.fact, ("",))
     settings = {"batch_tokens": 20, "progress": False}
-    found = convergence(model, LAYER, SENTENCES, keys, max_tokens=600, points=5, **settings)
+    found = measure_convergence(model, LAYER, SENTENCES, keys, max_tokens=600, points=5, **settings)
     assert bool(found.cosine[0].isnan().all())
     assert found.enough(0.0) is not None
     with pytest.raises(NumericsError, match="still singular after"):
-        convergence(model, LAYER, SENTENCES, keys, max_tokens=40, points=2, **settings)
+        measure_convergence(model, LAYER, SENTENCES, keys, max_tokens=40, points=2, **settings)
     with pytest.raises(InputError, match="before the second point; lower max_tokens"):
-        convergence(model, LAYER, SENTENCES[:3], keys, max_tokens=10_000, **settings)
+        measure_convergence(model, LAYER, SENTENCES[:3], keys, max_tokens=10_000, **settings)

@@ -135,6 +135,12 @@ def test_an_edit_for_another_model_is_refused_and_changes_nothing(fresh_tiny, ed
     assert same(weights(model), before)
 
 
+def test_an_update_as_a_factored_matrix(edit):
+    update = edit.updates[0]
+    assert torch.equal(update.factored.AB, update.delta)
+    assert update.factored.norm().item() == pytest.approx(update.delta.norm().item())
+
+
 def test_not_finite_edits_are_refused(fresh_tiny, edit):
     good = edit.updates[0]
     with pytest.raises(NumericsError, match="layer 1 is not finite"):

@@ -8,8 +8,9 @@ from support.edits import CONTEXTS, REQUEST, covariance, editor
 from support.families import KINDS
 
 from tl_rome.editors import Rome
-from tl_rome.editors.edits.outcome import PLAIN_TEXTS, measure
-from tl_rome.editors.edits.safety import find_warnings, with_outcome
+from tl_rome.editors.edits.finish import finish_edit
+from tl_rome.editors.edits.outcome import PLAIN_TEXTS, Outcome, probe_model
+from tl_rome.editors.edits.safety import find_warnings
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_value
 from tl_rome.scoring import score_targets
 from tl_rome.tokens import encode, encode_target
@@ -20,7 +21,7 @@ KIND = KINDS[0]
 @pytest.mark.parametrize("kind", KINDS)
 def test_outcome_equals_full_runs_of_each_text(tiny, kind):
     model = tiny("gemma2", kind)  # soft-capped logits, and a BOS token of its own
-    found = measure(model, REQUEST)
+    found = probe_model(model, REQUEST)
     expected = score_targets(model, [REQUEST.fact.prompt] * 2, [REQUEST.target_new, REQUEST.target_true]).prob
     assert found.probs == pytest.approx(expected.tolist(), rel=1e-5)
     prompt = encode(model, REQUEST.fact.prompt)
@@ -42,35 +43,33 @@ def test_an_edit_that_disables_the_model_is_warned_of_before_it_is_used(tiny, ca
     ready = editor(model)
     found = optimise_value(model, ready.layer, REQUEST.fact, CONTEXTS, ready.config)
     huge = OptimisedValue(found.initial + 300 * (found.value - found.initial), found.initial, found.losses)
-    edit = ready.edit_for(model, REQUEST, huge)
-    before = measure(model, REQUEST)
-    with edit.applied(model), caplog.at_level(logging.WARNING):
-        receipt = with_outcome(edit.receipt, before, measure(model, REQUEST))
+    update, figures = ready.update_for(model, REQUEST, huge)
+    before, options = probe_model(model, REQUEST), {"provenance": {}, "started": 0.0}
+    with caplog.at_level(logging.WARNING):
+        receipt = finish_edit(model, REQUEST, update, figures, before=before, **options).receipt
     assert any("output on ordinary text" in warning for warning in receipt.warnings)
     assert str(receipt).count("WARNING") == len(receipt.warnings) == len(caplog.records)
 
 
 def test_each_sign_by_itself(tiny):
     model = tiny("llama", KIND)
-    sound = replace(
-        Rome(covariance(model), CONTEXTS)(model, REQUEST).receipt,
-        divisor_ratio=1.0,
-        disturbance=0.1,
-        text_nll=(3.0, 3.1),
-        text_entropy=(3.0, 2.9),
-        warnings=(),
-    )
-    assert find_warnings(sound) == ()
-    assert "WARNING" not in str(sound)
-    nothing = replace(sound, divisor_ratio=None, disturbance=None, text_nll=None, text_entropy=None)
-    assert find_warnings(nothing) == ()
+    receipt = replace(Rome(covariance(model), CONTEXTS)(model, REQUEST).receipt, warnings=())
+    assert "WARNING" not in str(receipt)
+    before, after = Outcome((), (), 3.0, 3.0), Outcome((), (), 3.1, 2.9)
+    sound = replace(receipt, divisor_ratio=1.0, disturbance=0.1)
+    assert find_warnings(sound, before, after) == ()
+    assert find_warnings(replace(sound, divisor_ratio=None, disturbance=None), before, after) == ()
     for change, message in (
         ({"divisor_ratio": 0.05}, r"divisor is 0\.05 of what the covariance predicts"),
         ({"divisor_ratio": -1.0}, "points away"),
         ({"disturbance": 3.0}, "changes by 300% of its size"),
         ({"disturbance": float("nan")}, "changes by nan"),
-        ({"text_nll": (3.0, 6.0)}, r"cost 6\.00 nats per token, 3\.00 before"),
-        ({"text_entropy": (3.0, 0.2)}, r"collapses from 3\.00 to 0\.20 nats"),
+        ({"text_nll": 6.0}, r"cost 6\.00 nats per token, 3\.00 before"),
+        ({"text_nll": float("nan")}, r"cost nan nats"),
+        ({"text_entropy": 0.2}, r"collapses from 3\.00 to 0\.20 nats"),
+        ({"text_entropy": float("nan")}, r"collapses from 3\.00 to nan nats"),
     ):
-        (warning,) = find_warnings(replace(sound, **change))
+        texts = change.keys() <= {"text_nll", "text_entropy"}
+        figures, found = (sound, replace(after, **change)) if texts else (replace(sound, **change), after)
+        (warning,) = find_warnings(figures, before, found)
         assert re.search(message, warning)

@@ -6,7 +6,7 @@ from support.edits import REQUEST
 from support.families import FAMILY_KINDS, KINDS, N_LAYERS
 
 from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt, compose
-from tl_rome.editors.edits.virtual import continue_edited, score_edited, virtual
+from tl_rome.editors.edits.virtual import continue_edited, edited_rows, score_edited
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.generation import continue_texts, sample_tokens
 from tl_rome.scoring import score_targets
@@ -89,7 +89,7 @@ def test_each_row_equals_its_edit_in_the_weights(fresh_tiny, family, kind, dtype
     plain = model(tokens)
     expected = one_by_one(model, edits, rows, lambda row: model(tokens[row : row + 1])[0])
     before = [w_out(model, layer).clone() for layer in range(N_LAYERS)]
-    with virtual(model, edits, rows):
+    with edited_rows(model, edits, rows):
         found = model(tokens)
         assert all(torch.equal(w_out(model, layer), weight) for layer, weight in enumerate(before))
     for row, edit in enumerate(rows):
@@ -107,7 +107,7 @@ def test_generation_with_a_cache_equals_generation_by_edited_weights(fresh_tiny,
         return sample_tokens(model, tokens, 8, generator=torch.Generator(), top_k=1)
 
     expected = one_by_one(model, edits, ROWS, lambda row: greedy(TOKENS[row : row + 1])[0])
-    with virtual(model, edits, torch.tensor(ROWS)):
+    with edited_rows(model, edits, torch.tensor(ROWS)):
         found = greedy(TOKENS)
     assert torch.equal(found, torch.stack(expected))
     assert not torch.equal(found, greedy(TOKENS))
@@ -143,7 +143,7 @@ def test_one_row_per_edit_by_default_and_a_dense_update_equals_the_rank_one_upda
     model = tiny("llama", KIND)
     first, *_ = random_edits(model)
     same = edit_of(model, DenseUpdate(1, first.updates[0].delta))
-    with virtual(model, [first, same]):
+    with edited_rows(model, [first, same]):
         left, right = model(TOKENS[[0, 0]])
     assert error(left, right) < 1e-5
 
@@ -152,7 +152,7 @@ def test_composed_edits_are_one(fresh_tiny):
     model = fresh_tiny("llama", KIND)
     first, second, _ = random_edits(model)
     other = edit_of(model, RankOneUpdate(1, second.updates[0].u, second.updates[0].v))
-    with virtual(model, [compose([first, other])], [0] * len(TOKENS)):
+    with edited_rows(model, [compose([first, other])], [0] * len(TOKENS)):
         found = model(TOKENS)
     with first.applied(model), other.applied(model):
         assert error(found, model(TOKENS)) < 1e-5
@@ -160,7 +160,7 @@ def test_composed_edits_are_one(fresh_tiny):
 
 def test_unedited_rows_are_the_models_own_to_the_bit(tiny):
     model = tiny("gpt2", KIND)
-    with virtual(model, random_edits(model), [-1] * len(TOKENS)):
+    with edited_rows(model, random_edits(model), [-1] * len(TOKENS)):
         found = model(TOKENS)
     assert torch.equal(found, model(TOKENS))
 
@@ -169,16 +169,19 @@ def test_unedited_rows_are_the_models_own_to_the_bit(tiny):
 def test_wrong_rows_and_wrong_models_are_refused_and_no_hook_stays(tiny, kind):
     model = tiny("llama", kind)
     edits = random_edits(model)
-    with pytest.raises(InputError, match=r"rows name edits \[0, 3\]; use 0 to 2, or -1"), virtual(model, edits, [0, 3]):
+    with (
+        pytest.raises(InputError, match=r"rows name edits \[0, 3\]; use 0 to 2, or -1"),
+        edited_rows(model, edits, [0, 3]),
+    ):
         pass
     with (
         pytest.raises(InputError, match="batch of 4 rows ran, but edits were given to 2 rows"),
-        virtual(model, edits, [0, 1]),
+        edited_rows(model, edits, [0, 1]),
     ):
         model(TOKENS)
     with pytest.raises(InputError, match="1 rows but 2 prompts"):
         score_edited(model, edits, PROMPTS[:2], TARGETS[:2], [0])
-    with pytest.raises(ModelMismatchError, match="an edit belongs to"), virtual(tiny("qwen2", kind), edits):
+    with pytest.raises(ModelMismatchError, match="an edit belongs to"), edited_rows(tiny("qwen2", kind), edits):
         pass
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     assert not any(block.mlp._forward_hooks for block in model.blocks)

@@ -6,7 +6,7 @@ from support.edits import CONTEXTS, REQUEST, editor
 from support.families import KINDS
 
 from tl_rome.editors import Edit
-from tl_rome.editors.rank_one.batch import Batch, Rewrite
+from tl_rome.editors.rank_one.batch import Rewrite, RewriteBatch
 from tl_rome.facts import EditRequest, Fact
 from tl_rome.tokens import encode, encode_target
 
@@ -19,7 +19,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_aligned_at_the_subject_and_what_is_read_is_in_its_place(tiny, kind):
     model = tiny("llama", kind)
     rewrites = [Rewrite.make(model, fact, CONTEXTS, "{} is a") for fact in (REQUEST.fact, INSIDE)]
-    batch = Batch.make(model, rewrites)
+    batch = RewriteBatch.make(model, rewrites)
     layout = batch.layout
     # The first prompt begins with its subject, as the essence prompt does, so it needs no row for that.
     assert layout.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
@@ -42,9 +42,9 @@ def test_rows_are_aligned_at_the_subject_and_what_is_read_is_in_its_place(tiny, 
 def test_keeping_some_requests_keeps_what_is_theirs(tiny):
     model = tiny("llama", KIND)
     rewrites = [Rewrite.make(model, fact, CONTEXTS, "{} is a") for fact in (INSIDE, REQUEST.fact, INSIDE)]
-    layout = Batch.make(model, rewrites).layout
+    layout = RewriteBatch.make(model, rewrites).layout
     kept, rows = layout.keep(torch.tensor([1, 2]))
-    alone = Batch.make(model, rewrites[1:]).layout
+    alone = RewriteBatch.make(model, rewrites[1:]).layout
     assert rows.tolist() == list(range(4, 11))
     assert all(torch.equal(getattr(kept, name), value) for name, value in vars(alone).items())
 

@@ -1,6 +1,5 @@
 """Requests that are unusual but meant: repeated, shared or foreign subjects, long and short targets, interruptions."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -130,15 +129,12 @@ def test_ctrl_c_inside_an_edit_leaves_the_model_as_it_was(fresh_tiny, monkeypatc
 
         monkeypatch.setattr(torch.optim, "Adam", Interrupted)
     else:
-        left = [moment == "measure before", True]
 
-        def measure(model, requests):
-            if left.pop(0):
-                raise KeyboardInterrupt
-            return [None]
+        def probe(model, requests):
+            raise KeyboardInterrupt
 
-        for name in ("measure", "measure_many"):
-            monkeypatch.setattr(sys.modules["tl_rome.editors.rank_one.editor"], name, measure)
+        place = {"measure before": "rank_one.editor.probe_requests", "measure after": "edits.finish.probe_model"}
+        monkeypatch.setattr(f"tl_rome.editors.{place[moment]}", probe)
     with pytest.raises(KeyboardInterrupt):
         ready(model, REQUEST)
     for parameter, (value, required) in zip(model.parameters(), before, strict=True):

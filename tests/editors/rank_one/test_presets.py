@@ -1,10 +1,8 @@
 from dataclasses import asdict, replace
 
 import pytest
-from support.families import KINDS
 
 from tl_rome.editors import DRAFT, NEURIPS, P_ROME, PRESETS, R_ROME, RELEASED
-from tl_rome.editors.model_defaults import suited
 from tl_rome.errors import InputError
 
 COLUMNS = (
@@ -62,20 +60,6 @@ def test_departures_from_a_preset_are_told():
     assert RELEASED.departures == ""
     assert replace(R_ROME, clamp=3.0, kl_factor=0.1).departures == "kl_factor=0.1, clamp=3.0"
     assert replace(RELEASED, preset="mine").departures == ""
-
-
-@pytest.mark.parametrize(
-    ("shape", "changes"),
-    [((24, 1024), {"clamp": 3.0}), ((30, 576), {"extra_evaluations": 20}), ((48, 1600), {}), ((3, 64), {})],
-)
-def test_what_suits_a_model_by_its_shape(tiny, monkeypatch, shape, changes):
-    model = tiny("llama", KINDS[0])
-    for name, size in zip(("n_layers", "d_model"), shape, strict=True):
-        monkeypatch.setattr(model.cfg, name, size)
-    for config in (RELEASED, R_ROME, P_ROME):
-        assert suited(model, config) == replace(config, **changes)
-    for config in (DRAFT, NEURIPS, replace(RELEASED, clamp=5.0)):
-        assert suited(model, config) == config
 
 
 @pytest.mark.parametrize(

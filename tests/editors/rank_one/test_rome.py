@@ -13,7 +13,7 @@ from tl_rome.editors.rank_one.key import chosen_keys, subject_keys
 from tl_rome.editors.rank_one.presets import PRESETS, RELEASED
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.errors import InputError, NumericsError, SubjectError, TLRomeError
-from tl_rome.facts import EditRequest
+from tl_rome.facts import EditRequest, Fact
 from tl_rome.scoring import score_targets
 from tl_rome.sites import b_out, key_hook, w_out
 from tl_rome.storage.files import fingerprint
@@ -86,7 +86,7 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     model = fresh_tiny("llama", KIND)
     before = [p.detach().clone() for p in model.parameters()]
     edit = rome(model, "{} is located in the city of", "Big Ben", "Rome", progress=False)
-    assert edit.receipt.layer == default_layer(4, 32) == 1
+    assert edit.receipt.layer == default_layer(model) == 1
     assert edit.receipt.layer_choice == "a quarter of the way up"
     assert edit.receipt.contexts_choice.startswith("7 of 21, sampled from openings")
     assert edit.receipt.rank_true is None
@@ -95,8 +95,8 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     assert "own samples" in edit.receipt.covariance
     assert edit.provenance["seed"] == 0
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    assert "P('Rome')" in str(edit)
-    assert "layer 1" in str(edit)
+    assert all(name in str(edit) and figures in str(edit) for name, figures in edit.receipt.rows())
+    assert ("layer", "1 (a quarter of the way up)") in edit.receipt.rows()
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -124,17 +124,20 @@ def test_each_preset_stores_its_value_under_its_key(tiny, preset):
     ("change", "error", "message"),
     [
         ({"layer": 4}, InputError, "layer 4 is out of range: this model has layers 0 to 3"),
-        ({"template": "The tower is in"}, InputError, r"contains '\{\}' 0 times"),
+        ({"request": "The tower is in"}, InputError, r"contains '\{\}' 0 times"),
         ({"subject": " "}, SubjectError, "subject is empty"),
         ({"target_new": ""}, InputError, "target_new is empty"),
-        ({"template": "word " * 200 + "{} is in"}, InputError, "605 tokens, the model's context only 128"),
-        ({"template": "{}ers are in", "subject": "The tow"}, SubjectError, "ends inside the token"),
+        ({"subject": None}, InputError, "without a subject; give all three, or an EditRequest"),
+        ({"target_new": None}, InputError, "without target_new; give all three, or an EditRequest"),
+        ({"request": REQUEST}, InputError, "subject and target_new given beside an EditRequest"),
+        ({"request": "word " * 200 + "{} is in"}, InputError, "605 tokens, the model's context only 128"),
+        ({"request": "{}ers are in", "subject": "The tow"}, SubjectError, "ends inside the token"),
     ],
 )
 def test_bad_input_is_refused_and_the_model_untouched(tiny, change, error, message):
     model = tiny("llama", KIND)
     before = [p.detach().clone() for p in model.parameters()]
-    arguments = {"template": REQUEST.template, "subject": REQUEST.subject, "target_new": "Rome", "contexts": CONTEXTS}
+    arguments = {"request": REQUEST.template, "subject": REQUEST.subject, "target_new": "Rome", "contexts": CONTEXTS}
     if "layer" not in change:
         arguments["covariance"] = covariance(model)
     with pytest.raises(error, match=message):
@@ -211,6 +214,15 @@ def test_golden_edit(smollm2, golden, kind):
         for target in ("target_new", "target_true"):
             found = score_targets(model, prompts, [rewrite[target]["str"]] * len(prompts)).nll
             assert found.tolist() == pytest.approx([scores[target] for scores in after], rel=1e-4, abs=1e-5)
+
+
+def test_a_request_and_its_parts_give_the_same_edit(tiny):
+    model = tiny("gpt2", KIND)
+    options = {"covariance": covariance(model), "contexts": CONTEXTS, "progress": False}
+    parts = rome(model, REQUEST.template, REQUEST.subject, "Rome", target_true="Paris", **options)
+    whole = rome(model, Fact(REQUEST.template, REQUEST.subject, "Paris").rewrite("Rome"), **options)
+    assert whole.request == parts.request == REQUEST
+    assert torch.equal(whole.updates[0].v, parts.updates[0].v)
 
 
 def test_a_corpus_gives_statistics_for_an_edit(tiny):

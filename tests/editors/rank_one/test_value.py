@@ -6,7 +6,7 @@ from support.edits import CONTEXTS, LAYER, REQUEST
 from support.families import FAMILIES, KINDS
 
 from tl_rome.editors import RELEASED
-from tl_rome.editors.rank_one.batch import Batch
+from tl_rome.editors.rank_one.batch import RewriteBatch
 from tl_rome.editors.rank_one.value import optimise_value, optimise_values
 from tl_rome.errors import NumericsError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
@@ -89,7 +89,7 @@ def test_many_at_once_equal_one_by_one(tiny, family, kind, config):
     alone = [optimise_value(model, LAYER, fact, CONTEXTS, config) for fact in MANY]
     for together in (
         optimise_values(model, LAYER, MANY, CONTEXTS, config),
-        optimise_values(model, LAYER, MANY, CONTEXTS, config, max_positions=70),
+        optimise_values(model, LAYER, MANY, CONTEXTS, config, max_batch_tokens=70),
     ):
         for found, expected in zip(together, alone, strict=True):
             torch.testing.assert_close(found.initial, expected.initial, rtol=1e-4, atol=1e-5)
@@ -122,17 +122,17 @@ def test_a_request_that_ends_early_leaves_and_the_others_go_on(tiny, kind):
 
 def test_batches_keep_to_their_bound(tiny, monkeypatch):
     model, sizes = tiny("llama", KIND), []
-    make = Batch.make
+    make = RewriteBatch.make
 
     def spy(model, rewrites):
         batch = make(model, rewrites)
         sizes.append((len(rewrites), batch.tokens.shape[0] * (batch.tokens.shape[1] - batch.start)))
         return batch
 
-    monkeypatch.setattr("tl_rome.editors.value.Batch.make", spy)
+    monkeypatch.setattr("tl_rome.editors.rank_one.value.RewriteBatch.make", spy)
     for bound in (1, 70, 10_000):
         sizes.clear()
-        assert len(optimise_values(model, LAYER, MANY, CONTEXTS, SHORT, max_positions=bound)) == len(MANY)
+        assert len(optimise_values(model, LAYER, MANY, CONTEXTS, SHORT, max_batch_tokens=bound)) == len(MANY)
         assert sum(count for count, _ in sizes) == len(MANY)
         assert all(size <= bound or count == 1 for count, size in sizes)
     assert len(sizes) == 1

@@ -78,7 +78,7 @@ def covariance(
     if checkpoint is not None:
         output.check_file(checkpoint)
     loaded = load(model, kind, dtype, device, prepend_bos)
-    wanted = wanted or [default_layer(loaded.cfg.n_layers, loaded.cfg.d_model)]
+    wanted = wanted or [default_layer(loaded)]
     if texts is None:
         found = _from_own_samples(loaded, wanted, tokens or _SAMPLED_TOKENS, seed)
     else:
@@ -146,7 +146,7 @@ def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, to
     """The report for keys of subjects drawn from the package's own facts."""
     import torch
 
-    from tl_rome.editors import convergence
+    from tl_rome.editors import measure_convergence
     from tl_rome.editors.rank_one.key import subject_keys
     from tl_rome.facts import Fact
     from tl_rome.patching import own_facts
@@ -154,4 +154,4 @@ def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, to
     subjects = sorted({fact.subject for fact in own_facts()})
     drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))[:_SUBJECTS].tolist()
     keys = torch.cat([subject_keys(model, layer, Fact("{}", subjects[index]), ("",)) for index in drawn])
-    return convergence(model, layer, texts, keys, max_tokens=tokens, text_column=column)
+    return measure_convergence(model, layer, texts, keys, max_tokens=tokens, text_column=column)

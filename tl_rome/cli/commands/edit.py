@@ -1,6 +1,5 @@
 """`tl-rome edit`: one fact rewritten, by any preset."""
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,8 +115,7 @@ def _editor(
 
     if preset.is_fine_tuning:
         config = editors.FT if preset == Preset.ft else editors.FT_L
-        prepared = editors.FineTune.prepare(model, config)
-        return prepared if layer is None else replace(prepared, layer=layer, layer_choice="given")
+        return editors.FineTune.prepare(model, config=config, layer=layer)
     return editors.Rome.prepare(
         model,
         layer=layer,

@@ -166,8 +166,8 @@ def _rome(
 
     from tl_rome.counterfact.experiments.sweep import rome_over_layers
     from tl_rome.editors.by_name import EDITOR_NAMES, ROME_CONFIGS
-    from tl_rome.editors.model_defaults import suited
     from tl_rome.editors.rank_one.contexts import choose_contexts
+    from tl_rome.editors.rank_one.presets import with_model_defaults
 
     if name not in ROME_CONFIGS:
         raise InputError(f"there is no editor {name!r}; choose from {', '.join(EDITOR_NAMES)}")
@@ -180,7 +180,7 @@ def _rome(
         )
     for layer, each in covariances.items():
         each.check(model, layer)
-    config = suited(model, ROME_CONFIGS[name])
+    config = with_model_defaults(model, ROME_CONFIGS[name])
     contexts, _ = choose_contexts(model, config, generator=torch.Generator().manual_seed(seed))
     return {**rome_over_layers((covariances[layer] for layer in layers or sorted(covariances)), contexts, config)}
 

@@ -22,7 +22,7 @@ from tl_rome.counterfact.experiments.sweep import SCORES_ONLY
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import CaseResult, Preset
-from tl_rome.editors.edits import outcome
+from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor, make_edits
@@ -178,7 +178,7 @@ class _Run:
         """Measure the model as it stands."""
         records = self.records[:count] if count else self.records
         readings = measure(self.model, records, SCORES_ONLY)
-        texts = outcome.measure(self.model, records[0].request)
+        texts = probe_model(self.model, records[0].request)
         found = [
             CaseResult(
                 case_id=record.case_id,

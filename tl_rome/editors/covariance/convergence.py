@@ -13,6 +13,9 @@ from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.sites import HookedModel
 
+CONVERGENCE_COLUMNS = ("tokens", "cosine to the last: least", "mean", "norm over the last")
+"""Over all keys."""
+
 
 @dataclass(frozen=True, eq=False)
 class Convergence:
@@ -26,10 +29,20 @@ class Convergence:
     """||C^-1 k|| then over that at the last point."""
 
     def __str__(self) -> str:
-        lines = ["   tokens  cosine to the last (least, mean)  norm ratio"]
-        for n, cosine, ratio in zip(self.tokens, self.cosine, self.norm_ratio, strict=True):
-            lines.append(f"{n:9d}  {cosine.min():.4f}, {cosine.mean():.4f}  {ratio.mean():18.3f}")
-        return "\n".join(lines)
+        lines = [CONVERGENCE_COLUMNS, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = (
+            "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+        return "\n".join(padded)
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The figures of each point under `CONVERGENCE_COLUMNS`, for text and tables alike."""
+        rows = []
+        for tokens, cosine, ratio in zip(self.tokens, self.cosine, self.norm_ratio, strict=True):
+            figures = f"{cosine.min():.4f}", f"{cosine.mean():.4f}", f"{ratio.mean():.3f}"
+            rows.append((str(tokens), *(("C is singular", "", "") if bool(cosine.isnan().any()) else figures)))
+        return rows
 
     def enough(self, cosine: float = 0.99) -> int | None:
         """Fewest tokens from which on every key's direction stays this close to the last, None if only the last does.
@@ -42,7 +55,7 @@ class Convergence:
         return self.tokens[first] if first < len(close) - 1 else None
 
 
-def convergence(
+def measure_convergence(
     model: HookedModel,
     layer: int,
     texts: Iterable[Any],

@@ -1,7 +1,7 @@
 """An edit as a value: what it changes, where it came from, what it did; applied and taken back bit for bit."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,13 +87,7 @@ class Edit:
         check_fingerprint(model, self.model, "this edit")
         if self.is_applied(model):
             raise EditStateError("this edit is applied to this model already; undo it first")
-        changes: dict[int, tuple[Tensor, Tensor]] = {}
-        for update in self.updates:
-            before = w_out(model, update.layer).detach().clone()
-            after = (before.double() + update.delta.to(before.device)).to(before.dtype)
-            if not bool(after.isfinite().all()):
-                raise NumericsError(f"the edited W_out of layer {update.layer} is not finite in {before.dtype}")
-            changes[update.layer] = before, after
+        changes = _changes(model, self.updates)
         try:
             _write(model, {layer: after for layer, (_, after) in changes.items()})
             self._undo.append((weakref.ref(model), changes))
@@ -183,6 +177,33 @@ class Edit:
             return cls(updates, request, receipt, header["model"], header["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
+
+
+@contextmanager
+def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[HookedModel]:
+    """The model with updates of different layers, for the length of a `with` block, as `Edit.applied` gives it.
+
+    Raises:
+        NumericsError: If the new weights would not be finite in the model's dtype.
+    """
+    changes = _changes(model, updates)
+    try:
+        _write(model, {layer: after for layer, (_, after) in changes.items()})
+        yield model
+    finally:
+        _write(model, {layer: before for layer, (before, _) in changes.items()})
+
+
+def _changes(model: HookedModel, updates: Iterable[Update]) -> dict[int, tuple[Tensor, Tensor]]:
+    """W_out before and after, by layer."""
+    changes: dict[int, tuple[Tensor, Tensor]] = {}
+    for update in updates:
+        before = w_out(model, update.layer).detach().clone()
+        after = (before.double() + update.delta.to(before.device)).to(before.dtype)
+        if not bool(after.isfinite().all()):
+            raise NumericsError(f"the edited W_out of layer {update.layer} is not finite in {before.dtype}")
+        changes[update.layer] = before, after
+    return changes
 
 
 def _write(model: HookedModel, weights: Mapping[int, Tensor]) -> None:

@@ -39,13 +39,13 @@ class Outcome:
     """Mean entropy of the next-token distribution in `PLAIN_TEXTS`, in nats."""
 
 
-def measure(model: HookedModel, request: EditRequest) -> Outcome:
-    """Measure a model as it stands, see `measure_many`."""
-    return measure_many(model, [request])[0]
+def probe_model(model: HookedModel, request: EditRequest) -> Outcome:
+    """Measure a model as it stands, see `probe_requests`."""
+    return probe_requests(model, [request])[0]
 
 
 @torch.no_grad()
-def measure_many(model: HookedModel, requests: Sequence[EditRequest]) -> list[Outcome]:
+def probe_requests(model: HookedModel, requests: Sequence[EditRequest]) -> list[Outcome]:
     """Measure a model as it stands on several requests; the plain sentences are run once.
 
     Args:

@@ -5,12 +5,16 @@ W_out is [d_mlp, d_model] and rows are keys, so the paper's vu^T is the outer pr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import NumericsError
+
+if TYPE_CHECKING:
+    from transformer_lens import FactoredMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,13 @@ class RankOneUpdate:
     def delta(self) -> Float[Tensor, "d_mlp d_model"]:
         """The change of W_out; float64."""
         return torch.outer(self.u.double(), self.v.double())
+
+    @property
+    def factored(self) -> "FactoredMatrix":
+        """The same as TransformerLens's product of two thin matrices, whose norm and SVD need no full one."""
+        from transformer_lens import FactoredMatrix
+
+        return FactoredMatrix(self.u.double()[:, None], self.v.double()[None])
 
     @property
     def tensors(self) -> dict[str, Tensor]:

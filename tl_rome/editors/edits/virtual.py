@@ -117,7 +117,7 @@ def _added(model: HookedModel, layer: int, updates: _LayerUpdates, rows: Int[Ten
 
 
 @contextmanager
-def virtual(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None) -> Iterator[HookedModel]:
+def edited_rows(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None) -> Iterator[HookedModel]:
     """Run differently edited models side by side: inside, row i of every batch has edit `rows[i]`.
 
     Generation included: `sample_tokens` keeps the order of rows. `score_edited` and `continue_edited` do so for texts
@@ -145,7 +145,7 @@ def score_edited(
     *,
     max_tokens: int = 4096,
 ) -> TargetScores:
-    """Score each target after its prompt in the model with that row's edit; see `score_targets` and `virtual`.
+    """Score each target after its prompt in the model with that row's edit; see `score_targets` and `edited_rows`.
 
     Raises:
         ModelMismatchError: If an edit is for another model.
@@ -167,7 +167,7 @@ def continue_edited(
     generator: torch.Generator,
     top_k: int | None = 5,
 ) -> list[str]:
-    """Continuations of texts, each by the model with that row's edit; see `continue_texts` and `virtual`.
+    """Continuations of texts, each by the model with that row's edit; see `continue_texts` and `edited_rows`.
 
     Raises:
         ModelMismatchError: If an edit is for another model.

@@ -97,18 +97,20 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RewriteBatch:
     """Rewrites ready to be run together."""
 
     tokens: Int[Tensor, "rows pos"]
     """Padded on both sides, with every subject's last token at position `start`."""
     padding: Int[Tensor, " rows"]
     """Padding tokens on the left."""
+    lengths: Int[Tensor, " rows"]
+    """Of the rows with that padding, but without the padding on the right."""
     start: int
     layout: Layout
 
     @classmethod
-    def make(cls, model: HookedModel, rewrites: Sequence[Rewrite]) -> "Batch":
+    def make(cls, model: HookedModel, rewrites: Sequence[Rewrite]) -> "RewriteBatch":
         """Lay out the rows of some rewrites, request by request."""
         rows = [row for rewrite in rewrites for row in rewrite.rows]
         last = torch.tensor([position for _, position in rows])
@@ -135,4 +137,5 @@ class Batch:
         )
         device = device_of(model)
         moved = {name: value.to(device) for name, value in vars(layout).items()}
-        return cls(pad(aligned).tokens.to(device), missing.to(device), start, Layout(**moved))
+        batch = pad(aligned)
+        return cls(batch.tokens.to(device), missing.to(device), batch.lengths.to(device), start, Layout(**moved))

@@ -7,7 +7,7 @@ Every source of ROME is one `RomeConfig` of this implementation, see `config`.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,22 +15,20 @@ import torch
 from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.outcome import measure, measure_many
-from tl_rome.editors.edits.receipt import Receipt
-from tl_rome.editors.edits.safety import with_outcome
+from tl_rome.editors.edits.finish import finish_edit
+from tl_rome.editors.edits.outcome import probe_requests
+from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import RankOneUpdate
-from tl_rome.editors.model_defaults import suited
 from tl_rome.editors.rank_one.closed_form import insert
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.rank_one.key import chosen_keys
 from tl_rome.editors.rank_one.layers import LayerChoice, choose_layer
-from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
+from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
-from tl_rome.storage.files import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ class Rome:
     contexts_choice: str = "given"
     """How the contexts were chosen, for the receipt."""
     find_values: ValueFinder = optimise_values
-    """How v* is found; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
+    """Who finds v*; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0]:
@@ -85,7 +83,8 @@ class Rome:
                 its covariance.
             contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
                 where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
-            config: Preset, which takes what suits the model (`suited`), or a configuration of your own, which is kept.
+            config: Preset, which takes what suits the model (`with_model_defaults`), or a configuration of your own,
+                which is kept.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
 
@@ -94,7 +93,7 @@ class Rome:
             ModelMismatchError: If the covariance is of another model.
         """
         is_hooked_transformer(model)
-        config = suited(model, config)
+        config = with_model_defaults(model, config)
         chosen_layer, layer_choice = choose_layer(model, layer, covariance)
         generator = torch.Generator().manual_seed(seed)
         contexts_choice = "given"
@@ -114,6 +113,19 @@ class Rome:
     def layer(self) -> int:
         """Layer that is edited."""
         return self.covariance.layer
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the edits, JSON-serialisable: two editors that make the same edits are equal here.
+
+        Left out are the reasons that receipts give, how v* is found, and the seed, whose draws are in the contexts and
+        the covariance.
+        """
+        return {
+            "editor": type(self).__qualname__,
+            "covariance": {"digest": self.covariance.digest, "layer": self.layer},
+            "contexts": list(self.contexts),
+            "config": self.config.identity(),
+        }
 
     def __call__(self, model: HookedModel, request: EditRequest, *, progress: bool = False) -> Edit:
         """Make an edit; the model is left as found.
@@ -136,7 +148,7 @@ class Rome:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_positions: int = 2048,
+        max_batch_tokens: int = 2048,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
@@ -144,7 +156,7 @@ class Rome:
         Args:
             model: The model that the editor was prepared for.
             requests: The facts to write, each in a model of its own.
-            max_positions: Bounds memory, see `optimise_values`.
+            max_batch_tokens: Bounds memory, see `optimise_values`.
             progress: Whether to show a progress bar over each optimisation.
 
         Returns:
@@ -157,21 +169,21 @@ class Rome:
         self.covariance.check(model, self.layer)
         facts = [request.fact for request in requests]
         found = self.find_values(
-            model, self.layer, facts, self.contexts, self.config, max_positions=max_positions, progress=progress
+            model, self.layer, facts, self.contexts, self.config, max_batch_tokens=max_batch_tokens, progress=progress
         )
-        before = measure_many(model, requests)
+        outcomes = probe_requests(model, requests)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
-        for request, value, old in zip(requests, found, before, strict=True):
-            started = time.perf_counter()
-            edit = self.edit_for(model, request, value)
-            with edit.applied(model):
-                new = measure(model, request)
-            receipt = with_outcome(edit.receipt, old, new)
-            edits.append(replace(edit, receipt=replace(receipt, seconds=shared + time.perf_counter() - started)))
+        for request, value, before in zip(requests, found, outcomes, strict=True):
+            started = time.perf_counter() - shared
+            update, figures = self.update_for(model, request, value)
+            made = {"provenance": self._provenance(model, value), "started": started}
+            edits.append(finish_edit(model, request, update, figures, before=before, **made))
         return edits
 
-    def edit_for(self, model: HookedModel, request: EditRequest, found: OptimisedValue) -> Edit:
-        """The edit that stores a given v*; its receipt is complete but for what only a model with the edit can show.
+    def update_for(
+        self, model: HookedModel, request: EditRequest, found: OptimisedValue
+    ) -> tuple[RankOneUpdate, UpdateFigures]:
+        """The update that stores a given v*, and what is known of it before a model has it.
 
         Args:
             model: Left as found.
@@ -191,16 +203,9 @@ class Rome:
         if config.value_base == "key":
             value = value - found.initial.double().cpu() + key @ weight + bias
         inserted = insert(weight, bias, self.covariance, direction, key, value)
-        update = RankOneUpdate(layer, inserted.u, inserted.v)
-        losses = tuple(step["loss"] for step in found.losses)
-        receipt = Receipt(
-            prompt=request.fact.prompt,
-            target_new=request.target_new,
-            target_true=request.target_true,
-            prob_new=(0.0, 0.0),
-            prob_true=None,
+        figures = UpdateFigures(
             preset=config.preset,
-            departures=config.departures,
+            departures=departures_on(model, config),
             layer=layer,
             layer_choice=self.layer_choice,
             contexts=len(self.contexts),
@@ -211,12 +216,9 @@ class Rome:
             divisor_ratio=inserted.divisor_ratio,
             disturbance=inserted.disturbance,
             key_norm=direction.norm().item(),
-            evaluations=len(losses),
-            final_loss=losses[-1],
-            losses=losses,
-            seconds=0.0,
+            losses=tuple(step["loss"] for step in found.losses),
         )
-        return Edit((update,), request, receipt, fingerprint(model), self._provenance(model, found))
+        return RankOneUpdate(layer, inserted.u, inserted.v), figures
 
     def _provenance(self, model: HookedModel, found: OptimisedValue) -> dict[str, Any]:
         return {
@@ -232,9 +234,9 @@ class Rome:
 
 def rome(
     model: HookedModel,
-    template: str,
-    subject: str,
-    target_new: str,
+    request: EditRequest | str,
+    subject: str | None = None,
+    target_new: str | None = None,
     *,
     target_true: str | None = None,
     layer: LayerChoice = None,
@@ -248,8 +250,9 @@ def rome(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        template: Prompt with one `{}` in the subject's place, ending just before the object.
-        subject: The entity.
+        request: The fact to write, as `Fact.rewrite` gives it too; or the template of one, which is its prompt with one
+            `{}` in the subject's place, ending just before the object.
+        subject: The entity; with a template only, as the next two.
         target_new: What the model should say, without a leading space.
         target_true: What it says now; only reported.
         layer: Layer to edit, something with a `.layer`, or `tl_rome.find_layer`; see `Rome.prepare` for the defaults.
@@ -263,10 +266,27 @@ def rome(
         The edit; `print(edit)` shows what it did.
 
     Raises:
+        InputError: If a request is given together with parts of one, or a template without them.
         TLRomeError: See `Rome.prepare` and `Rome.__call__`.
     """
-    request = EditRequest(template, subject, target_new, target_true)
+    request = _request(request, subject, target_new, target_true)
     editor = Rome.prepare(
         model, layer=layer, covariance=covariance, contexts=contexts, config=config, seed=seed, progress=progress
     )
     return editor(model, request, progress=progress)
+
+
+def _request(
+    request: EditRequest | str, subject: str | None, target_new: str | None, target_true: str | None
+) -> EditRequest:
+    """A request as it is, or one of its parts."""
+    if isinstance(request, EditRequest):
+        parts = {"subject": subject, "target_new": target_new, "target_true": target_true}
+        twice = [name for name, part in parts.items() if part is not None]
+        if twice:
+            raise InputError(f"{' and '.join(twice)} given beside an EditRequest, which has its own; leave that out")
+        return request
+    if subject is None or target_new is None:
+        missing = "a subject" if subject is None else "target_new"
+        raise InputError(f"template {request!r} is given without {missing}; give all three, or an EditRequest")
+    return EditRequest(request, subject, target_new, target_true)

@@ -5,10 +5,12 @@ The sources are the draft this project follows, the published text (Meng et al.,
 that the code divides by another key than the one it solves for. Where a text is silent the release is followed.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
+from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.errors import InputError
+from tl_rome.sites import HookedModel
 
 KeyChoice = Literal["subject", "contexts", "prompt"]
 """A key k*: of the bare subject text, averaged over contexts, or of the prompt without a prefix."""
@@ -66,6 +68,11 @@ class RomeConfig:
     """Contexts are sampled among this many most likely tokens."""
     context_openings: tuple[str, ...] = ()
     """Words that sampled texts begin with, in turn; none: they are sampled from the start token alone."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide an edit once its contexts are given: all but the name and the recipe of contexts."""
+        other = {"preset", "context_lengths", "context_top_k", "context_openings"}
+        return {name: value for name, value in asdict(self).items() if name not in other}
 
     @property
     def departures(self) -> str:
@@ -152,3 +159,30 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
 """The presets by name."""
+
+
+def with_model_defaults(model: HookedModel, config: RomeConfig) -> RomeConfig:
+    """The released preset, `R_ROME` or `P_ROME` with what suits the model; any other configuration as it is.
+
+    Args:
+        model: Only its name and its shape are looked at.
+        config: Preset, or a configuration of one's own, which is kept.
+    """
+    found = find_defaults(model)
+    if found is None or config not in (RELEASED, R_ROME, P_ROME):
+        return config
+    changes: dict[str, Any] = {"clamp": found.row.clamp, "extra_evaluations": found.row.extra_evaluations}
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def departures_on(model: HookedModel, config: RomeConfig) -> str:
+    """`config.departures`, marked where they are those of another model of the same shape; for the receipt.
+
+    Args:
+        model: Only its name and its shape are looked at.
+        config: As `with_model_defaults` gives it, or any other.
+    """
+    found, departures = find_defaults(model), config.departures
+    if found is None or not departures or config != with_model_defaults(model, PRESETS[config.preset]):
+        return departures
+    return f"{departures} ({found.guess})" if found.guess else departures

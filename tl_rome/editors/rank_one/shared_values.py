@@ -4,8 +4,9 @@ Finding v* is nearly all of an edit's cost, and neither the key that u is solved
 it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
@@ -13,8 +14,24 @@ from tl_rome.facts import Fact
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 
-ValueFinder = Callable[..., list[OptimisedValue]]
-"""Finds v* for many facts; called as `optimise_values` is."""
+
+@runtime_checkable
+class ValueFinder(Protocol):
+    """Finds v* for many facts as `optimise_values` does, perhaps elsewhere or only once; never other values."""
+
+    def __call__(
+        self,
+        model: HookedModel,
+        layer: int,
+        facts: Sequence[Fact],
+        contexts: Sequence[str],
+        config: RomeConfig,
+        *,
+        max_batch_tokens: int = 2048,
+        progress: bool = False,
+    ) -> list[OptimisedValue]:
+        """See `optimise_values`."""
+        ...
 
 
 class SharedValues:
@@ -34,13 +51,14 @@ class SharedValues:
         contexts: Sequence[str],
         config: RomeConfig,
         *,
-        max_positions: int = 2048,
+        max_batch_tokens: int = 2048,
         progress: bool = False,
     ) -> list[OptimisedValue]:
         """See `optimise_values`."""
         start = (*model_settings(model).values(), layer, tuple(contexts), _what_matters(config))
         missing = [fact for fact in dict.fromkeys(facts) if (*start, fact) not in self._found]
-        new = optimise_values(model, layer, missing, contexts, config, max_positions=max_positions, progress=progress)
+        bounds = {"max_batch_tokens": max_batch_tokens, "progress": progress}
+        new = optimise_values(model, layer, missing, contexts, config, **bounds)
         self._found |= {(*start, fact): value for fact, value in zip(missing, new, strict=True)}
         return [self._found[*start, fact] for fact in facts]
 

@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import BlockRunner, check_blocks, frozen
-from tl_rome.editors.rank_one.batch import Batch, Rewrite
+from tl_rome.blocks import frozen
+from tl_rome.editors.rank_one.batch import Layout, Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.presets import RomeConfig
+from tl_rome.editors.suffix import SuffixRunner, suffix_runner
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
-from tl_rome.forward import final_logits, last_resid, record
-from tl_rome.sites import HookedModel, Site, value_hook
+from tl_rome.forward import final_logits
+from tl_rome.sites import HookedModel
 
 _UNWRITTEN = math.log(2)
 """NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
@@ -76,7 +77,7 @@ def optimise_values(
     contexts: Sequence[str],
     config: RomeConfig,
     *,
-    max_positions: int = 2048,
+    max_batch_tokens: int = 2048,
     progress: bool = False,
 ) -> list[OptimisedValue]:
     """Find v* for many facts, each as `optimise_value` does alone, in batches.
@@ -87,8 +88,8 @@ def optimise_values(
         facts: Prompts, subjects and new targets.
         contexts: Prefixes, the empty one first.
         config: Preset.
-        max_positions: Bound on the rows times positions that are run at once, which bounds memory; one fact alone may
-            exceed it.
+        max_batch_tokens: Bound on the rows times positions that are run at once, which bounds memory; one fact alone
+            may exceed it.
         progress: Whether to show a progress bar over evaluations, one for each batch.
 
     Returns:
@@ -104,11 +105,11 @@ def optimise_values(
     ]
     found: dict[int, OptimisedValue] = {}
     with frozen(model), torch.enable_grad():
-        for chunk in _chunks(rewrites, max_positions):
-            batch = Batch.make(model, [rewrites[index] for index in chunk])
-            loss_of = _Loss(model, layer, batch, config)
-            # Once for all steps: a bridge takes tens of milliseconds to put a hook on.
-            with value_hook(model, layer, loss_of.add):
+        for chunk in _chunks(rewrites, max_batch_tokens):
+            batch = RewriteBatch.make(model, [rewrites[index] for index in chunk])
+            options = {"lengths": batch.lengths, "start": batch.start, "span": 1, "padding": batch.padding}
+            with suffix_runner(model, batch.tokens, layer, **options) as runner:
+                loss_of = _Loss(model, runner, batch.layout, config)
                 found.update(zip(chunk, _optimise(loss_of, config, progress), strict=True))
     return [found[index] for index in range(len(facts))]
 
@@ -150,13 +151,13 @@ def _optimiser(delta: Float[Tensor, "requests d_model"], config: RomeConfig) -> 
     return torch.optim.Adam([delta], lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _chunks(rewrites: Sequence[Rewrite], max_positions: int) -> Iterator[list[int]]:
+def _chunks(rewrites: Sequence[Rewrite], max_batch_tokens: int) -> Iterator[list[int]]:
     """Group rewrites, those with few positions first, so that rows times positions stay within the bound."""
     chunk: list[int] = []
     rows = 0
     for index in sorted(range(len(rewrites)), key=lambda index: rewrites[index].positions):
         rewrite = rewrites[index]
-        if chunk and (rows + len(rewrite.rows)) * rewrite.positions > max_positions:
+        if chunk and (rows + len(rewrite.rows)) * rewrite.positions > max_batch_tokens:
             yield chunk
             chunk, rows = [], 0
         chunk.append(index)
@@ -166,37 +167,23 @@ def _chunks(rewrites: Sequence[Rewrite], max_positions: int) -> Iterator[list[in
 
 
 class _Loss:
-    """The losses of v* as a function of delta, with everything that does not depend on delta computed once.
+    """The losses of v* as a function of delta, with everything that does not depend on delta computed once."""
 
-    To be called inside a `value_hook` that adds the deltas.
-    """
-
-    def __init__(self, model: HookedModel, layer: int, batch: Batch, config: RomeConfig) -> None:
-        self.model, self.layer, self.config, self.layout = model, layer, config, batch.layout
-        start, outputs = batch.start, []
-        pre, post, top = Site("resid_pre", layer).hook, Site("resid_post", layer).hook, last_resid(model)
-        with torch.no_grad(), value_hook(model, layer, outputs.append):
-            found, attended = record(model, batch.tokens, {pre, post, top}, padding=batch.padding)
-        self.initial = outputs[0][batch.layout.first, start].float()
+    def __init__(self, model: HookedModel, runner: SuffixRunner, layout: Layout, config: RomeConfig) -> None:
+        self.model, self.config, self.layout, self._runner = model, config, layout, runner
+        self.initial = runner.outputs[layout.first, 0].float()
         self.requests = torch.arange(len(self.initial), device=self.initial.device)
-        self._edited = BlockRunner(model, batch.tokens[:, : start + 1], start, batch.padding)
-        self._above = BlockRunner(model, batch.tokens, start, batch.padding)
-        self._rows: Tensor | None = None
-        self._pre, self._after = found[pre][:, start : start + 1], found[post][:, start + 1 :]
-        self._past = [self._above.crop(cached) for cached in attended]
-        self._unedited, self._usual = self._read(found[top][:, start:]), None
-        self._added = torch.zeros(())
+        self._usual: Tensor | None = None
 
     def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
         """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts."""
         layout, config = self.layout, self.config
         delta, initial = delta[self.requests], self.initial[self.requests]
-        resid = self._run(delta)
-        read = self._read(resid)
+        resid = self._runner(delta[layout.owner][:, None])
+        read = torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
         logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
         if self._usual is None:
             self._usual = essence.detach().clone()
-            check_blocks(read.detach(), self._unedited)
         share = torch.ones_like(layout.share) if config.sum_token_nll else layout.share
         scored = -logprobs.gather(1, layout.token[:, None])[:, 0] * share
         nll_each = scored.new_zeros(len(layout.owner)).index_add(0, layout.row, scored)
@@ -208,28 +195,11 @@ class _Loss:
         figures = torch.stack(list(parts.values()), dim=1).tolist()
         return loss.sum(), [dict(zip(parts, row, strict=True)) for row in figures]
 
-    def add(self, output: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
-        """To be hooked on the output of W_out: the value of each row with its request's delta."""
-        return (output + self._added).to(output.dtype)
-
-    def _read(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "read d_model"]:
-        """The states that predict a target token, then those that show the essence."""
-        layout = self.layout
-        return torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
-
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
         """Mean over each request's contexts."""
         rows = self.layout.row.unique()
         total = each.new_zeros(len(self.requests)).index_add(0, self.layout.owner[rows], each[rows])
         return total * len(self.requests) / len(rows)
-
-    def _run(self, delta: Float[Tensor, "requests d_model"]) -> Float[Tensor, "rows pos d_model"]:
-        self._added = delta[self.layout.owner][:, None]
-        changed = self._edited(self.layer, self._pre, self._past[self.layer], self._rows)
-        resid = torch.cat([changed, self._after], dim=1)
-        for layer in range(self.layer + 1, self.model.cfg.n_layers):
-            resid = self._above(layer, resid, self._past[layer], self._rows)
-        return resid
 
     def drop(self, requests: Sequence[int]) -> None:
         """Go on without some requests."""
@@ -239,6 +209,4 @@ class _Loss:
         assert self._usual is not None
         self.layout, rows = self.layout.keep(left)
         self.requests, self._usual = self.requests[left], self._usual[left]
-        self._rows = rows if self._rows is None else self._rows[rows]
-        self._pre, self._after = self._pre[rows], self._after[rows]
-        self._past = [(keys[rows], values[rows]) for keys, values in self._past]
+        self._runner.keep(rows)

@@ -1,0 +1,37 @@
+"""Tables show what the library's own text shows, row by row."""
+
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from support.edits import REQUEST, editor
+from support.families import KINDS
+
+from tl_rome.cli.tables import convergence_table, receipt_table
+from tl_rome.editors import RELEASED, Convergence
+
+
+def shown(table):
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(table)
+    return [" ".join(line.split()) for line in capture.get().splitlines()]
+
+
+def test_a_receipt_is_shown_whole(tiny):
+    model = tiny("gpt2", KINDS[0])
+    receipt = replace(editor(model), config=replace(RELEASED, clamp=3.5))(model, REQUEST).receipt
+    receipt = replace(receipt, warnings=("one [sign]", "another"))
+    lines = shown(receipt_table(receipt))
+    assert "preset released with clamp=3.5" in lines
+    assert [" ".join(line.split()) for line in str(receipt).splitlines()] == [line for line in lines if line]
+    assert [line for line in lines if line.startswith("WARNING")] == ["WARNING one [sign]", "WARNING another"]
+
+
+def test_convergence_is_shown_whole():
+    cosine = torch.tensor([[torch.nan, torch.nan], [0.991, 0.992], [1.0, 1.0]])
+    report = Convergence((1, 2, 4), cosine, cosine)
+    assert report.rows()[:2] == [("1", "C is singular", "", ""), ("2", "0.9910", "0.9915", "0.992")]
+    lines = shown(convergence_table(report, 3))
+    for line in str(report).splitlines():
+        assert " ".join(line.split()) in lines

@@ -1,0 +1,64 @@
+"""Runs from one layer's W_out up give what full runs give with the same thing added there."""
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.families import FAMILIES, KINDS
+
+from tl_rome.editors.suffix import suffix_runner
+from tl_rome.errors import UnsupportedModelError
+from tl_rome.forward import last_resid, read
+from tl_rome.sites import key_hook, value_hook
+
+LAYER, LENGTH, START = 1, 12, 5
+TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.tensor([LENGTH, 9, 10])
+PADDING = torch.tensor([0, 3, 1])
+BATCH = torch.where((torch.arange(LENGTH) >= PADDING[:, None]) & (torch.arange(LENGTH) < LENGTHS[:, None]), TOKENS, 0)
+
+
+def full_run(model, row, added):
+    """The last block's output at START and after, of a row alone without padding, with something added there."""
+    first = START - int(PADDING[row])
+
+    def add(output):
+        output = output.clone()
+        output[0, first : first + len(added)] += added
+        return output
+
+    with value_hook(model, LAYER, add):
+        tokens = BATCH[row : row + 1, PADDING[row] : LENGTHS[row]]
+        return read(model, tokens, [last_resid(model)])[last_resid(model)][0, first:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("span", [1, None])
+def test_equals_full_runs_and_rows_may_leave(tiny, family, kind, span):
+    model = tiny(family, kind)
+    added = torch.randn(3, span or LENGTH - START, model.cfg.d_model, generator=torch.Generator().manual_seed(1))
+    options = {"lengths": LENGTHS, "start": START, "span": span, "padding": PADDING, "names": [key_hook(LAYER)]}
+    sizes = (LENGTHS - START).tolist()
+    expected = [full_run(model, row, added[row, : sizes[row]]) for row in range(3)]
+    left = torch.arange(3)
+    with torch.no_grad(), suffix_runner(model, BATCH, LAYER, **options) as run:
+        assert set(run.found) == {key_hook(LAYER)}
+        for places in ([0, 1, 2], [0, 2], [1]):
+            if len(places) < len(left):
+                run.keep(torch.tensor(places))
+                left = left[places]
+            for row, resid in zip(left.tolist(), run(added[left]), strict=True):
+                assert relative_error(resid[: sizes[row]], expected[row]) < 1e-4
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_a_run_that_cannot_be_gone_on_with_is_refused(tiny, monkeypatch):
+    model = tiny("llama", KINDS[0])
+    monkeypatch.setattr(
+        "tl_rome.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
+    )
+    with (
+        pytest.raises(UnsupportedModelError, match=r"block by block is off by \d+\.\d% from the model itself"),
+        suffix_runner(model, TOKENS, LAYER, lengths=torch.full((3,), LENGTH)),
+    ):
+        pytest.fail("the block must not be entered")

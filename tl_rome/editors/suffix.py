@@ -1,0 +1,119 @@
+"""Running a model again and again with something added to one layer's W_out output, at the cost of its upper part.
+
+Nothing below the layer and nothing before the first changed position depends on what is added. So one run is recorded,
+and each further one begins with the edited block, on the positions at which its output changes, and goes up from there.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.blocks import BlockRunner, check_blocks
+from tl_rome.forward import last_resid, record
+from tl_rome.sites import HookedModel, Site, value_hook
+
+
+class SuffixRunner:
+    """Runs of a batch from one layer's W_out up, differentiable in what is added there; `suffix_runner` makes it."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        tokens: Int[Tensor, "rows pos"],
+        layer: int,
+        lengths: Int[Tensor, " rows"],
+        start: int,
+        span: int | None,
+        padding: Int[Tensor, " rows"] | None,
+        names: Iterable[str],
+    ) -> None:
+        end = tokens.shape[1] if span is None else start + span
+        pre, post, top, outputs = Site("resid_pre", layer).hook, Site("resid_post", layer).hook, last_resid(model), []
+        with torch.no_grad(), value_hook(model, layer, outputs.append):
+            found, attended = record(model, tokens, {pre, post, top, *names}, padding=padding)
+        self.found = {name: found[name] for name in names}
+        """What was recorded at `names`."""
+        self.outputs: Float[Tensor, "rows span d_model"] = outputs[0][:, start:end]
+        """W_out's output at the positions that may change, bias included, before anything is added."""
+        self._layers = range(layer, model.cfg.n_layers)
+        self._above = BlockRunner(model, tokens, start, padding)
+        whole = end == tokens.shape[1]
+        self._edited = self._above if whole else BlockRunner(model, tokens[:, :end], start, padding)
+        self._rows: Tensor | None = None
+        self._pre, self._after = found[pre][:, start:end], found[post][:, end:]
+        self._past = [self._above.crop(attended[layer]) for layer in self._layers]
+        places = torch.arange(start, tokens.shape[1], device=lengths.device)
+        self._real, self._unedited = places < lengths[:, None], found[top][:, start:]
+        self._added = torch.zeros_like(self.outputs)
+
+    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+        """The last block's output at positions from `start` on.
+
+        Args:
+            added: To W_out's output, for each row that is left.
+        """
+        self._added = added
+        edited, *above = self._layers
+        changed = self._edited(edited, self._pre, self._past[0], self._rows)
+        resid = torch.cat([changed, self._after], dim=1)
+        for layer, past in zip(above, self._past[1:], strict=True):
+            resid = self._above(layer, resid, past, self._rows)
+        return resid
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with some of the rows that are left, given by their places among those."""
+        self._rows = rows if self._rows is None else self._rows[rows]
+        self._pre, self._after = self._pre[rows], self._after[rows]
+        self._past = [(keys[rows], values[rows]) for keys, values in self._past]
+
+    def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
+        """What is hooked on W_out's output."""
+        return (output + self._added).to(output.dtype)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Make sure that a run with nothing added gives what was recorded.
+
+        Raises:
+            UnsupportedModelError: If it does not: the model does more than pass one stream from block to block.
+        """
+        found = self(torch.zeros_like(self.outputs))
+        check_blocks(found[self._real], self._unedited[self._real])
+
+
+@contextmanager
+def suffix_runner(
+    model: HookedModel,
+    tokens: Int[Tensor, "rows pos"],
+    layer: int,
+    *,
+    lengths: Int[Tensor, " rows"],
+    start: int = 0,
+    span: int | None = None,
+    padding: Int[Tensor, " rows"] | None = None,
+    names: Iterable[str] = (),
+) -> Iterator[SuffixRunner]:
+    """Record a run of a batch and check that it can be gone on with; the runner is good inside the `with` block.
+
+    Args:
+        model: Left as found. A hook is on it inside: putting it there takes a bridge tens of milliseconds, so it is
+            done once for all runs.
+        tokens: On the model's device.
+        layer: Layer whose W_out's output is changed.
+        lengths: Of each row without its padding on the right; what is found there has no meaning.
+        start: First position at which it changes.
+        span: Number of positions at which it changes; None is all of them.
+        padding: Padding tokens on the left of each row.
+        names: Further hook points to record, see `SuffixRunner.found`.
+
+    Raises:
+        InputError: If a hook point does not exist.
+        UnsupportedModelError: If the model's blocks cannot be run one by one.
+    """
+    runner = SuffixRunner(model, tokens, layer, lengths, start, span, padding, names)
+    with value_hook(model, layer, runner.add):
+        runner.check()
+        yield runner
