@@ -65,4 +65,6 @@ def load(
     from tl_rome.models.loading import load_model
 
     chosen = cast("Literal['hooked', 'bridge'] | None", kind and kind.value)
-    return load_model(name, kind=chosen, dtype=getattr(torch, dtype.value), device=device, prepend_bos=prepend_bos)
+    return load_model(
+        name, model_class=chosen, dtype=getattr(torch, dtype.value), device=device, prepend_bos=prepend_bos
+    )
