@@ -49,14 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="text file, one text a line")
     parser.add_argument("--model", default="smollm2-135m", help="any name or folder that load_model takes")
-    parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
+    parser.add_argument("--model-class", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--layers", type=int, nargs="+", default=[5])
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = tl_rome.load_model(options.model, kind=options.kind, progress=False)
+    model = tl_rome.load_model(options.model, model_class=options.model_class, progress=False)
     texts, count = [], 0
     for line in options.texts.read_text("utf-8").splitlines():
         if line.strip() and count < options.tokens:
@@ -80,7 +80,7 @@ def main() -> None:
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "layers": options.layers,
         "model": options.model,
-        "kind": options.kind or "default",
+        "model_class": options.model_class or "default",
     }
     print(f"estimate {spent:.1f}, forward passes alone {own:.1f}, forward passes of texts as they come {unsorted:.1f}")
     print(json.dumps(report))

@@ -76,7 +76,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="what load_model takes, or gpt2-xl-random")
-    parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
+    parser.add_argument("--model-class", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=RELEASED.max_evaluations, help="evaluations of the loss, at most")
     parser.add_argument("--plain-steps", type=int, default=2, help="steps of the plain twin that are timed")
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3, help="number of requests")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = load(options.model, options.kind)
+    model = load(options.model, options.model_class)
     config: RomeConfig = replace(RELEASED, max_evaluations=options.steps)
     layer = default_layer(model)
     contexts = sample_contexts(model, config, generator=torch.Generator().manual_seed(0))
@@ -127,7 +127,7 @@ def main() -> None:
         "ratio_to_minimum": round(ratio, 2),
         "peak_memory_mb": peak,
         "model": options.model,
-        "kind": options.kind or "default",
+        "model_class": options.model_class or "default",
     }
     print(json.dumps(summary))
 

@@ -101,7 +101,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="what load_model takes")
-    parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
+    parser.add_argument("--model-class", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", default="sample", help="what load_counterfact takes")
     parser.add_argument("--count", type=int, default=8, help="records")
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, default=2, help="steps of v* of each that are timed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = load(options.model, options.kind)
+    model = load(options.model, options.model_class)
     source = Path(options.records)
     records = load_counterfact(source if source.exists() else options.records)[: options.count]
     rome, clock, plain = Rome.prepare(model, progress=False), Clock(), Clock()
@@ -156,7 +156,7 @@ def main() -> None:
         "peak_memory_mb": peak,
         "records_per_hour": round(3600 / wall),
         "model": options.model,
-        "kind": options.kind or "default",
+        "model_class": options.model_class or "default",
     }
     print(json.dumps(summary))
 

@@ -72,7 +72,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="what load_model takes, or gpt2-xl-random")
-    parser.add_argument("--kind", choices=("hooked", "bridge"), help="default: as load_model chooses")
+    parser.add_argument("--model-class", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompt", default="In Kingdom of Bulgaria, the language spoken is")
     parser.add_argument("--subject", default="Kingdom of Bulgaria")
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = load(options.model, options.kind)
+    model = load(options.model, options.model_class)
     layers = range(0, model.cfg.n_layers, options.every)
     part = model.cfg.n_layers / len(layers)
     maps = []
@@ -111,7 +111,7 @@ def main() -> None:
         "ratio_to_minimum": round(total["seconds"] / (total["least"] / rate), 2),
         "peak_memory_mb": peak_memory_mb(),
         "model": options.model,
-        "kind": options.kind or "default",
+        "model_class": options.model_class or "default",
     }
     print(json.dumps(report))
 

@@ -53,7 +53,7 @@ def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def _load_tiny(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     from tl_rome.models.loading import load_model
 
-    model = load_model(str(folder), kind=kind, dtype=dtype, device="cpu", progress=False, **options)
+    model = load_model(str(folder), model_class=kind, dtype=dtype, device="cpu", progress=False, **options)
     size = sum(p.numel() for p in model.parameters())
     assert size < 200_000, f"{folder.name} is not tiny: {size} parameters"
     assert model.cfg.n_ctx == N_CTX
@@ -94,7 +94,7 @@ def smollm2() -> Callable[[str], Any]:
         from tl_rome.models.loading import load_model
 
         if kind not in models:
-            models[kind] = load_model("smollm2-135m", kind=kind, device="cpu", progress=False)
+            models[kind] = load_model("smollm2-135m", model_class=kind, device="cpu", progress=False)
         return models[kind]
 
     return get

@@ -50,8 +50,9 @@ def test_prompt_that_fills_the_context_is_answered(tiny):
 
 DEMO = """
 from functools import partial
-from tl_rome import cli, demo
-demo.GaussianNoise = partial(demo.GaussianNoise, samples=2)
+from tl_rome import cli
+from tl_rome.cli import demo_run
+demo_run.GaussianNoise = partial(demo_run.GaussianNoise, samples=2)
 cli.main()
 """
 
@@ -64,7 +65,7 @@ def test_demo_as_a_user_runs_it(tmp_path):
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "Traceback" not in finished.stderr
-    figures = {"trace.png", "trace_hidden.png", "trace_mlp.png", "trace_attn.png"}
+    figures = {"trace.png", "trace_resid_post.png", "trace_mlp_out.png", "trace_attn_out.png"}
     out = tmp_path / "found"
     assert written(tmp_path) == {f"found/{name}" for name in (*figures, "demo.md", "eiffel-tower-rome.safetensors")}
     for figure in figures:

@@ -6,9 +6,10 @@ from support.cli import fail, succeed, written
 from support.families import KINDS
 
 from tl_rome import FT, FT_L, PRESETS, Edit, Fact, FineTune, KeyCovariance, rome
-from tl_rome.cli.commands.edit import Preset
 from tl_rome.cli.demo_run import FACT, NEW, ask
+from tl_rome.cli.editor_options import EditorName
 from tl_rome.editors import sample_contexts
+from tl_rome.editors.by_name import EDITOR_NAMES, FINE_TUNING
 from tl_rome.facts import EditRequest
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
@@ -20,7 +21,7 @@ def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, stati
     asked = ["The [red]Eiffel Tower[/] stands in [", "Big Ben is in"]
     printed = succeed(
         *("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--ask", asked[0], "--ask", asked[1]),
-        *("--covariance", statistics, "--seed", 1, "--model", folder, "--kind", kind, "--out", out),
+        *("--covariance", statistics, "--seed", 1, "--model", folder, "--model-class", kind, "--out", out),
     )
     assert written(tmp_path) == {"edit.safetensors"}
     model, covariance = tiny("gpt2", kind), KeyCovariance.load(statistics)
@@ -38,14 +39,15 @@ def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, stati
     assert f"layer {expected.receipt.layer} (that of the covariance)" in printed
 
 
-def test_presets_are_those_of_the_library():
-    assert {preset.value for preset in Preset} == {*PRESETS, FT.preset, FT_L.preset}
+def test_names_are_those_of_the_library():
+    assert set(EditorName) == set(EDITOR_NAMES)
+    assert {name for name in EditorName if name.is_fine_tuning} == FINE_TUNING.keys()
 
 
 @pytest.mark.parametrize("preset", ["draft", "p_rome"])
-def test_preset(folder, tiny, statistics, tmp_path, preset):
+def test_editor(folder, tiny, statistics, tmp_path, preset):
     out = tmp_path / "edit.safetensors"
-    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--preset", preset, "--covariance", statistics)
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", preset, "--covariance", statistics)
     printed = succeed(*arguments, "--model", folder, "--out", out)
     model, covariance = tiny("gpt2", KINDS[0]), KeyCovariance.load(statistics)
     expected = rome(model, TEMPLATE, SUBJECT, NEW, covariance=covariance, config=PRESETS[preset], progress=False)
@@ -57,7 +59,7 @@ def test_preset(folder, tiny, statistics, tmp_path, preset):
 @pytest.mark.parametrize(("config", "layer"), [(FT, None), (FT_L, 2)])
 def test_fine_tuning(folder, tiny, tmp_path, config, layer):
     out = tmp_path / "edit.safetensors"
-    options = ("--preset", config.preset, *(() if layer is None else ("--layer", layer)))
+    options = ("--editor", config.preset, *(() if layer is None else ("--layer", layer)))
     printed = succeed("edit", TEMPLATE, SUBJECT, NEW, *options, "--model", folder, "--out", out)
     model = tiny("gpt2", KINDS[0])
     expected = FineTune(layer or 0, config)(model, EditRequest(TEMPLATE, SUBJECT, NEW))
@@ -66,10 +68,24 @@ def test_fine_tuning(folder, tiny, tmp_path, config, layer):
     assert "divisor" not in printed
 
 
+@pytest.mark.parametrize("editor", ["rome", "ft"])
+def test_layer_that_tracing_finds(folder, statistics, tmp_path, monkeypatch, editor):
+    class Found:
+        layer = 1
+
+        def __str__(self):
+            return "layer 1, traced"
+
+    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model: Found())
+    options = ("--covariance", statistics) if editor == "rome" else ()
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", editor, "--layer", "auto", *options, "--model", folder)
+    assert "layer 1 (suggested: layer 1, traced)" in succeed(*arguments, "--out", tmp_path / "edit")
+
+
 def test_fine_tuning_takes_no_statistics(statistics, tmp_path):
-    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--preset", "ft", "--model", "./nowhere", "--out", tmp_path / "edit")
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", "ft", "--model", "./nowhere", "--out", tmp_path / "edit")
     for option in (("--covariance", statistics), ("--contexts", "recipe")):
-        assert "preset 'ft' fine-tunes on the prompt alone; leave out --covariance" in fail(*arguments, *option)
+        assert "ft fine-tunes on the prompt alone; leave out --covariance" in fail(*arguments, *option)
 
 
 def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +16,19 @@ from support.families import KINDS, N_LAYERS
 from tl_rome.cli.demo_run import FACT, NEW
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
-COMMANDS = (
-    "demo",
-    "trace",
-    "average",
-    "edit",
-    "covariance",
-    "export",
-    "table3",
-    "sweep",
-    "multi",
-    "generate",
-)
+WORK = {
+    "demo": (),
+    "trace": (TEMPLATE, SUBJECT),
+    "trace-many": (),
+    "edit": (TEMPLATE, SUBJECT, NEW),
+    "covariance": (),
+    "export": ("edit",),
+    "compare": (),
+    "sweep": (),
+    "sequential": (),
+    "generate": ("--record", 1),
+}
+"""What each command needs, apart from `--out`."""
 
 
 def test_version():
@@ -35,7 +37,7 @@ def test_version():
     assert succeed("--version") == f"tl-rome {__version__}"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WORK)
 def test_help_of_every_command(command):
     assert command in succeed("--help")
     assert f"Usage: tl-rome {command}" in succeed(command, "--help").replace("root", "tl-rome")
@@ -48,6 +50,10 @@ def test_help_of_every_command(command):
         (("trace", TEMPLATE, " "), "subject is empty"),
         (("trace", "{}aris is", "The P"), "subject 'The P' ends inside the token ' Paris'"),
         (("trace", TEMPLATE, SUBJECT, "--target", ""), "target is empty"),
+        (("trace", TEMPLATE, SUBJECT, "--component", "heads"), "no hook point 'blocks.0.hook_heads'"),
+        (("trace", TEMPLATE, SUBJECT, "--device", "banana"), "device 'banana' cannot be used"),
+        (("edit", TEMPLATE, SUBJECT, NEW, "--device", "cuda:99"), "device 'cuda:99' cannot be used"),
+        (("compare", "--device", "banana"), "device 'banana' cannot be used"),
         (("trace", TEMPLATE, SUBJECT, "--window", 0), "at least 1 layer, got 0"),
         (("trace", TEMPLATE, SUBJECT, "--samples", 0), "at least 1 sample"),
         (("trace", TEMPLATE + " of" * 200, SUBJECT), "the model's context only 128"),
@@ -74,18 +80,25 @@ def test_unknown_model(tmp_path, monkeypatch, command):
     assert not written(tmp_path)
 
 
-def test_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path):
+@pytest.mark.parametrize("command", WORK)
+def test_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path, command):
     file = tmp_path / "file"
     file.write_text("mine")
-    for command in (("trace", TEMPLATE, SUBJECT), ("edit", TEMPLATE, SUBJECT, NEW), ("covariance",), ("demo",)):
-        message = fail(*command, "--model", "./nowhere", "--out", file / "below" / "it")
-        assert f"{file} is not a folder" in message
-    for command in (("trace", TEMPLATE, SUBJECT), ("demo",)):
-        assert "is not a folder" in fail(*command, "--model", "./nowhere", "--out", file)
-    for command in (("edit", TEMPLATE, SUBJECT, NEW), ("covariance",)):
-        assert "it is a folder; name a file" in fail(*command, "--model", "./nowhere", "--out", tmp_path)
+    arguments = (command, *WORK[command], "--model", "./nowhere", "--out")
+    assert f"{file} is not a folder" in fail(*arguments, file / "below" / "it")
+    if command in ("edit", "covariance"):
+        assert "it is a folder; name a file" in fail(*arguments, tmp_path)
+    else:
+        assert "is not a folder" in fail(*arguments, file)
     assert written(tmp_path) == {"file"}
     assert file.read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder in which not even the superuser can make a file")
+@pytest.mark.parametrize("command", WORK)
+def test_a_file_system_that_refuses_is_noticed_before_the_model_is_loaded(command):
+    message = fail(command, *WORK[command], "--model", "./nowhere", "--out", "/proc/nope")
+    assert "/proc is not a folder that can be written to" in message
 
 
 def test_statistics_that_do_not_fit(folder, family_dir, statistics, tmp_path):
@@ -99,6 +112,12 @@ def test_statistics_that_do_not_fit(folder, family_dir, statistics, tmp_path):
     assert written(tmp_path) == {"damaged"}
 
 
+@pytest.mark.parametrize("command", [("compare", "--workers", 1), ("sequential",), ("generate", "--record", 0)])
+def test_layer_and_statistics_of_editors_that_are_compared(folder, statistics, tmp_path, command):
+    arguments = (*command, "--editors", "ft,rome", "--covariance", statistics, "--layer", 2, "--model", folder)
+    assert "is at layer 2" in fail(*arguments, "--out", tmp_path / "out")
+
+
 def test_text_that_is_not_text(folder, tmp_path):
     file = tmp_path / "text"
     file.write_bytes(b"fine\n\xff\xfe\n")
@@ -109,16 +128,19 @@ def test_text_that_is_not_text(folder, tmp_path):
 
 @pytest.mark.skipif("hooked" in KINDS, reason="this TransformerLens has both classes")
 def test_class_that_is_not_there(folder, tmp_path):
-    assert "has no HookedTransformer" in fail("demo", "--model", folder, "--kind", "hooked", "--out", tmp_path / "out")
+    assert "has no HookedTransformer" in fail(
+        "demo", "--model", folder, "--model-class", "hooked", "--out", tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("trace", TEMPLATE),
-        ("trace", TEMPLATE, SUBJECT, "--component", "heads"),
+        ("edit", TEMPLATE, SUBJECT, NEW, "--editor", "memit"),
+        ("edit", TEMPLATE, SUBJECT, NEW, "--layer", "deep"),
         ("trace", TEMPLATE, SUBJECT, "--samples", "few"),
-        ("trace", TEMPLATE, SUBJECT, "--kind", "mamba"),
+        ("trace", TEMPLATE, SUBJECT, "--model-class", "mamba"),
         ("edit", TEMPLATE, SUBJECT, NEW, "--dtype", "int8"),
         ("edit", TEMPLATE, SUBJECT, NEW, "--nonsense"),
         ("covariance",),
@@ -150,16 +172,27 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
     monkeypatch.setattr(importlib.import_module(module), function, interrupt)
     rest = {"trace": ("--samples", 1), "edit": (NEW, "--covariance", statistics)}[command]
     result = run(command, TEMPLATE, SUBJECT, *rest, "--model", folder, "--out", tmp_path / "out")
-    assert result.exit_code not in (0, 2)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in result.output
     assert not written(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "sequential"])
+def test_interrupted_commands_that_resume_say_so(tmp_path, monkeypatch, command):
+    monkeypatch.setattr("tl_rome.models.loading.load_model", interrupt)
+    options = ("--workers", 1) if command == "compare" else ()
+    result = run(command, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.slow
 @pytest.mark.leg("4")
 def test_ctrl_c_in_a_real_run(folder, tmp_path):
     command = [sys.executable, "-m", "tl_rome.cli", "trace", TEMPLATE, SUBJECT, "--model", str(folder)]
-    command += ["--samples", "20000", "--component", "mlp", "--out", str(tmp_path / "out")]
+    command += ["--samples", "20000", "--component", "mlp_out", "--out", str(tmp_path / "out")]
     # A shell has programs that it runs in the background ignore Ctrl-C, and so would their children.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -176,6 +209,7 @@ def test_ctrl_c_in_a_real_run(folder, tmp_path):
             _, rest = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode not in (0, 2)
+    assert process.returncode == 130
+    assert rest.rstrip().endswith("interrupted")
     assert "Traceback" not in seen + rest
     assert not written(tmp_path)

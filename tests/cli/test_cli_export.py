@@ -31,7 +31,7 @@ def test_the_folder_reloads_with_the_logits_of_the_edited_model(folder, fresh_ti
     with compose(Edit.load(path) for path in edits[:count]).applied(model):
         expected = model(TOKENS)
     assert not torch.allclose(before, expected)
-    again = load_model(str(out), kind=KIND, device="cpu", progress=False)
+    again = load_model(str(out), model_class=KIND, device="cpu", progress=False)
     assert torch.equal(again(TOKENS), expected)
     assert written(tmp_path) == {f"deep/er/{name}" for name in written(out)}
     assert "'The Eiffel Tower is located in the city of' -> 'Rome', layer 1" in printed

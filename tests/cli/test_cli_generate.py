@@ -9,7 +9,7 @@ from support.families import KINDS
 from tl_rome.counterfact import load_counterfact
 
 FACT = ("--template", "{} is located in the city of", "--subject", "The Eiffel Tower", "--target-new", "Rome")
-SHORT = ("--editors", "ft, ft_l", "--new-tokens", "6", "--kind", KINDS[0])
+SHORT = ("--editors", "ft, ft_l", "--new-tokens", "6", "--model-class", KINDS[0])
 
 
 def test_texts_of_all_models_are_printed_and_written(folder, tmp_path):
@@ -42,10 +42,9 @@ def test_a_record_brings_its_prompts(folder, tmp_path):
         (FACT[:4], "say what to rewrite: give --template, --subject and --target-new, or --record"),
         ((*FACT, "--record", "1"), "a record has its own rewrite"),
         (("--record", "-1"), "sample has no record -1; it has"),
-        ((*FACT, "--editors", "memit"), "there is no editor 'memit'; choose from ft, ft_l, rome"),
     ],
 )
 def test_what_is_refused_leaves_nothing(folder, tmp_path, options, message):
-    arguments = ("--model", folder, "--kind", KINDS[0], "--out", tmp_path / "out")
+    arguments = ("--model", folder, "--model-class", KINDS[0], "--out", tmp_path / "out")
     assert message in fail("generate", *options, *arguments)
     assert not list(tmp_path.iterdir())

@@ -120,7 +120,7 @@ def test_double_precision_keeps_every_bit_of_the_weights(fresh_tiny, variant, ki
     weights = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
     exact = weights["model.layers.1.mlp.down_proj.weight"] + 1e-12
     save_file({**weights, "model.layers.1.mlp.down_proj.weight": exact}, folder / "model.safetensors", {"format": "pt"})
-    model = load_model(str(folder), kind=kind, dtype=torch.float64, progress=False)
+    model = load_model(str(folder), model_class=kind, dtype=torch.float64, progress=False)
     assert torch.equal(model.blocks[1].mlp.W_out, exact.T)
 
 
@@ -143,9 +143,9 @@ def test_loading_leaves_global_state_alone(family_dir, kind):
     transformers_logging.set_verbosity_warning()
     transformers_logging.enable_progress_bar()
     before = state()
-    load_model(str(family_dir("llama")), kind=kind, progress=False)
+    load_model(str(family_dir("llama")), model_class=kind, progress=False)
     with pytest.raises(ModelUnavailableError):
-        load_model("./nowhere", kind=kind, progress=False)
+        load_model("./nowhere", model_class=kind, progress=False)
     assert state() == before
 
 
@@ -159,7 +159,7 @@ def test_local_folder_needs_no_network(family_dir, kind, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    load_model(str(family_dir("gemma2")), kind=kind, progress=False)
+    load_model(str(family_dir("gemma2")), model_class=kind, progress=False)
     assert not attempts
 
 
@@ -254,7 +254,7 @@ def test_weights_that_are_not_finite(variant, kind, value):
     weights["model.layers.2.mlp.down_proj.weight"][3, 5] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericsError, match=r"'model\.layers\.2\.mlp\.down_proj\.weight' .* has 1 NaN or infinite"):
-        load_model(str(folder), kind=kind, progress=False)
+        load_model(str(folder), model_class=kind, progress=False)
 
 
 def test_model_type_that_transformers_does_not_know(variant):
@@ -304,13 +304,13 @@ def biased_llama(folder: Path) -> Path:
 @pytest.mark.skipif("hooked" not in KINDS, reason="no HookedTransformer in TransformerLens 4")
 def test_conversion_to_another_model_is_refused(variant):
     folder = biased_llama(variant("llama", attention_bias=True, mlp_bias=True))
-    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*other logits.*try kind='bridge'"):
-        load_model(str(folder), kind="hooked", progress=False)
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*other logits.*try model_class='bridge'"):
+        load_model(str(folder), model_class="hooked", progress=False)
 
 
 def test_bridge_keeps_what_hooked_transformer_would_drop(variant):
     folder = biased_llama(variant("llama", attention_bias=True, mlp_bias=True))
-    model = load_model(str(folder), kind="bridge", progress=False)
+    model = load_model(str(folder), model_class="bridge", progress=False)
     tokens = torch.arange(20)[None]
     assert relative_error(model(tokens), hugging_face_logits(folder, tokens)) < 1e-5
 
@@ -325,8 +325,10 @@ def test_architecture_that_transformer_lens_cannot_convert(variant):
         elif ".mlp.c_proj.weight" in name:
             weights[name] = weights[name][:64].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=r"cannot convert .*GPT2LMHeadModel.*size mismatch.*kind='bridge'"):
-        load_model(str(folder), kind="hooked", progress=False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"cannot convert .*GPT2LMHeadModel.*size mismatch.*model_class='bridge'"
+    ):
+        load_model(str(folder), model_class="hooked", progress=False)
 
 
 @pytest.mark.skipif("hooked" not in KINDS, reason="no HookedTransformer in TransformerLens 4")
@@ -334,14 +336,14 @@ def test_temporary_folder_with_a_model_in_its_name(family_dir, tmp_path, monkeyp
     (tmp_path / "llama").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "llama"))
     with pytest.raises(UnsupportedModelError, match="TMPDIR"):
-        load_model(str(family_dir("gpt2")), kind="hooked", progress=False)
+        load_model(str(family_dir("gpt2")), model_class="hooked", progress=False)
 
 
 def test_hooked_transformer_that_is_not_there(family_dir, monkeypatch):
     if "hooked" in KINDS:
         monkeypatch.setattr("tl_rome.models.conversion.has_hooked_transformer", lambda: False)
-    with pytest.raises(UnsupportedModelError, match=r"removed in 4\.0.*kind='bridge'"):
-        load_model(str(family_dir("gpt2")), kind="hooked", progress=False)
+    with pytest.raises(UnsupportedModelError, match=r"removed in 4\.0.*model_class='bridge'"):
+        load_model(str(family_dir("gpt2")), model_class="hooked", progress=False)
     model = load_model(str(family_dir("gpt2")), progress=False)
     assert type(model).__name__ == "TransformerBridge"
 
@@ -361,3 +363,9 @@ def test_arguments_that_make_no_sense(family_dir):
         load_model(" ", progress=False)
     with pytest.raises(InputError, match=r"torch\.int64"):
         load_model(str(family_dir("gpt2")), dtype=torch.int64, progress=False)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "ipu", "hpu"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device):
+    with pytest.raises(InputError, match=rf"device '{device}' cannot be used .*; this machine has cpu"):
+        load_model("./nowhere", device=device, progress=False)

@@ -131,7 +131,7 @@ def test_fingerprints_tell_families_seeds_and_dtypes_apart(tiny, tmp_path, kind)
     # The tiny Mistral and Llama have the very same weights, and differ in their attention windows alone.
     families = [fingerprint(tiny(family, kind)) for family in FAMILIES if family != "mistral"]
     seeds = [
-        fingerprint(load_model(str(build_family("gpt2", tmp_path / str(seed), seed)), kind=kind, progress=False))
+        fingerprint(load_model(str(build_family("gpt2", tmp_path / str(seed), seed)), model_class=kind, progress=False))
         for seed in (1, 2)
     ]
     dtypes = [fingerprint(tiny("gpt2", kind, dtype)) for dtype in (torch.bfloat16, torch.float64)]

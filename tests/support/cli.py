@@ -1,5 +1,6 @@
 """Calling the command line as its tests do, and looking at what it leaves behind."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ def fail(*arguments: Any) -> str:
     assert result.stderr.rstrip().endswith(lines[0])
     assert "Traceback" not in result.output
     return lines[0]
+
+
+def misuse(*arguments: Any) -> str:
+    """What a call that must fail as a usage error says, its frame and line breaks taken away."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+def read_experiment(folder: Path, name: str) -> tuple[Any, str]:
+    """The JSON and the Markdown of an experiment's files; the picture is there too."""
+    assert {f"{name}.{suffix}" for suffix in ("json", "md", "png")} <= written(folder)
+    assert_is_picture(folder / f"{name}.png")
+    return json.loads((folder / f"{name}.json").read_text()), (folder / f"{name}.md").read_text()
 
 
 def written(folder: Path) -> set[str]:

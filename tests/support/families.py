@@ -100,7 +100,7 @@ def transformer_lens_major() -> int:
 
 
 def model_kinds() -> tuple[str, ...]:
-    """Return the model classes that this TransformerLens has, as `kind` arguments of `load_model`."""
+    """Return the model classes that this TransformerLens has, as `model_class` arguments of `load_model`."""
     return ("hooked", "bridge") if transformer_lens_major() < 4 else ("bridge",)
 
 

@@ -3,38 +3,44 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
 
+from tl_rome.cli import console
+from tl_rome.cli.commands.compare import compare
 from tl_rome.cli.commands.covariance import covariance
 from tl_rome.cli.commands.demo import demo
 from tl_rome.cli.commands.edit import edit
-from tl_rome.cli.commands.experiments import multi, sweep
 from tl_rome.cli.commands.export import export
 from tl_rome.cli.commands.generate import generate
-from tl_rome.cli.commands.table3 import table3
-from tl_rome.cli.commands.trace import average, trace
+from tl_rome.cli.commands.sequential import sequential
+from tl_rome.cli.commands.sweep import sweep
+from tl_rome.cli.commands.trace import trace
+from tl_rome.cli.commands.trace_many import trace_many
 from tl_rome.errors import TLRomeError
 
 _SUBJECTS = {
     "Start here": (demo,),
-    "Tracing": (trace, average),
+    "Tracing": (trace, trace_many),
     "Editing": (edit, covariance, export),
-    "Measuring": (table3, sweep, multi, generate),
+    "Measuring": (compare, sweep, sequential, generate),
 }
+_RESUMED = {"trace-many", "compare", "sweep", "sequential"}
+"""Commands that keep what they have done."""
 
 
 class _Commands(TyperGroup):
-    """All commands; here an error of ours becomes a message."""
+    """All commands; here an error of ours, and Ctrl-C, become a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except TLRomeError as error:
-            message = Text(f"error: {error}".replace("\n", " "), style="red")
-            Console(stderr=True).print(message, soft_wrap=True)
+            console.complain(f"error: {error}")
             raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            again = "; run the same command again to go on" if ctx.invoked_subcommand in _RESUMED else ""
+            console.complain(f"interrupted{again}")
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

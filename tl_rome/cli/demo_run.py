@@ -20,13 +20,11 @@ from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import continue_texts
 from tl_rome.patching import GaussianNoise, TraceResult, causal_trace, noise_scale
+from tl_rome.patching.averaging.trace_facts import COMPONENTS
 from tl_rome.scoring import score_targets
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import write_whole
 from tl_rome.tokens import encode, pad
-
-COMPONENTS = {"hidden": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
-"""The paper's three components: short name, used for options and files, and component of `Site`."""
 
 FACT = Fact("{} is located in the city of", "The Eiffel Tower", "Paris")
 NEW = "Rome"
@@ -100,7 +98,7 @@ class DemoResult:
     """What the demo found."""
 
     traces: dict[str, TraceResult]
-    """By short component name."""
+    """By component."""
     edit: Edit
     """The edit; not applied."""
     rows: tuple[Row, ...]
@@ -166,9 +164,9 @@ def run_demo(
     prompts = [prompt for _, prompt in asked]
     before, said = ask(model, prompts, targets), _continue(model, OPEN_PROMPT)
     traces, noise = {}, GaussianNoise(noise_scale(model))
-    for name, component in COMPONENTS.items():
+    for component in COMPONENTS:
         rng = torch.Generator().manual_seed(seed)
-        traces[name] = causal_trace(model, FACT, component, generator=rng, corruption=noise, progress=progress)
+        traces[component] = causal_trace(model, FACT, component, generator=rng, corruption=noise, progress=progress)
     options = {"covariance": covariance, "seed": seed, "progress": progress}
     edit = rome(model, FACT.rewrite(NEW), **options)
     with edit.applied(model):

@@ -1,68 +1,51 @@
-"""Arguments and options that several commands share, and the model that they name."""
+"""Arguments and options that several commands share, each written once, and the parsers of lists."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
-if TYPE_CHECKING:
-    from tl_rome.sites import HookedModel
+
+class Integers(tuple[int, ...]):
+    """Integers with commas between, in order, each once."""
 
 
-class Kind(StrEnum):
-    """TransformerLens classes."""
-
-    hooked = "hooked"
-    bridge = "bridge"
+class Floats(tuple[float, ...]):
+    """Numbers with commas between, in order, each once."""
 
 
-class Dtype(StrEnum):
-    """Floating-point types of weights."""
+Number = TypeVar("Number", int, float)
 
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+
+def integers(text: str | Integers) -> Integers:
+    """Parse integers; a default comes parsed."""
+    return Integers(_numbers(text, int)) if isinstance(text, str) else text
+
+
+def floats(text: str | Floats) -> Floats:
+    """Parse numbers; a default comes parsed."""
+    return Floats(_numbers(text, float)) if isinstance(text, str) else text
+
+
+def _numbers(text: str, read: Callable[[str], Number]) -> list[Number]:
+    try:
+        return sorted({read(number) for number in text.split(",")})
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,3") from None
 
 
 TemplateArgument = Annotated[
     str, typer.Argument(help="Prompt with one {} in the subject's place, ending before the object.")
 ]
 SubjectArgument = Annotated[str, typer.Argument(help="The entity, as it appears in the prompt.")]
-ModelOption = Annotated[
-    str, typer.Option("--model", help="smollm2-135m, a hub name, or a folder in Hugging Face layout.")
+RecordsOption = Annotated[
+    str, typer.Option("--records", help="sample, a JSON or JSONL file, or the name of a `datasets` data set.")
 ]
-KindOption = Annotated[
-    Kind | None, typer.Option("--kind", help="HookedTransformer or TransformerBridge.", show_default="hooked if there")
-]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights.")]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Where the model runs: cpu, cuda, mps ...", show_default="cuda or cpu")
-]
-BosOption = Annotated[
-    bool | None,
-    typer.Option("--prepend-bos/--no-prepend-bos", help="Begin prompts with BOS.", show_default="the tokenizer's way"),
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take this many records from the start.")]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Records or prompts at once; more take more memory.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
-
-DEFAULT_MODEL = "smollm2-135m"
-
-
-def load(
-    name: str,
-    kind: Kind | None = None,
-    dtype: Dtype = Dtype.float32,
-    device: str | None = None,
-    prepend_bos: bool | None = None,
-) -> "HookedModel":
-    """The model that the options name.
-
-    Raises:
-        TLRomeError: As `load_model` does.
-    """
-    import torch
-
-    from tl_rome.models.loading import load_model
-
-    chosen = cast("Literal['hooked', 'bridge'] | None", kind and kind.value)
-    return load_model(name, kind=chosen, dtype=getattr(torch, dtype.value), device=device, prepend_bos=prepend_bos)
+ResultsOption = Annotated[Path, typer.Option("--out", help="Folder of results; run again with it to go on.")]
+"""The `--out` of a command that resumes."""

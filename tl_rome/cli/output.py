@@ -1,9 +1,11 @@
 """Files for people: figures and text that appear whole or not at all, and a check of the place before long work."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 from tl_rome.errors import StorageError
 from tl_rome.figures import png
@@ -14,19 +16,24 @@ from tl_rome.patching.result import TraceResult
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
+
+    from tl_rome.grid import Grid
 
 
 def check_folder(path: Path) -> Path:
-    """Return a folder that could be written to; it need not exist, and nothing is made.
+    """Return a folder that could be written to; it need not exist, and nothing is left there.
 
     Raises:
         StorageError: If it is a file, lies in one, or must not be written to.
     """
-    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise StorageError(f"cannot write to {path}: {existing} is not a folder that can be written to; name another")
-    return path
+    existing = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    try:
+        with TemporaryFile(dir=existing):  # permissions alone do not tell: a file system can refuse even the superuser
+            return path
+    except OSError:
+        what = f"cannot write to {path}: {existing} is not a folder that can be written to; name another"
+        raise StorageError(what) from None
 
 
 def check_file(path: Path) -> Path:
@@ -70,3 +77,14 @@ def save_averages(averages: Sequence[AverageTrace], path: Path) -> Path:
     figure = Figure(figsize=(width, 2.6), dpi=150, layout="constrained")
     plot_averages(averages, list(figure.subplots(1, len(averages), sharey=True, squeeze=False)[0]))
     return write_whole(path, png(figure))
+
+
+def save_experiment(folder: Path, name: str, data: Any, grids: "Sequence[Grid]", figure: "Figure") -> list[Path]:
+    """Write an experiment's figures as JSON, its tables as Markdown and its picture as PNG.
+
+    Raises:
+        StorageError: If a file cannot be written.
+    """
+    texts = {"json": json.dumps(data, indent=1, allow_nan=False), "md": "\n".join(grid.markdown for grid in grids)}
+    files = {**{suffix: text.encode() for suffix, text in texts.items()}, "png": png(figure)}
+    return [write_whole(folder / f"{name}.{suffix}", content) for suffix, content in files.items()]

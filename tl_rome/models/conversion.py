@@ -38,14 +38,14 @@ def has_hooked_transformer() -> bool:
     return True
 
 
-def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel":
+def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "HookedModel":
     """Make a HookedTransformer or TransformerBridge from a Hugging Face model on the CPU, and check it against it.
 
     Args:
         hf_model: A causal language model in eval mode. A bridge takes it over: it must not be used afterwards.
         tokenizer: Its tokenizer; padding side and missing special tokens are filled in.
         name: What to record as `cfg.model_name`.
-        kind: `"hooked"` or `"bridge"`.
+        model_class: `"hooked"` or `"bridge"`.
 
     Returns:
         The model, in the dtype and on the device of `hf_model`.
@@ -62,11 +62,11 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
     init_kwargs = dict(tokenizer.init_kwargs)
     tokenizer.init_kwargs.update(name_or_path="", add_bos_token=True)
     try:
-        model = _hooked(hf_model, tokenizer) if kind == "hooked" else _bridge(hf_model, tokenizer, name)
+        model = _hooked(hf_model, tokenizer) if model_class == "hooked" else _bridge(hf_model, tokenizer, name)
     except (NotImplementedError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
         raise UnsupportedModelError(
-            f"TransformerLens cannot convert {name!r} ({architecture}) for kind={kind!r}: "
-            f"{type(error).__name__}: {_one_line(error)}; {_other_class(kind)}"
+            f"TransformerLens cannot convert {name!r} ({architecture}) for model_class={model_class!r}: "
+            f"{type(error).__name__}: {_one_line(error)}; {_other_class(model_class)}"
         ) from error
     finally:
         tokenizer.init_kwargs.clear()
@@ -77,8 +77,8 @@ def convert(hf_model: Any, tokenizer: Any, name: str, kind: str) -> "HookedModel
     tolerance = _tolerance(expected)
     if not error <= tolerance:
         raise UnsupportedModelError(
-            f"TransformerLens converts {name!r} ({architecture}) for kind={kind!r} to a model with other logits "
-            f"(relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(kind)}"
+            f"TransformerLens converts {name!r} ({architecture}) for model_class={model_class!r} to a model with other "
+            f"logits (relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(model_class)}"
         )
     return model
 
@@ -184,7 +184,7 @@ def _check_neutral(folder: str) -> None:
         if word in folder.lower():
             raise UnsupportedModelError(
                 f"the temporary folder {folder} has {word!r} in its path, which TransformerLens takes for a model "
-                "name; set the environment variable TMPDIR to another folder, or use kind='bridge'"
+                "name; set the environment variable TMPDIR to another folder, or use model_class='bridge'"
             )
 
 
@@ -238,5 +238,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or "no message"
 
 
-def _other_class(kind: str) -> str:
-    return "try kind='bridge'" if kind == "hooked" else "use a model of a supported architecture"
+def _other_class(model_class: str) -> str:
+    return "try model_class='bridge'" if model_class == "hooked" else "use a model of a supported architecture"

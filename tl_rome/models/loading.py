@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load_model(
     name: str = smollm2.NAME,
     *,
-    kind: Literal["hooked", "bridge"] | None = None,
+    model_class: Literal["hooked", "bridge"] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
@@ -39,8 +39,8 @@ def load_model(
     Args:
         name: `"smollm2-135m"` (embedded, needs no model hub), a local folder in Hugging Face layout, or a hub name such
             as `"gpt2-xl"` or `"EleutherAI/gpt-j-6B"`; hub names also come from the hub's cache (`HF_HUB_OFFLINE=1`).
-        kind: TransformerLens class; None takes HookedTransformer where the installed TransformerLens has it. Converting
-            to it needs memory for the weights twice, a bridge needs it once.
+        model_class: TransformerLens class; None takes HookedTransformer where the installed TransformerLens has it.
+            Converting to it needs memory for the weights twice, a bridge needs it once.
         dtype: Floating-point type of the weights.
         device: Where the model goes; None is the best that TransformerLens trusts (CUDA, else the CPU).
         prepend_bos: Whether prompts begin with a BOS token; None follows the tokenizer's own default encoding.
@@ -51,13 +51,14 @@ def load_model(
         The model; `model.cfg.default_prepend_bos` holds the BOS policy and `model.cfg.model_name` the name.
 
     Raises:
-        InputError: If an argument has an unknown value, or BOS is asked of a tokenizer that has none.
+        InputError: If an argument has an unknown value, the device does not exist on this machine, or BOS is asked of a
+            tokenizer that has none.
         ModelUnavailableError: If the model cannot be found, downloaded or read.
         NumericsError: If a weight is NaN or infinite.
         UnsupportedModelError: If TransformerLens cannot convert the model, or lacks the class asked for.
     """
-    if kind not in (None, "hooked", "bridge"):
-        raise InputError(f"kind is {kind!r}; use 'hooked', 'bridge' or None")
+    if model_class not in (None, "hooked", "bridge"):
+        raise InputError(f"model_class is {model_class!r}; use 'hooked', 'bridge' or None")
     if not name.strip():
         raise InputError(f"model name is empty ({name!r}); give {smollm2.NAME!r}, a hub name or a folder")
     if not dtype.is_floating_point:
@@ -67,18 +68,18 @@ def load_model(
 
         from tl_rome.models.conversion import convert, has_hooked_transformer
 
-        target = torch.device(device if device is not None else get_device())
-        if kind is None:
-            kind = "hooked" if has_hooked_transformer() else "bridge"
-        elif kind == "hooked" and not has_hooked_transformer():
+        target = _usable_device(device if device is not None else get_device())
+        if model_class is None:
+            model_class = "hooked" if has_hooked_transformer() else "bridge"
+        elif model_class == "hooked" and not has_hooked_transformer():
             raise UnsupportedModelError(
                 "the installed TransformerLens has no HookedTransformer (it was removed in 4.0); "
-                "use kind='bridge' or kind=None, or pip install 'transformer-lens<4'"
+                "use model_class='bridge' or model_class=None, or pip install 'transformer-lens<4'"
             )
         hf_model, tokenizer = load_hugging_face(name, dtype, cache_dir, progress)
         _check_finite(hf_model, name)
         policy = _bos_policy(tokenizer, prepend_bos, name)
-        model: Any = convert(hf_model, tokenizer, _short_name(name), kind)
+        model: Any = convert(hf_model, tokenizer, _short_name(name), model_class)
         if target != torch.device("cpu"):
             model = model.to(target, print_details=False)
     model.cfg.default_prepend_bos = policy
@@ -87,6 +88,21 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    """The device, once a tensor could be put there."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on the kind of device
+        cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        devices = ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+        raise InputError(
+            f"device {str(device)!r} cannot be used ({str(error).splitlines()[0][:100]}); "
+            f"this machine has {', '.join(devices)}"
+        ) from error
+    return target
 
 
 def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, progress: bool) -> tuple[Any, Any]:

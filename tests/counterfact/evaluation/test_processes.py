@@ -46,7 +46,7 @@ def refuse() -> Any:
 
 @pytest.fixture
 def load(family_dir):
-    return partial(load_model, str(family_dir("gpt2")), kind=KINDS[0], device="cpu", progress=False)
+    return partial(load_model, str(family_dir("gpt2")), model_class=KINDS[0], device="cpu", progress=False)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def cluster():
 
 @pytest.fixture
 def load(family_dir):
-    return partial(load_model, str(family_dir("gpt2")), kind=KINDS[0], device="cpu", progress=False)
+    return partial(load_model, str(family_dir("gpt2")), model_class=KINDS[0], device="cpu", progress=False)
 
 
 @dataclass(frozen=True)

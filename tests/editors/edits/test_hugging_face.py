@@ -23,7 +23,7 @@ def test_the_folder_reloads_with_the_logits_of_the_edited_model(fresh_tiny, fami
     with edit.applied(model):
         folder = export_model(model, str(family_dir(family)), tmp_path / "edited")
         edited = weights(model)
-        expected = {again: load_model(str(folder), kind=again, device="cpu", progress=False) for again in KINDS}
+        expected = {again: load_model(str(folder), model_class=again, device="cpu", progress=False) for again in KINDS}
         logits = model(TOKENS)
     assert not torch.allclose(logits, before, rtol=1e-3)
     for again in expected.values():
@@ -39,7 +39,7 @@ def test_bfloat16_keeps_its_dtype(fresh_tiny, family_dir, tmp_path):
     with edit.applied(model):
         export_model(model, str(family_dir("llama")), tmp_path)
         edited = weights(model)
-    again = load_model(str(tmp_path), kind=KIND, dtype=torch.bfloat16, device="cpu", progress=False)
+    again = load_model(str(tmp_path), model_class=KIND, dtype=torch.bfloat16, device="cpu", progress=False)
     assert same(weights(again), edited)
 
 

@@ -234,7 +234,7 @@ def slowly(*args, **options):
     return results
 
 module.trace_together = slowly
-model = load_model({folder!r}, kind={kind!r}, device="cpu", progress=False)
+model = load_model({folder!r}, model_class={kind!r}, device="cpu", progress=False)
 test.trace_all(model, {store!r}, components=("mlp_out", "attn_out"))
 """
 

@@ -1,24 +1,15 @@
 """`tl-rome covariance`: the key statistics that edits need, of one layer or several."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.options import (
-    DEFAULT_MODEL,
-    BosOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    KindOption,
-    ModelOption,
-    SeedOption,
-    load,
-)
+from tl_rome.cli.model_options import ModelLoader, with_model
+from tl_rome.cli.options import Integers, SeedOption, integers
 from tl_rome.cli.texts import Dataset, TextFiles, Texts
-from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,10 +21,20 @@ _SUBJECTS = 8
 """Subjects whose keys the convergence report follows."""
 
 
+@with_model
 def covariance(
+    load: ModelLoader,
     out: Annotated[Path, typer.Option(help="File to write; for several layers a folder, with a file for each.")],
     layers: Annotated[
-        str | None, typer.Option("--layers", "--layer", help="One, or several as 3,5,7.", show_default="by model size")
+        Integers | None,
+        typer.Option(
+            "--layers",
+            "--layer",
+            parser=integers,
+            metavar="NUMBERS",
+            help="One, or several as 3,5,7.",
+            show_default="by model size",
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None,
@@ -60,46 +61,33 @@ def covariance(
         bool, typer.Option("--convergence", help="Read again, and report how C^-1 k* turns as the text grows.")
     ] = False,
     seed: SeedOption = 0,
-    model: ModelOption = DEFAULT_MODEL,
-    kind: KindOption = None,
-    dtype: DtypeOption = Dtype.float32,
-    device: DeviceOption = None,
-    prepend_bos: BosOption = None,
 ) -> None:
     """Estimate the key statistics that an edit needs, once, from text or from samples of the model itself."""
     from tl_rome.cli import output, tables
     from tl_rome.editors import default_layer
 
-    wanted = _numbers(layers) if layers is not None else []
     texts = _texts(text, dataset, subset, split)
     if texts is None and (checkpoint is not None or convergence):
         raise InputError("--checkpoint and --convergence are for text that can be read again; give --text or --dataset")
-    (output.check_folder if len(wanted) > 1 else output.check_file)(out)
+    several = layers is not None and len(layers) > 1
+    (output.check_folder if several else output.check_file)(out)
     if checkpoint is not None:
         output.check_file(checkpoint)
-    loaded = load(model, kind, dtype, device, prepend_bos)
-    wanted = wanted or [default_layer(loaded)]
+    model = load()
+    wanted = layers or (default_layer(model),)
     if texts is None:
-        found = _from_own_samples(loaded, wanted, tokens or _SAMPLED_TOKENS, seed)
+        found = _from_own_samples(model, wanted, tokens or _SAMPLED_TOKENS, seed)
     else:
-        found = _from_texts(loaded, wanted, texts, column, tokens, checkpoint)
-    if len(wanted) > 1:
+        found = _from_texts(model, wanted, texts, column, tokens, checkpoint)
+    if several:
         out.mkdir(parents=True, exist_ok=True)
     for layer, each in found.items():
         console.say(f"layer {layer}: {each.count} tokens from {each.source}, digest {each.digest}")
         console.say_written([each.save(out)])
     if convergence and texts is not None:
         for layer, each in found.items():
-            report = _convergence(loaded, layer, texts, column, each.count, seed)
+            report = _convergence(model, layer, texts, column, each.count, seed)
             console.out.print(tables.convergence_table(report, layer))
-
-
-def _numbers(layers: str) -> list[int]:
-    try:
-        found = [int(number) for number in layers.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{layers!r} is no list of layers such as 3,5,7", param_hint="--layers") from None
-    return sorted(set(found))
 
 
 def _texts(files: list[Path] | None, dataset: str | None, subset: str | None, split: str) -> Texts | None:
@@ -113,7 +101,7 @@ def _texts(files: list[Path] | None, dataset: str | None, subset: str | None, sp
 
 def _from_texts(
     model: "HookedModel",
-    layers: list[int],
+    layers: Sequence[int],
     texts: Texts,
     column: str,
     tokens: int | None,
@@ -132,9 +120,13 @@ def _from_texts(
     )
 
 
-def _from_own_samples(model: "HookedModel", layers: list[int], tokens: int, seed: int) -> "dict[int, KeyCovariance]":
+def _from_own_samples(
+    model: "HookedModel", layers: Sequence[int], tokens: int, seed: int
+) -> "dict[int, KeyCovariance]":
     """Every layer from the same samples: those that it would have alone."""
     import torch
+
+    from tl_rome.editors import covariance_from_samples
 
     return {
         layer: covariance_from_samples(model, layer, generator=torch.Generator().manual_seed(seed), tokens=tokens)

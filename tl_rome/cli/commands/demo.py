@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.options import DEFAULT_MODEL, KindOption, ModelOption, load
+from tl_rome.cli.model_options import ModelLoader, with_model
 
 
+@with_model
 def demo(
+    load: ModelLoader,
     out: Annotated[Path, typer.Option(help="Folder for figures, edit and table.")] = Path("tl-rome-demo"),
-    model: ModelOption = DEFAULT_MODEL,
-    kind: KindOption = None,
 ) -> None:
     """Find where the model keeps the Eiffel Tower's city, make it Rome, and ask around; takes about two minutes."""
     from tl_rome.cli import tables
@@ -20,7 +20,7 @@ def demo(
     from tl_rome.cli.output import check_folder
 
     check_folder(out)
-    result = run_demo(load(model, kind), out)
+    result = run_demo(load(), out)
     console.out.print(tables.trace_table(result.traces, FACT.prompt, cells=2))
     console.out.print(tables.receipt_table(result.edit.receipt))
     console.out.print(tables.demo_table(result))

@@ -1,4 +1,4 @@
-"""`tl-rome edit`: one fact rewritten, by any preset."""
+"""`tl-rome edit`: one fact rewritten, by any editor."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,41 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.options import (
-    DEFAULT_MODEL,
-    BosOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    KindOption,
-    ModelOption,
-    SeedOption,
-    SubjectArgument,
-    TemplateArgument,
-    load,
-)
+from tl_rome.cli.editor_options import CovarianceOption, EditorName, LayerOption, layer_choice
+from tl_rome.cli.model_options import ModelLoader, with_model
+from tl_rome.cli.options import SeedOption, SubjectArgument, TemplateArgument
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
     from tl_rome.editors import FineTune, KeyCovariance, Rome
+    from tl_rome.editors.rank_one.layers import LayerFinder
     from tl_rome.sites import HookedModel
-
-
-class Preset(StrEnum):
-    """Presets of ROME, and of fine-tuning."""
-
-    draft = "draft"
-    neurips = "neurips"
-    released = "released"
-    r_rome = "r_rome"
-    p_rome = "p_rome"
-    ft = "ft"
-    ft_l = "ft_l"
-
-    @property
-    def is_fine_tuning(self) -> bool:
-        """Whether it needs neither key statistics nor contexts."""
-        return self in (Preset.ft, Preset.ft_l)
 
 
 class Contexts(StrEnum):
@@ -51,31 +25,24 @@ class Contexts(StrEnum):
     recipe = "recipe"
 
 
+@with_model
 def edit(
+    load: ModelLoader,
     template: TemplateArgument,
     subject: SubjectArgument,
     target_new: Annotated[str, typer.Argument(help="What the model should say.")],
     target_true: Annotated[str | None, typer.Option(help="What it says now; only reported.")] = None,
-    preset: Annotated[Preset, typer.Option(help="Whose settings to follow; ft and ft_l fine-tune.")] = Preset.released,
-    layer: Annotated[
-        int | None,
-        typer.Option(help="Layer whose MLP is edited.", show_default="that of the statistics, else by model size"),
-    ] = None,
-    covariance: Annotated[
-        str | None,
-        typer.Option(help="File of `tl-rome covariance`, or hf://owner/name/file.", show_default="shipped, or sampled"),
-    ] = None,
+    editor: Annotated[EditorName, typer.Option(help="Whose settings to follow; ft and ft_l fine-tune.")] = (
+        EditorName.rome
+    ),
+    layer: LayerOption = None,
+    covariance: CovarianceOption = None,
     contexts: Annotated[
-        Contexts, typer.Option(help="The preset's recipe; auto: a better one where the model's samples are junk.")
+        Contexts, typer.Option(help="The editor's recipe; auto: a better one where the model's samples are junk.")
     ] = Contexts.auto,
     ask: Annotated[list[str] | None, typer.Option(help="A prompt to try before and after; repeatable.")] = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="File for the edit; replaced if it exists.")] = Path("edit.safetensors"),
-    model: ModelOption = DEFAULT_MODEL,
-    kind: KindOption = None,
-    dtype: DtypeOption = Dtype.float32,
-    device: DeviceOption = None,
-    prepend_bos: BosOption = None,
 ) -> None:
     """Rewrite one fact, save the edit, and show what the model says before and after."""
     from tl_rome import editors
@@ -85,42 +52,56 @@ def edit(
 
     request = EditRequest(template, subject, target_new, target_true)
     output.check_file(out)
-    if preset.is_fine_tuning and (covariance is not None or contexts != Contexts.auto):
-        raise InputError(
-            f"preset {preset.value!r} fine-tunes on the prompt alone; leave out --covariance and --contexts"
-        )
+    if editor.is_fine_tuning and (covariance is not None or contexts != Contexts.auto):
+        raise InputError(f"{editor} fine-tunes on the prompt alone; leave out --covariance and --contexts")
+    chosen_layer = layer_choice(layer)
     statistics = editors.KeyCovariance.load(covariance) if covariance is not None else None
-    loaded = load(model, kind, dtype, device, prepend_bos)
+    model = load()
     targets = [target for target in (target_true, target_new) if target is not None]
     prompts = [request.fact.prompt, *(ask or [])]
-    before = demo.ask(loaded, prompts, targets)
-    made = _editor(loaded, preset, layer, statistics, contexts, seed)(loaded, request, progress=True)
-    with made.applied(loaded):
-        after = demo.ask(loaded, prompts, targets)
+    before = demo.ask(model, prompts, targets)
+    if editor.is_fine_tuning:
+        prepared = _fine_tuning(model, editor, chosen_layer)
+    else:
+        prepared = _rome(model, editor, chosen_layer, statistics, contexts, seed)
+    made = prepared(model, request, progress=True)
+    with made.applied(model):
+        after = demo.ask(model, prompts, targets)
     console.out.print(tables.receipt_table(made.receipt))
     console.out.print(tables.answer_table(targets, zip(prompts, before, after, strict=True)))
     console.say_written([made.save(out)])
 
 
-def _editor(
+def _fine_tuning(model: "HookedModel", name: EditorName, layer: "int | LayerFinder | None") -> "FineTune":
+    """Fine-tuning with the settings of that name, of a layer that is not the default one if so said."""
+    from tl_rome.editors import FineTune
+    from tl_rome.editors.by_name import FINE_TUNING
+    from tl_rome.editors.rank_one.layers import choose_layer
+
+    prepared = FineTune.prepare(model, FINE_TUNING[name.value])
+    if layer is None:
+        return prepared
+    number, why = choose_layer(model, layer)
+    return replace(prepared, layer=number, layer_choice=why)
+
+
+def _rome(
     model: "HookedModel",
-    preset: Preset,
-    layer: int | None,
+    name: EditorName,
+    layer: "int | LayerFinder | None",
     covariance: "KeyCovariance | None",
     contexts: Contexts,
     seed: int,
-) -> "Rome | FineTune":
-    """The editor that the options describe."""
-    from tl_rome import editors
+) -> "Rome":
+    """ROME with the settings of that name."""
+    from tl_rome.editors import Rome
+    from tl_rome.editors.by_name import ROME_CONFIGS
 
-    if preset.is_fine_tuning:
-        config = editors.FT if preset == Preset.ft else editors.FT_L
-        return editors.FineTune.prepare(model, config=config, layer=layer)
-    return editors.Rome.prepare(
+    return Rome.prepare(
         model,
         layer=layer,
         covariance=covariance,
         contexts="recipe" if contexts == Contexts.recipe else None,
-        config=editors.PRESETS[preset.value],
+        config=ROME_CONFIGS[name.value],
         seed=seed,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.options import DEFAULT_MODEL, Dtype, DtypeOption, Kind, ModelOption, load
+from tl_rome.cli.model_options import DEFAULT_MODEL, Dtype, DtypeOption, ModelClass, ModelLoader, ModelOption
 from tl_rome.errors import StorageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def export(
 
     _check_new(out)
     whole = compose(edit for location in edits for edit in _read(location))
-    loaded = load(model, Kind.bridge, dtype, "cpu")
+    loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place, whole.applied(loaded):

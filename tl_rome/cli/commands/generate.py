@@ -7,24 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.options import (
-    DEFAULT_MODEL,
-    BosOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    KindOption,
-    ModelOption,
-    SeedOption,
-    load,
-)
+from tl_rome.cli.editor_options import COMPARED, CovarianceOption, EditorMaker, EditorsOption, LayerOption
+from tl_rome.cli.model_options import ModelLoader, with_model
+from tl_rome.cli.options import RecordsOption, SeedOption
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
     from tl_rome.facts import EditRequest
 
 
+@with_model
 def generate(
+    load: ModelLoader,
     template: Annotated[str | None, typer.Option(help="Prompt with one {} in the subject's place.")] = None,
     subject: Annotated[str | None, typer.Option(help="The entity, as it appears in the prompt.")] = None,
     target_new: Annotated[str | None, typer.Option(help="What the model should say.")] = None,
@@ -32,12 +26,10 @@ def generate(
     record: Annotated[
         int | None, typer.Option(metavar="CASE_ID", help="Take rewrite and generation prompts of this record.")
     ] = None,
-    records: Annotated[
-        str, typer.Option(help="Where the record is: sample, a JSON or JSONL file, or the name of a data set.")
-    ] = "sample",
-    editors: Annotated[
-        str, typer.Option(help="Names, with commas between: ft, ft_l, rome, r_rome, p_rome, draft, neurips.")
-    ] = "ft,ft_l,rome,r_rome",
+    records: RecordsOption = "sample",
+    editors: EditorsOption = COMPARED,
+    layer: LayerOption = None,
+    covariance: CovarianceOption = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; repeatable.", show_default="the record's, or the fact")
     ] = None,
@@ -45,18 +37,12 @@ def generate(
     top_k: Annotated[int, typer.Option(min=1, help="Sample among this many tokens; 1 is greedy.")] = 5,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="Folder for generate.json and generate.md.")] = Path("tl-rome-generate"),
-    model: ModelOption = DEFAULT_MODEL,
-    kind: KindOption = None,
-    dtype: DtypeOption = Dtype.float32,
-    device: DeviceOption = None,
-    prepend_bos: BosOption = None,
 ) -> None:
     """Read what the unedited model and each edited one write after the same prompts."""
     import torch
 
     from tl_rome.cli.output import check_folder
     from tl_rome.counterfact.experiments.side_by_side import side_by_side
-    from tl_rome.editors.by_name import editors_by_name
     from tl_rome.storage.files import write_whole
 
     if record is not None and (template, subject, target_new, target_true) != (None,) * 4:
@@ -67,15 +53,15 @@ def generate(
         request, prompts = _request(template, subject, target_new, target_true), []
     prompts = prompt or prompts or [request.fact.prompt]
     check_folder(out)
-    loaded = load(model, kind, dtype, device, prepend_bos)
-    names = [name.strip() for name in editors.split(",") if name.strip()]
-    edits = {name: editor(loaded, request) for name, editor in editors_by_name(loaded, names, seed=seed).items()}
+    maker = EditorMaker(editors, layer, covariance, seed=seed)
+    model = load()
+    edits = {name: editor(model, request) for name, editor in maker(model).items()}
     rng = torch.Generator().manual_seed(seed)
-    texts = side_by_side(loaded, prompts, edits, new_tokens=new_tokens, generator=rng, top_k=top_k)
+    texts = side_by_side(model, prompts, edits, new_tokens=new_tokens, generator=rng, top_k=top_k)
     title = f"{request.fact.prompt} {request.target_new}"
     console.say(title)
     console.out.print(texts.table)
-    about = {"model": model, "prompt": request.fact.prompt, "target_new": request.target_new}
+    about = {"model": load.model, "prompt": request.fact.prompt, "target_new": request.target_new}
     settings = {"target_true": request.target_true, "seed": seed, "new_tokens": new_tokens, "top_k": top_k}
     page = json.dumps({**about, **settings, **texts.to_dict()}, indent=1, ensure_ascii=False)
     console.say_written(

@@ -1,0 +1,65 @@
+"""`tl-rome compare`: the library's table in files and on the terminal, and clear refusals before long work."""
+
+import json
+
+import pytest
+from support.cli import assert_is_picture, fail, misuse, succeed, written
+from support.families import KINDS
+
+from tl_rome.editors import KeyCovariance
+
+SMALL = ("--editors", "ft,ft_l", "--limit", 2, "--generation-length", 24, "--texts", 1)
+
+
+@pytest.fixture
+def options(folder, tmp_path):
+    return (*SMALL, "--model", folder, "--model-class", KINDS[0], "--out", tmp_path / "out")
+
+
+def test_table_on_the_embedded_sample_goes_on_where_it_stopped(options, tmp_path):
+    told = succeed("compare", *options)
+    out = tmp_path / "out"
+    assert {"table3.json", "table3.md", "table3.png", "report.html"} <= written(out)
+    assert_is_picture(out / "table3.png")
+    rows = json.loads((out / "table3.json").read_text())["rows"]
+    assert list(rows) == ["unedited", "ft", "ft_l"]
+    assert rows["ft"]["ES"]["n"] == 2
+    assert rows["ft"]["GE"]["mean"] > 0
+    assert "paired bootstrap" in told
+    assert "ft_l - unedited" in (out / "table3.md").read_text()
+    lines = [(path, path.read_text()) for path in (out / "results").rglob("*.jsonl")]
+    assert succeed("compare", *options) == told
+    assert [(path, path.read_text()) for path, _ in lines] == lines
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--records", "no_such_file.json"), "no_such_file.json"),
+        (("--references", "no_such_file.json"), "no_such_file.json"),
+    ],
+)
+def test_what_cannot_be_run_is_named(options, wrong, told):
+    assert told in fail("compare", *options, *wrong)
+
+
+@pytest.mark.slow
+def test_model_and_statistics_reach_the_worker_processes(options, statistics, tmp_path):
+    limits = ("--limit", 2, "--generation-length", 0, "--workers", 2)
+    succeed("compare", *options, *limits, "--editors", "rome", "--covariance", statistics)
+    [file] = (tmp_path / "out/results/editors").glob("*.jsonl")
+    header, *results = map(json.loads, file.read_text().splitlines())
+    covariance = KeyCovariance.load(statistics)
+    found = header["settings"]["editor_settings"]["covariance"]
+    assert (found["layer"], found["digest"]) == (covariance.layer, covariance.digest)
+    assert len(results) == 2
+
+
+def test_names_and_layers_that_are_none(options):
+    assert "there is no editor 'kn'; choose from ft" in misuse("compare", *options, "--editors", "ft,kn")
+    assert "'deep' is neither a layer's number nor auto" in misuse("compare", *options, "--layer", "deep")
+
+
+def test_a_store_of_other_settings_is_refused(options):
+    succeed("compare", *options)
+    assert "generation_length" in fail("compare", *options, "--generation-length", 30)

@@ -1,0 +1,52 @@
+"""`tl-rome trace-many`: where a model keeps facts, on average."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_rome.cli import console
+from tl_rome.cli.model_options import ModelLoader, with_model
+from tl_rome.cli.options import BatchSizeOption, ResultsOption, SeedOption
+
+
+@with_model
+def trace_many(
+    load: ModelLoader,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            help="Facts to look through: JSONL, known_facts.json, or a ParaRel folder.",
+            show_default="the package's own",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Facts to trace, of those that the model knows.")] = 60,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples to average over.")] = 10,
+    batch_size: BatchSizeOption = 1,
+    seed: SeedOption = 0,
+    out: ResultsOption = Path("tl-rome-trace-many"),
+) -> None:
+    """Average the traces of many facts that a model knows, and suggest the layer to edit."""
+    import torch
+
+    from tl_rome import patching
+    from tl_rome.cli.output import check_folder, save_averages
+    from tl_rome.cli.tables import frame_table
+
+    check_folder(out)
+    found = patching.read_facts(facts) if facts is not None else patching.own_facts()
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    asked = [found[index] for index in order]
+    model = load()
+    known = patching.collect_known_facts(model, asked, store=out / "known.jsonl", limit=prompts)
+    noise = patching.GaussianNoise(float(f"{patching.noise_scale(model):.6g}"), samples)
+    config = patching.TraceConfig(corruption=noise)
+    chosen = [one.fact for one in known]
+    traces = patching.trace_facts(model, chosen, store=out, seed=seed, config=config, together=batch_size)
+    rng = torch.Generator().manual_seed(seed)
+    averages = {name: patching.average_traces(results, generator=rng) for name, results in traces.items()}
+    console.out.print(frame_table(patching.summary_frame(averages.values()).round(3)))
+    console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], generator=rng)}")
+    files = [result.save(out / f"average_{name}.safetensors") for name, result in averages.items()]
+    console.say_written([save_averages(list(averages.values()), out / "average.png"), *files])

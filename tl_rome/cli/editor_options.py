@@ -1,0 +1,136 @@
+"""The options that say which editors a command compares, and the editors that they name."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl_rome.errors import InputError
+
+if TYPE_CHECKING:
+    from tl_rome.editors.protocol import Editor
+    from tl_rome.editors.rank_one.layers import LayerFinder
+    from tl_rome.sites import HookedModel
+
+
+class EditorName(StrEnum):
+    """The names of `tl_rome.editors.by_name`, which imports torch, as `--help` must not; a test holds them together."""
+
+    ft = "ft"
+    ft_l = "ft_l"
+    rome = "rome"
+    r_rome = "r_rome"
+    p_rome = "p_rome"
+    draft = "draft"
+    neurips = "neurips"
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether it needs neither key statistics nor contexts."""
+        return self in (EditorName.ft, EditorName.ft_l)
+
+
+class EditorNames(tuple[EditorName, ...]):
+    """Names with commas between, each once."""
+
+
+def editor_names(text: str | EditorNames) -> EditorNames:
+    """Parse names; a default comes parsed."""
+    if not isinstance(text, str):
+        return text
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in [*EditorName]]
+    if unknown or not names:
+        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else f"{text!r} names no editor"
+        raise typer.BadParameter(f"{what}; choose from {', '.join(EditorName)}")
+    return EditorNames(map(EditorName, names))
+
+
+EditorsOption = Annotated[
+    EditorNames,
+    typer.Option(
+        "--editors", parser=editor_names, metavar="NAMES", help=f"With commas between: {', '.join(EditorName)}."
+    ),
+]
+LayerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layer",
+        metavar="LAYER",
+        help="Layer that is edited, in a comparison by ROME; auto traces facts to find it, for a few minutes.",
+        show_default="that of the statistics, else by model",
+    ),
+]
+CovarianceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--covariance",
+        help="Key statistics for ROME: file of `tl-rome covariance`, or hf://owner/name/file.",
+        show_default="shipped, or sampled",
+    ),
+]
+COMPARED = EditorNames((EditorName.ft, EditorName.ft_l, EditorName.rome, EditorName.r_rome))
+"""Editors of a command that compares them, where none are named."""
+
+
+def layer_choice(layer: str | None) -> "int | LayerFinder | None":
+    """What `--layer` says, as the library takes it.
+
+    Raises:
+        BadParameter: If it is neither a number nor auto.
+    """
+    if layer is None:
+        return None
+    if layer == "auto":
+        from tl_rome.patching import find_layer
+
+        return find_layer
+    try:
+        return int(layer)
+    except ValueError:
+        raise typer.BadParameter(f"{layer!r} is neither a layer's number nor auto", param_hint="--layer") from None
+
+
+@dataclass(frozen=True)
+class EditorMaker:
+    """Makes the editors that options name for a model, in this process or in one that it was sent to."""
+
+    names: EditorNames
+    """In the order of the table."""
+    layer: str | None = None
+    """As `--layer` has it."""
+    covariance: str | None = None
+    """File of key statistics; each process reads it."""
+    max_contexts: int | None = None
+    """Bound on ROME's contexts, see `editors_by_name`."""
+    seed: int = 0
+    """Of contexts and sampled text."""
+
+    def __post_init__(self) -> None:
+        from tl_rome.editors import KeyCovariance
+
+        layer_choice(self.layer)
+        if all(name.is_fine_tuning for name in self.names) and (self.layer, self.covariance) != (None, None):
+            what = f"{' and '.join(self.names)} fine-tune at a layer of their own, without key statistics"
+            raise InputError(f"{what}; leave out --layer and --covariance, or name rome too")
+        if self.covariance is not None:
+            KeyCovariance.load(self.covariance)
+
+    def __call__(self, model: "HookedModel") -> "dict[str, Editor]":
+        """The editors by name.
+
+        Raises:
+            TLRomeError: As `editors_by_name` does.
+        """
+        from tl_rome.editors import KeyCovariance
+        from tl_rome.editors.by_name import editors_by_name
+
+        return editors_by_name(
+            model,
+            [name.value for name in self.names],
+            layer=layer_choice(self.layer),
+            covariance=None if self.covariance is None else KeyCovariance.load(self.covariance),
+            max_contexts=self.max_contexts,
+            seed=self.seed,
+        )
