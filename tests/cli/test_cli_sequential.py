@@ -23,7 +23,7 @@ def test_many_facts(tiny, options, tmp_path):
     data, table = read_experiment(tmp_path / "out", "sequential")
     result = ManyFacts.from_dict(data["ft_l"])
     model = tiny("gpt2", KIND)
-    editor = FineTune.prepare(model, FT_L)
+    editor = FineTune.prepare(model, config=FT_L)
     expected = many_facts(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
     assert result == expected
     assert expected.grid().markdown in table

@@ -7,8 +7,8 @@ from support.edits import CONTEXTS, LAYER, REQUEST, covariance
 from support.families import KINDS
 
 from tl_rome.editors import DRAFT, FT, FT_L, NEURIPS, P_ROME, R_ROME, RELEASED, FineTune, Rome, default_layer
+from tl_rome.editors.layers import choose_layer
 from tl_rome.editors.model_defaults import MODEL_DEFAULTS, ModelDefaults, find_defaults
-from tl_rome.editors.rank_one.layers import choose_layer
 from tl_rome.editors.rank_one.presets import with_model_defaults
 
 KIND = KINDS[0]

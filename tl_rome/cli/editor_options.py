@@ -9,8 +9,8 @@ import typer
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
+    from tl_rome.editors.layers import LayerFinder
     from tl_rome.editors.protocol import Editor
-    from tl_rome.editors.rank_one.layers import LayerFinder
     from tl_rome.sites import HookedModel
 
 

@@ -22,10 +22,10 @@ from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune
 from tl_rome.editors.finetune import FineTuneConfig as FineTuneConfig
+from tl_rome.editors.layers import default_layer as default_layer
 from tl_rome.editors.rank_one.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.rank_one.editor import Rome as Rome
 from tl_rome.editors.rank_one.editor import rome as rome
-from tl_rome.editors.rank_one.layers import default_layer as default_layer
 from tl_rome.editors.rank_one.presets import DRAFT as DRAFT
 from tl_rome.editors.rank_one.presets import NEURIPS as NEURIPS
 from tl_rome.editors.rank_one.presets import P_ROME as P_ROME

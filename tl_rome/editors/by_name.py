@@ -10,10 +10,10 @@ from typing import Literal
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
+from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
-from tl_rome.editors.rank_one.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.presets import (
     DRAFT,
     NEURIPS,

@@ -28,6 +28,7 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
+from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import SuffixRunner, suffix_runner
 from tl_rome.errors import InputError, NumericsError
@@ -80,18 +81,22 @@ class FineTune:
     """Why this layer, for the receipt."""
 
     @classmethod
-    def prepare(cls, model: HookedModel, *, config: FineTuneConfig = FT, layer: int | None = None) -> "FineTune":
+    def prepare(cls, model: HookedModel, *, config: FineTuneConfig = FT, layer: LayerChoice = None) -> "FineTune":
         """An editor whose epsilon, where the preset has one, is that of a sweep on the model if there was one.
 
         Args:
             model: A HookedTransformer or TransformerBridge.
             config: Settings; `FT_L` takes the epsilon of `model_defaults`, anything else is kept.
-            layer: Layer whose W_out is trained; by default the first.
+            layer: Layer whose W_out is trained, as `Rome.prepare` takes it; by default the first.
+
+        Raises:
+            InputError: If the layer is out of range.
         """
         found = find_defaults(model)
         if config == FT_L and found is not None and found.row.epsilon is not None:
             config = replace(config, epsilon=found.row.epsilon)
-        return cls(0, config, "the default of fine-tuning") if layer is None else cls(layer, config)
+        chosen, why = (0, "the default of fine-tuning") if layer is None else choose_layer(model, layer)
+        return cls(chosen, config, why)
 
     def identity(self) -> dict[str, Any]:
         """What decides the edits, JSON-serialisable; not the reason for the layer, nor the preset's name."""

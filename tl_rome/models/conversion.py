@@ -73,7 +73,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
         tokenizer.init_kwargs.update(init_kwargs)
     model.cfg.model_name = name
     model.eval()
-    error = _relative_error(_logits_of(model, tokens, name, kind), expected)
+    error = _relative_error(_logits_of(model, tokens, name, model_class), expected)
     tolerance = _tolerance(expected)
     if not error <= tolerance:
         raise UnsupportedModelError(
@@ -84,7 +84,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
 
 
 @torch.no_grad()
-def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, kind: str) -> Float[Tensor, "1 pos d_vocab"]:
+def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, model_class: str) -> Float[Tensor, "1 pos d_vocab"]:
     """Logits of a converted model.
 
     Raises:
@@ -94,8 +94,8 @@ def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, kind: str) -
         return model(tokens.to(model.cfg.device))
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"TransformerLens converts {name!r} for kind={kind!r} to a model that does not run in {model.cfg.dtype}: "
-            f"{_one_line(error)}; {_other_class(kind)}"
+            f"TransformerLens converts {name!r} for model_class={model_class!r} to a model that does not run in {model.cfg.dtype}: "
+            f"{_one_line(error)}; {_other_class(model_class)}"
         ) from error
 
 

@@ -5,7 +5,7 @@ import torch
 from support.families import KINDS
 from support.known import known_to
 
-from tl_rome.editors.rank_one.layers import choose_layer
+from tl_rome.editors.layers import choose_layer
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.patching import GaussianNoise, TraceConfig, average_traces, causal_trace, own_facts

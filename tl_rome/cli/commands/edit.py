@@ -14,7 +14,7 @@ from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
     from tl_rome.editors import FineTune, KeyCovariance, Rome
-    from tl_rome.editors.rank_one.layers import LayerFinder
+    from tl_rome.editors.layers import LayerFinder
     from tl_rome.sites import HookedModel
 
 
@@ -76,13 +76,8 @@ def _fine_tuning(model: "HookedModel", name: EditorName, layer: "int | LayerFind
     """Fine-tuning with the settings of that name, of a layer that is not the default one if so said."""
     from tl_rome.editors import FineTune
     from tl_rome.editors.by_name import FINE_TUNING
-    from tl_rome.editors.rank_one.layers import choose_layer
 
-    prepared = FineTune.prepare(model, FINE_TUNING[name.value])
-    if layer is None:
-        return prepared
-    number, why = choose_layer(model, layer)
-    return replace(prepared, layer=number, layer_choice=why)
+    return FineTune.prepare(model, config=FINE_TUNING[name.value], layer=layer)
 
 
 def _rome(

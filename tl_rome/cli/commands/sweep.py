@@ -128,12 +128,12 @@ def _rome(
 
     from tl_rome.counterfact.experiments.sweep import rome_over_layers
     from tl_rome.editors.by_name import ROME_CONFIGS
-    from tl_rome.editors.model_defaults import suited
     from tl_rome.editors.rank_one.contexts import choose_contexts
+    from tl_rome.editors.rank_one.presets import with_model_defaults
 
     for layer, each in covariances.items():
         each.check(model, layer)
-    config = suited(model, ROME_CONFIGS[name])
+    config = with_model_defaults(model, ROME_CONFIGS[name])
     contexts, _ = choose_contexts(model, config, generator=torch.Generator().manual_seed(seed))
     return {**rome_over_layers((covariances[layer] for layer in layers or sorted(covariances)), contexts, config)}
 

@@ -19,10 +19,10 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import insert
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.rank_one.key import chosen_keys
-from tl_rome.editors.rank_one.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values

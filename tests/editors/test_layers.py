@@ -5,7 +5,7 @@ import pytest
 from support.families import KINDS
 
 from tl_rome.editors import default_layer
-from tl_rome.editors.rank_one.layers import choose_layer
+from tl_rome.editors.layers import choose_layer
 from tl_rome.errors import InputError
 
 KIND = KINDS[0]
