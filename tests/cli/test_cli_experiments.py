@@ -8,9 +8,9 @@ from support.families import KINDS, SENTENCES
 
 from tl_rome.counterfact import load_counterfact
 from tl_rome.counterfact.experiments.curve import Curve
-from tl_rome.counterfact.experiments.sequential import many_facts
-from tl_rome.counterfact.experiments.sequential_result import ManyFacts
-from tl_rome.counterfact.experiments.sweep import finetune_over_layers, sweep
+from tl_rome.counterfact.experiments.sequential import sequential_edits
+from tl_rome.counterfact.experiments.sequential_result import SequentialResult
+from tl_rome.counterfact.experiments.sweep import finetune_over_layers, sweep_editors
 from tl_rome.editors import FT_L, FineTune, estimate_covariances
 
 KIND = KINDS[0]
@@ -34,7 +34,7 @@ def test_sweep_of_fine_tuning_over_layers_and_bounds(tiny, options, tmp_path):
     curves = [Curve.from_dict(each) for each in data]
     assert [curve.name for curve in curves] == ["ft", "ft_l, epsilon 0.0005", "ft_l, epsilon 0.01"]
     editors, records = finetune_over_layers([0, 2], FT_L), load_counterfact()[:3]
-    expected = sweep(tiny("gpt2", KIND), records, editors, name="ft_l, epsilon 0.0005", progress=False)
+    expected = sweep_editors(tiny("gpt2", KIND), records, editors, name="ft_l, epsilon 0.0005", progress=False)
     assert curves[1] == expected
     assert expected.grid().markdown in table
     assert expected.rows[0]["ES"].text() in told
@@ -62,10 +62,10 @@ def test_sweep_of_rome_over_the_layers_of_a_folder(tiny, options, tmp_path):
 def test_many_facts(tiny, options, tmp_path):
     told = succeed("multi", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options)
     data, table = read(tmp_path / "out", "multi")
-    result = ManyFacts.from_dict(data["ft_l"])
+    result = SequentialResult.from_dict(data["ft_l"])
     model = tiny("gpt2", KIND)
     editor = FineTune.prepare(model, FT_L)
-    expected = many_facts(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
+    expected = sequential_edits(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
     assert result == expected
     assert expected.grid().markdown in table
     assert f"{expected.text_nll[-1]:.2f}" in told

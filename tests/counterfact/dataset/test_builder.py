@@ -8,7 +8,7 @@ import torch
 from tl_rome.counterfact.dataset.builder import BuilderConfig, build_records
 from tl_rome.counterfact.dataset.relations import Relation, StatedFact, read_pararel
 from tl_rome.counterfact.records import Target
-from tl_rome.counterfact.report.composition import composition, criteria
+from tl_rome.counterfact.report.composition import tabulate_composition
 from tl_rome.errors import InputError
 
 TEMPLATES = ("{} is in", "{} lies in", "{} stands in", "The city of {} is")
@@ -128,7 +128,7 @@ def test_thousands_of_records_from_pararel(shared_data):
     facts = sum(len(relation.facts) for relation in relations)
     assert len(built.records) > 2000
     assert len(built.records) + sum(built.left_out.values()) == facts
-    table = {row[0]: row[1:] for row in composition(built.records).rows}
+    table = {row[0]: row[1:] for row in tabulate_composition(built.records).rows}
     assert table["Records"][::2] == (f"{len(built.records):,.1f}", "1.0")
     assert table["Neighborhood Prompts"][2] == "10.0"
-    assert [row[-1] for row in criteria(built.records, "CF").rows] == ["✓"] * 5
+    assert all(record.neighborhood_prompts and record.generation_prompts for record in built.records)

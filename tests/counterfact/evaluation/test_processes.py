@@ -14,7 +14,7 @@ from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
-OPTIONS = {"config": SHORT, "together": 2, "progress": False}
+OPTIONS = {"config": SHORT, "batch_size": 2, "progress": False}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tl_rome.errors import InputError, MissingPackageError, ModelMismatchError, 
 from tl_rome.models.loading import load_model
 
 NUMBERS = [record.case_id for record in RECORDS]
-OPTIONS = {"config": SHORT, "together": 1, "progress": False}
+OPTIONS = {"config": SHORT, "batch_size": 1, "progress": False}
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def sweep(
     from tl_rome import counterfact
     from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sweep_figure
-    from tl_rome.counterfact.experiments.sweep import sweep
+    from tl_rome.counterfact.experiments.sweep import sweep_editors
 
     output.check_folder(out)
     names = _names(editors)
@@ -78,8 +78,8 @@ def sweep(
     loaded = load(model, kind, dtype, device, prepend_bos)
     swept = []
     for name, along, variants in _sweeps(loaded, names, chosen_layers, bounds, statistics, seed):
-        options: dict[str, Any] = {"store": out / "results", "together": together, "seed": seed}
-        swept.append(sweep(loaded, chosen, variants, name=name, along=along, **options))
+        options: dict[str, Any] = {"store": out / "results", "batch_size": together, "seed": seed}
+        swept.append(sweep_editors(loaded, chosen, variants, name=name, along=along, **options))
     files = _write(out, "sweep", [curve.to_dict() for curve in swept], [c.grid() for c in swept], sweep_figure(swept))
     console.say_written(files)
 
@@ -105,8 +105,8 @@ def multi(
     """Write more and more facts into one model, and score all of them each time (figure 10)."""
     from tl_rome import counterfact
     from tl_rome.cli import output
-    from tl_rome.counterfact.experiments.plot import many_facts_figure
-    from tl_rome.counterfact.experiments.sequential import COUNTS, many_facts
+    from tl_rome.counterfact.experiments.plot import sequential_figure
+    from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
     from tl_rome.editors.by_name import editors_by_name
 
     output.check_folder(out)
@@ -119,9 +119,9 @@ def multi(
     found = {}
     for name, editor in editors_by_name(loaded, names, seed=seed).items():
         store = out / "results" / name
-        found[name] = many_facts(loaded, chosen, editor, wanted, name=name, store=store, seed=seed)
+        found[name] = sequential_edits(loaded, chosen, editor, wanted, name=name, store=store, seed=seed)
     plain = {name: result.to_dict() for name, result in found.items()}
-    files = _write(out, "multi", plain, [result.grid() for result in found.values()], many_facts_figure(found))
+    files = _write(out, "multi", plain, [result.grid() for result in found.values()], sequential_figure(found))
     console.say_written(files)
 
 

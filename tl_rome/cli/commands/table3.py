@@ -72,13 +72,13 @@ def table3(
         store=out / "results",
         workers=workers or _default_workers(device),
         config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
-        together=together,
+        batch_size=together,
         seed=seed,
     )
-    table = counterfact.Table3.of(chosen, results, about, seed=seed)
-    for grid in (table.summary.grid(), table.summary.differences()):  # the files have all columns
+    summary = counterfact.summarize(results, references=about, seed=seed)
+    for grid in (summary.grid(), summary.differences()):  # the files have all columns
         console.out.print(*grid.tables(console.out.width), sep="\n")
-    console.say_written(table.save(out))
+    console.say_written(summary.save(out, results, chosen))
 
 
 def _default_workers(device: str | None) -> int:

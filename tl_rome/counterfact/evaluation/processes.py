@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from tl_rome.counterfact.evaluation.evaluate import Bench, named_editors
+from tl_rome.counterfact.evaluation.evaluate import Evaluator, named_editors
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
-from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
+from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.editors.protocol import Editor
@@ -37,7 +37,7 @@ def evaluate_in_processes(
     *,
     store: str | Path,
     workers: int = 2,
-    together: int = 8,
+    batch_size: int = 8,
     config: EvaluationConfig | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -55,7 +55,7 @@ def evaluate_in_processes(
             `load` is.
         store: Folder of results, written by this process.
         workers: How many processes; 1 is this one.
-        together: Records in a batch; the same worker does it under every editor, so that editors may share work.
+        batch_size: Records in a batch; the same worker does it under every editor, so that editors may share work.
         config: What is measured.
         seed: Of the generated texts.
         progress: Whether to show a progress bar over records.
@@ -72,12 +72,12 @@ def evaluate_in_processes(
     if workers < 1:
         raise InputError(f"{workers=}; give at least one")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, together=together, progress=progress
+        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
     )
     if workers == 1:
         model = load()
-        bench = Bench(model, named_editors(editors(model)), run.config, seed)
-        return run.fill(Path(store), bench.identity, lambda batches: map(bench.do, batches))
+        bench = Evaluator(model, named_editors(editors(model)), run.config, seed)
+        return run.fill(Path(store), bench.identity, lambda batches: map(bench.run, batches))
     threads = max(1, torch.get_num_threads() // workers)
     pool: list[_Worker] = []
     try:
@@ -93,7 +93,7 @@ def evaluate_in_processes(
             worker.end()
 
 
-def _in_turn(pool: list["_Worker"], batches: Iterator[Batch]) -> Iterator[list[Found]]:
+def _in_turn(pool: list["_Worker"], batches: Iterator[Batch]) -> Iterator[list[RecordResult]]:
     """Give each worker every n-th batch, and the results in the order of the batches."""
     asked: deque[_Worker] = deque()
     for worker, batch in zip(cycle(pool), batches, strict=False):
@@ -127,7 +127,7 @@ class _Worker:
         except OSError:
             raise self._death() from None
 
-    def answer(self) -> list[Found]:
+    def answer(self) -> list[RecordResult]:
         """The results of the batch that it was given."""
         return self._receive()
 
@@ -165,10 +165,10 @@ def _serve(
     torch.set_num_threads(threads)
     try:
         model = load()
-        bench = Bench(model, named_editors(editors(model)), config, seed)
+        bench = Evaluator(model, named_editors(editors(model)), config, seed)
         connection.send(bench.identity)
         while True:
-            connection.send(bench.do(connection.recv()))
+            connection.send(bench.run(connection.recv()))
     except (EOFError, BrokenPipeError):
         return
     except Exception as error:

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tl_rome.counterfact.evaluation.evaluate import Bench, named_editors
+from tl_rome.counterfact.evaluation.evaluate import Evaluator, named_editors
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
-from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
+from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.editors.protocol import Editor
@@ -40,7 +40,7 @@ def evaluate_on_ray(
     gpus_per_worker: float = 0,
     cpus_per_worker: float = 1,
     retries: int = 2,
-    together: int = 8,
+    batch_size: int = 8,
     config: EvaluationConfig | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -61,7 +61,7 @@ def evaluate_on_ray(
         cpus_per_worker: That Ray reserves for each.
         retries: How often a batch is given out again after its worker died, and a worker replaced that died while it
             was loading.
-        together: Records in a batch.
+        batch_size: Records in a batch.
         config: What is measured.
         seed: Of the generated texts.
         progress: Whether to show a progress bar over records.
@@ -79,7 +79,7 @@ def evaluate_on_ray(
     if workers < 1 or retries < 0:
         raise InputError(f"{workers=} and {retries=}; give at least one worker, and no negative number of retries")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, together=together, progress=progress
+        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
     )
     setup = (load, editors or _no_editors, run.config, seed)
     with _ray() as ray:
@@ -116,11 +116,11 @@ class _Worker:
 
     def prepare(self, load: Load, editors: Editors, config: EvaluationConfig, seed: int) -> Identity:
         model = load()
-        self.bench = Bench(model, named_editors(editors(model)), config, seed)
+        self.bench = Evaluator(model, named_editors(editors(model)), config, seed)
         return self.bench.identity
 
-    def do(self, batch: Batch) -> list[Found]:
-        return self.bench.do(batch)
+    def do(self, batch: Batch) -> list[RecordResult]:
+        return self.bench.run(batch)
 
 
 class _Pool:
@@ -146,7 +146,7 @@ class _Pool:
             self._greet(self._finished())
         return self._identity
 
-    def do(self, batches: Iterator[Batch]) -> Iterator[list[Found]]:
+    def do(self, batches: Iterator[Batch]) -> Iterator[list[RecordResult]]:
         """Do batches; those that cannot be done are named after all others were."""
         waiting: deque[tuple[Batch, int]] = deque()
         given_up: list[Batch] = []
@@ -181,7 +181,7 @@ class _Pool:
             raise WorkerError(
                 f"gave up {_names(given_up)}: {self._retries + 1} workers died at each batch of them, lastly of: "
                 f"{_brief(reason)}; all other records of this step are stored. Look at the worker's own log, give "
-                "workers more memory, or go on in the same store with together=1 to find the record at fault"
+                "workers more memory, or go on in the same store with batch_size=1 to find the record at fault"
             ) from reason
 
     def close(self) -> None:
