@@ -5,7 +5,6 @@ from tl_rome.counterfact.dataset.builder import build_records as build_records
 from tl_rome.counterfact.dataset.load import load_counterfact as load_counterfact
 from tl_rome.counterfact.dataset.references import ReferenceTexts as ReferenceTexts
 from tl_rome.counterfact.dataset.references import load_references as load_references
-from tl_rome.counterfact.dataset.relations import read_pararel as read_pararel
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors as WikiDataNeighbors
 from tl_rome.counterfact.evaluation.evaluate import evaluate as evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig as EvaluationConfig
@@ -27,7 +26,6 @@ from tl_rome.counterfact.metrics.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.metrics.columns import PAPER_COLUMNS as PAPER_COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite
-from tl_rome.counterfact.records import Target as Target
 from tl_rome.counterfact.report.composition import tabulate_composition as tabulate_composition
 from tl_rome.counterfact.report.page import write_report as write_report
 from tl_rome.counterfact.report.parquet import to_dataset as to_dataset
@@ -43,3 +41,7 @@ from tl_rome.counterfact.results import PromptScores as PromptScores
 from tl_rome.editors.by_name import EDITOR_NAMES as EDITOR_NAMES
 from tl_rome.editors.by_name import editors_by_name as editors_by_name
 from tl_rome.editors.protocol import Editor as Editor
+from tl_rome.fact_files import Relation as Relation
+from tl_rome.fact_files import StatedFact as StatedFact
+from tl_rome.fact_files import Target as Target
+from tl_rome.fact_files import load_pararel as load_pararel

@@ -12,10 +12,10 @@ from support.families import KINDS
 
 from tl_rome.counterfact import evaluate, load_results, summarize
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
-from tl_rome.counterfact.records import Target
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
+from tl_rome.fact_files import Target
 from tl_rome.sites import w_out
 from tl_rome.storage import ledger as ledgers
 

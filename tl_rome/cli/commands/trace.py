@@ -106,7 +106,7 @@ def average(
 
     check_folder(store)
     loaded = load(model, kind, dtype, device, prepend_bos)
-    found = patching.read_facts(facts) if facts is not None else patching.own_facts()
+    found = patching.load_facts(facts) if facts is not None else patching.load_sample_facts()
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     asked = [found[index] for index in order]
     known = patching.collect_known_facts(loaded, asked, store=store / "known.jsonl", limit=prompts)
