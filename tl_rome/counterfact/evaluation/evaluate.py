@@ -28,11 +28,11 @@ from tl_rome.storage.ledger import model_settings
 def evaluate(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
-    editor: Editor | Mapping[str, Editor] | None = None,
+    editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
-    config: EvaluationConfig | None = None,
     batch_size: int = 8,
+    config: EvaluationConfig | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -44,11 +44,10 @@ def evaluate(
     Args:
         model: Unedited; left as found.
         records: Each case_id once.
-        editor: Such as `Rome.prepare(model)`; several by name, as in `{"rome": ..., "ft": ...}`; None measures the
-            unedited model alone.
+        editors: One, such as `Rome.prepare(model)`, or several by name; None measures the unedited model alone.
         store: Folder of results, made if needed; by default nothing is kept on disk.
-        config: What is measured.
         batch_size: Records edited and measured at once, which are lost together when the run dies; bounds memory.
+        config: What is measured.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
             results of all shards together are those of the whole data set.
@@ -70,20 +69,20 @@ def evaluate(
         shard=shard,
         progress=progress,
     )
-    evaluator = Evaluator(model, named_editors(editor), run.config, seed)
+    evaluator = Evaluator(model, named_editors(editors), run.config, seed)
     with _folder(store) as folder:
         return run.fill(folder, evaluator.identity, lambda batches: map(evaluator.run, batches))
 
 
-def named_editors(editor: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
+def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
     """Editors by name.
 
     Raises:
         InputError: If one has the name of the unedited model.
     """
-    if editor is None:
+    if editors is None:
         return {}
-    named = editor if isinstance(editor, Mapping) else {editor_name(editor): editor}
+    named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
         raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
     return named
