@@ -23,7 +23,7 @@ from edit import plain_step
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.counterfact import CounterFactRecord, EvaluationConfig, load_counterfact
-from tl_rome.counterfact.evaluation.measure import Reading, generate, measure
+from tl_rome.counterfact.evaluation.measure import MeasuredRecord, generate, measure
 from tl_rome.editors import Rome
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.editors.protocol import make_edits
@@ -76,7 +76,7 @@ def plain_scores(model: Any, record: CounterFactRecord) -> list[float]:
     return found
 
 
-def batched_scores(reading: Reading) -> list[float]:
+def batched_scores(reading: MeasuredRecord) -> list[float]:
     """The same figures in the same order."""
     groups = [getattr(reading.measurement, group) for group in GROUPS]
     return [x for each in groups for pair in zip(each.logprob_new, each.logprob_true, strict=True) for x in pair]

@@ -1,3 +1,5 @@
+"""Facts of others' files: ParaRel's patterns become prompts that end before the object, and facts keep their places."""
+
 import json
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from tl_rome.errors import InputError, StorageError
 from tl_rome.fact_files import (
     load_facts,
-    load_known_facts,
+    load_generation_prompts,
     load_pararel,
     save_facts,
     template_of,
@@ -22,11 +24,12 @@ def write_jsonl(path, rows):
 @pytest.fixture
 def pararel(tmp_path):
     for name, patterns in {
-        "P19": ["[X] was born in [Y].", "[Y] is where [X] was born."],
+        "P19": ["[X] was born in [Y].", "[Y] is where [X] was born.", "[X] comes from [Y]", "[X] was born in [Y]"],
         "P36": ["[Y], of [X]"],
+        "P5": ["[X] is [Y]."],
     }.items():
         write_jsonl(tmp_path / "patterns" / f"{name}.jsonl", [{"pattern": pattern} for pattern in patterns])
-        pairs = [{"sub_label": f"Person {i}", "obj_label": f"Town {i}"} for i in range(6)]
+        pairs = [{"sub_label": f"Person {i}", "obj_label": f"Town {i} "} for i in (*range(6), 0)]
         write_jsonl(tmp_path / "facts" / f"{name}.jsonl", pairs)
     write_jsonl(tmp_path / "facts" / "P1.jsonl", [{"sub_label": "a", "obj_label": "b"}])
     return tmp_path
@@ -52,23 +55,51 @@ def test_templates_end_just_before_the_object(pattern, template):
 
 
 def test_pararel_gives_relations_with_a_usable_template(pararel):
-    (relation,) = load_pararel(pararel)
-    assert (relation.name, relation.templates) == ("P19", ("{} was born in",))
-    assert relation.facts()[2] == Fact("{} was born in", "Person 2", "Town 2")
+    relation, other = load_pararel(pararel, generation_prompts={"P19": ["{} grew up in"]})
+    assert (relation.relation_id, relation.templates) == ("P19", ("{} was born in", "{} comes from"))
+    assert relation.generation_prompts == ("{} grew up in",)
+    assert (other.relation_id, other.templates, other.generation_prompts) == ("P5", ("{} is",), ())
+    assert [(fact.subject, fact.object.str) for fact in relation.facts] == [
+        (f"Person {i}", f"Town {i}") for i in range(6)
+    ]
+    assert [fact.number for fact in relation.facts] == list(range(6))
+    assert [fact.number for fact in other.facts] == list(range(12, 18)), "those of P36 are counted too"
+    assert relation.prompts()[2] == Fact("{} was born in", "Person 2", "Town 2")
+    assert [each.relation_id for each in load_pararel(pararel, ["P5", "P19"])] == ["P5", "P19"]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("P1", r"no patterns and facts for \['P1'\]"), ("P36", "ends in the obj")]
-)
-def test_a_relation_asked_for_in_vain_is_an_error(pararel, name, message):
+@pytest.mark.parametrize("name", ["P1", "P36", "P7"])
+def test_a_relation_asked_for_in_vain_is_an_error(pararel, name):
+    message = rf"has no facts of \['{name}'\], or no pattern of them that ends in the object; it has \['P19', 'P5'\]"
     with pytest.raises(InputError, match=message):
-        load_pararel(pararel, [name])
-    with pytest.raises(InputError, match="any relation"):
+        load_pararel(pararel, ["P19", name])
+
+
+def test_damaged_folders_are_refused(pararel):
+    with pytest.raises(StorageError, match=r"nothing has no patterns/\*\.jsonl; give ParaRel's data folder"):
         load_pararel(pararel / "nothing")
+    (pararel / "facts" / "P36.jsonl").write_text('{"sub_label": "x"}', "utf-8")
+    with pytest.raises(StorageError, match=r"line 1 of .*P36\.jsonl has not the text fields"):
+        load_pararel(pararel)
+
+
+def test_templates_take_turns_over_the_facts_of_a_folder(pararel):
+    facts = load_facts(pararel)
+    assert facts[:3] == [
+        Fact("{} is", "Person 0", "Town 0"),
+        Fact("{} is", "Person 1", "Town 1"),
+        Fact("{} is", "Person 2", "Town 2"),
+    ], "P5 comes before P19"
+    assert facts[7:10] == [
+        Fact("{} was born in", "Person 0", "Town 0"),
+        Fact("{} comes from", "Person 1", "Town 1"),
+        Fact("{} was born in", "Person 2", "Town 2"),
+    ]
+    assert facts[13] == Fact("{} was born in", "Person 0", "Town 0"), "the repeated fact takes the next template"
 
 
 def test_samples_follow_the_generator_and_do_not_repeat(pararel):
-    (relation,) = load_pararel(pararel)
+    relation = load_pararel(pararel)[0]
     first, again, other = (relation.sample(4, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert first == again != other
     assert len(set(first)) == 4
@@ -79,11 +110,11 @@ def test_known_facts_records(tmp_path):
     path = tmp_path / "known.json"
     record = {"subject": "Vinson Massif", "attribute": "Antarctica", "prompt": "Vinson Massif is located in"}
     path.write_text(json.dumps([record]))
-    assert load_known_facts(path) == [Fact("{} is located in", "Vinson Massif", "Antarctica")]
+    assert load_facts(path) == [Fact("{} is located in", "Vinson Massif", "Antarctica")]
     for damaged in ("[{}]", "[", '{"a": 1}'):
         path.write_text(damaged)
-        with pytest.raises(StorageError, match=r"known.json is no list of known-facts records"):
-            load_known_facts(path)
+        with pytest.raises(StorageError, match=r"known.json is not a list of known-facts records"):
+            load_facts(path)
 
 
 def test_facts_round_trip_and_damaged_lines_are_named(tmp_path):
@@ -97,7 +128,9 @@ def test_facts_round_trip_and_damaged_lines_are_named(tmp_path):
 
 
 def test_the_reference_copies_can_be_read(shared_data):
-    relations = load_pararel(shared_data / "data" / "pararel")
+    relations, prompts = load_pararel(shared_data / "data" / "pararel"), load_generation_prompts()
     assert len(relations) > 30
-    assert all(fact.prompt.startswith(fact.subject) or "{}" in fact.template for r in relations for fact in r.facts())
-    assert len(load_known_facts(shared_data / "data" / "known_facts.json")) > 600
+    assert all("{}" in fact.template for relation in relations for fact in relation.prompts())
+    assert all(len(set(beginnings)) == 3 for beginnings in prompts.values())
+    assert all(relation.generation_prompts == prompts[relation.relation_id] for relation in relations)
+    assert len(load_facts(shared_data / "data" / "known_facts.json")) > 600

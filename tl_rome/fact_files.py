@@ -5,9 +5,10 @@ same name, the pairs of subject and object that it holds for. COUNTERFACT's prom
 Only patterns that say nothing after `[Y]` can be completed by a model that reads from left to right.
 """
 
+import builtins
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,49 +22,115 @@ from tl_rome.storage.files import write_whole
 
 
 @dataclass(frozen=True)
+class Target:
+    """An object o: its name, and its WikiData identifier where the source has one."""
+
+    str: builtins.str
+    """Name, without a leading space."""
+    id: builtins.str | None = None
+    """WikiData identifier such as Q90."""
+
+
+@dataclass(frozen=True)
+class StatedFact:
+    """A tuple (s, r, o); the relation is the one that holds it."""
+
+    subject: str
+    """Name of the entity."""
+    object: Target
+    """What it stands in the relation to."""
+    number: int
+    """Place among the facts of all relations of the source: `pararel_idx`."""
+
+
+@dataclass(frozen=True)
 class Relation:
-    """A relation r with the ways of stating it and the pairs it holds for."""
+    """One relation r with everything said in it.
 
-    name: str
-    """Wikidata identifier, such as "P19"."""
+    Raises:
+        InputError: If a template or generation prompt has not exactly one `{}`, or a name is empty.
+    """
+
+    relation_id: str
+    """WikiData property such as P103."""
     templates: tuple[str, ...]
-    """Prompts with `{}` in the subject's place that end just before the object."""
-    pairs: tuple[tuple[str, str], ...]
-    """Subjects and their objects."""
+    """Paraphrases of each other, with a `{}` for the subject, ending just before the object."""
+    facts: tuple[StatedFact, ...]
+    """In the order of the source."""
+    generation_prompts: tuple[str, ...] = ()
+    """Beginnings about a subject whose continuation depends on the fact, with a `{}`."""
 
-    def facts(self, template: str | None = None) -> list[Fact]:
-        """Every pair, stated by one template (the first by default)."""
-        return [Fact(template or self.templates[0], subject, target) for subject, target in self.pairs]
+    def __post_init__(self) -> None:
+        for template in (*self.templates, *self.generation_prompts):
+            Fact(template, self.relation_id)
+        for fact in self.facts:
+            Fact("{}", fact.subject, fact.object.str)
+
+    def prompts(self, template: str | None = None) -> list[Fact]:
+        """Every fact, stated by one template (the first by default)."""
+        return [Fact(template or self.templates[0], fact.subject, fact.object.str) for fact in self.facts]
 
     def sample(self, count: int, *, generator: torch.Generator) -> list[Fact]:
-        """Pairs drawn without replacement, each stated by a template drawn for it; at most as many as there are."""
-        chosen = torch.randperm(len(self.pairs), generator=generator)[:count].tolist()
+        """Facts drawn without replacement, each stated by a template drawn for it; at most as many as there are."""
+        chosen = torch.randperm(len(self.facts), generator=generator)[:count].tolist()
         templates = torch.randint(len(self.templates), (len(chosen),), generator=generator).tolist()
-        return [Fact(self.templates[t], *self.pairs[pair]) for t, pair in zip(templates, chosen, strict=True)]
+        drawn = zip(templates, (self.facts[i] for i in chosen), strict=True)
+        return [Fact(self.templates[template], fact.subject, fact.object.str) for template, fact in drawn]
 
 
-def load_pararel(folder: str | Path, relations: Iterable[str] | None = None) -> list[Relation]:
+def load_generation_prompts() -> dict[str, tuple[str, ...]]:
+    """Beginnings for ParaRel's relations, by relation_id, written for this package."""
+    text = resources.files("tl_rome.data").joinpath("generation_prompts.json").read_text("utf-8")
+    return {relation: tuple(prompts) for relation, prompts in json.loads(text).items()}
+
+
+def load_pararel(
+    folder: str | Path,
+    relations: Iterable[str] | None = None,
+    *,
+    generation_prompts: Mapping[str, Sequence[str]] | None = None,
+) -> list[Relation]:
     """Read a copy of ParaRel: `patterns/P19.jsonl` beside `facts/P19.jsonl`.
 
+    Patterns that do not end with the object are left out, as a left-to-right model cannot complete them; so are
+    repeated facts.
+
     Args:
-        folder: The folder that holds both.
-        relations: Names of the relations to read; by default all that have facts and a usable pattern.
+        folder: Holds both folders.
+        relations: Those to read, in this order; by default all with a usable pattern, by name.
+        generation_prompts: By relation_id; None takes `load_generation_prompts`.
 
     Raises:
         InputError: If a relation is asked for that the folder lacks or that has no usable pattern.
-        StorageError: If a file is damaged.
+        StorageError: If a file is missing or damaged.
     """
-    folder = Path(folder)
-    known = {path.stem for path in folder.glob("patterns/*.jsonl")} & {p.stem for p in folder.glob("facts/*.jsonl")}
-    wanted = list(relations) if relations is not None else sorted(known, key=lambda name: (len(name), name))
-    missing = [name for name in wanted if name not in known]
-    if missing or not known:
-        raise InputError(f"{folder} has no patterns and facts for {missing or 'any relation'}; it has {sorted(known)}")
-    found = [_relation(folder, name) for name in wanted]
-    unusable = [relation.name for relation in found if not relation.templates]
-    if relations is not None and unusable:
-        raise InputError(f"no pattern of {unusable} ends in the object after naming the subject; leave them out")
-    return [relation for relation in found if relation.templates and relation.pairs]
+    beginnings = load_generation_prompts() if generation_prompts is None else generation_prompts
+    found, number = {}, 0
+    for name, templates, pairs in _read_pararel(Path(folder)):
+        facts = dict.fromkeys(pairs)
+        if templates and facts:
+            numbered = (StatedFact(subject, Target(target), number + i) for i, (subject, target) in enumerate(facts))
+            found[name] = Relation(name, tuple(templates), tuple(numbered), tuple(beginnings.get(name, ())))
+        number += len(facts)
+    wanted = list(found if relations is None else relations)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"{folder} has no facts of {missing}, or no pattern of them that ends in the object; it has {list(found)}"
+        )
+    return [found[name] for name in wanted]
+
+
+def _read_pararel(folder: Path) -> Iterator[tuple[str, list[str], list[tuple[str, str]]]]:
+    """Name, templates and pairs of subject and object of every relation, pairs as often as the file has them."""
+    files = sorted((folder / "patterns").glob("*.jsonl"))
+    if not files:
+        raise StorageError(f"{folder} has no patterns/*.jsonl; give ParaRel's data folder")
+    for file in files:
+        patterns = (row["pattern"] for row in load_lines(file, ("pattern",)))
+        templates = dict.fromkeys(template for pattern in patterns if (template := template_of(pattern)))
+        rows = load_lines(folder / "facts" / file.name, ("sub_label", "obj_label"))
+        yield file.stem, list(templates), [(row["sub_label"].strip(), row["obj_label"].strip()) for row in rows]
 
 
 def template_of(pattern: str) -> str | None:
@@ -74,49 +141,32 @@ def template_of(pattern: str) -> str | None:
     return match[1].replace("[X]", "{}")
 
 
-def load_known_facts(path: str | Path) -> list[Fact]:
-    """Read the authors' list of known facts: JSON records with `prompt`, `subject` and `attribute` (the object).
-
-    Raises:
-        StorageError: If the file is absent or damaged.
-        InputError: If a record's prompt does not contain its subject.
-    """
-    try:
-        records = json.loads(Path(path).read_text("utf-8"))
-        return [Fact.from_prompt(r["prompt"], r["subject"], r["attribute"]) for r in records]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is no list of known-facts records ({error!r})") from error
-
-
 def load_facts(path: str | Path) -> list[Fact]:
-    """Read facts from JSONL: `template`, `subject` and, optionally, `target` in each line; more fields do no harm.
+    """Read facts from a ParaRel folder, from JSONL, or from JSON as the authors' known_facts.
+
+    Lines of JSONL have `template`, `subject` and, optionally, `target`; more fields do no harm. Records of known_facts
+    have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts, and a fact
+    that ParaRel repeats is asked again by the next template.
 
     Raises:
-        StorageError: If the file is absent or a line damaged.
-        InputError: If a line's fact is not valid.
-    """
-    return [
-        Fact(row["template"], row["subject"], row.get("target")) for row in read_lines(path, ("template", "subject"))
-    ]
-
-
-def read_facts(path: str | Path) -> list[Fact]:
-    """Facts of whichever kind a path holds: a ParaRel folder, JSONL, or JSON as the authors' known_facts.
-
-    A relation's templates take turns over its facts.
-
-    Raises:
-        StorageError: If it cannot be read as what its name says.
+        StorageError: If it is absent, or damaged for what its name says.
         InputError: If a fact is not valid.
     """
     path = Path(path)
     if path.is_dir():
-        pairs = [(relation.templates, enumerate(relation.pairs)) for relation in load_pararel(path)]
-        return [Fact(ts[i % len(ts)], subject, target) for ts, found in pairs for i, (subject, target) in found]
-    return load_facts(path) if path.suffix == ".jsonl" else load_known_facts(path)
+        relations = sorted(_read_pararel(path), key=lambda relation: (len(relation[0]), relation[0]))
+        return [fact for _, templates, pairs in relations if templates for fact in _in_turn(templates, pairs)]
+    if path.suffix == ".jsonl":
+        rows = load_lines(path, ("template", "subject"))
+        return [Fact(row["template"], row["subject"], row.get("target")) for row in rows]
+    try:
+        records = json.loads(path.read_text("utf-8"))
+        return [Fact.from_prompt(r["prompt"], r["subject"], r["attribute"]) for r in records]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise StorageError(f"{path} is not a list of known-facts records ({error!r})") from error
 
 
-def own_facts() -> list[Fact]:
+def load_sample_facts() -> list[Fact]:
     """Facts that ship with the package, written for it: well-known things, each with its object.
 
     Each subject is asked about once; a relation's templates take turns.
@@ -125,9 +175,13 @@ def own_facts() -> list[Fact]:
     for file in sorted(resources.files("tl_rome.data").joinpath("facts").iterdir(), key=lambda file: file.name):
         relation = json.loads(file.read_text("utf-8"))
         pairs = [(subject, target) for target, subjects in relation["facts"].items() for subject in subjects]
-        templates = relation["templates"]
-        found += [Fact(templates[i % len(templates)], subject, target) for i, (subject, target) in enumerate(pairs)]
+        found += _in_turn(relation["templates"], pairs)
     return found
+
+
+def _in_turn(templates: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Fact]:
+    """Facts whose templates take turns."""
+    return [Fact(templates[i % len(templates)], subject, target) for i, (subject, target) in enumerate(pairs)]
 
 
 def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:
@@ -140,7 +194,7 @@ def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:
     return write_whole(Path(path), "".join(lines).encode())
 
 
-def read_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+def load_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
     """Records of a JSONL file.
 
     Args:
@@ -165,10 +219,3 @@ def read_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[st
         if missing:
             raise StorageError(f"line {number} of {path}: {missing} should be text")
         yield row
-
-
-def _relation(folder: Path, name: str) -> Relation:
-    patterns = [row["pattern"] for row in read_lines(folder / "patterns" / f"{name}.jsonl", ("pattern",))]
-    templates = [template for template in map(template_of, patterns) if template is not None]
-    rows = read_lines(folder / "facts" / f"{name}.jsonl", ("sub_label", "obj_label"))
-    return Relation(name, tuple(templates), tuple((row["sub_label"], row["obj_label"]) for row in rows))

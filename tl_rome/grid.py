@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SPECIAL = "\\`*_<>[]#|"
+"""What Markdown takes as markup within a line."""
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A caption over rows of cells; the first column is text, the others are aligned as numbers."""
+    """A caption over rows of cells; the first column is a name, the others are numbers or running text."""
 
     caption: str
     """What the table shows, with n."""
@@ -17,13 +20,17 @@ class Grid:
     """Names of the columns."""
     rows: tuple[tuple[str, ...], ...]
     """Cells, as many in each row as there are columns."""
+    prose: bool = False
+    """Whether cells are running text: aligned to the left, and shown by Markdown as they are."""
 
     @property
     def markdown(self) -> str:
         """The table in Markdown, with its caption below."""
-        lines = (self.header, ("---", *("--:" for _ in self.header[1:])), *self.rows)
-        escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-        return "\n".join([*(f"| {line} |" for line in escaped), "", self.caption, ""])
+        special = _SPECIAL if self.prose else "|"
+        rule = ("---", *("---" if self.prose else "--:" for _ in self.header[1:]))
+        rows = (tuple(_escaped(cell, special) for cell in row) for row in (self.header, *self.rows))
+        header, *lines = (" | ".join(row) for row in rows)
+        return "\n".join([*(f"| {line} |" for line in (header, " | ".join(rule), *lines)), "", self.caption, ""])
 
     @property
     def table(self) -> "Table":
@@ -44,7 +51,7 @@ class Grid:
         for columns in self._parts(width):
             table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for index in columns:
-                table.add_column(Text(self.header[index]), justify="right" if index else "left")
+                table.add_column(Text(self.header[index]), justify="left" if self.prose or not index else "right")
             for row in self.rows:
                 table.add_row(*(Text(row[index]) for index in columns))
             found.append(table)
@@ -61,3 +68,7 @@ class Grid:
                 parts.append([0])
             parts[-1].append(index)
         return parts
+
+
+def _escaped(text: str, special: str) -> str:
+    return "".join(f"\\{character}" if character in special else character for character in text)

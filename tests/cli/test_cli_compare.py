@@ -19,14 +19,14 @@ def options(folder, tmp_path):
 def test_table_on_the_embedded_sample_goes_on_where_it_stopped(options, tmp_path):
     told = succeed("compare", *options)
     out = tmp_path / "out"
-    assert {"table3.json", "table3.md", "table3.png", "report.html"} <= written(out)
-    assert_is_picture(out / "table3.png")
-    rows = json.loads((out / "table3.json").read_text())["rows"]
+    assert {"compare.json", "compare.md", "compare.png", "report.html"} <= written(out)
+    assert_is_picture(out / "compare.png")
+    rows = json.loads((out / "compare.json").read_text())["rows"]
     assert list(rows) == ["unedited", "ft", "ft_l"]
     assert rows["ft"]["ES"]["n"] == 2
     assert rows["ft"]["GE"]["mean"] > 0
     assert "paired bootstrap" in told
-    assert "ft_l - unedited" in (out / "table3.md").read_text()
+    assert "ft_l - unedited" in (out / "compare.md").read_text()
     lines = [(path, path.read_text()) for path in (out / "results").rglob("*.jsonl")]
     assert succeed("compare", *options) == told
     assert [(path, path.read_text()) for path, _ in lines] == lines

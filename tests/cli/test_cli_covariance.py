@@ -10,7 +10,7 @@ from support.families import KINDS, N_LAYERS, SENTENCES
 from tl_rome import Fact, KeyCovariance, estimate_covariances, measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
-from tl_rome.patching import own_facts
+from tl_rome.patching import load_sample_facts
 
 KIND = KINDS[0]
 
@@ -112,7 +112,7 @@ def test_interrupted_work_goes_on_where_it_was(folder, text, tmp_path):
 def test_convergence_report(folder, tiny, text, tmp_path):
     options = ("--layers", "1,2", "--text", text, "--seed", 3, "--model", folder, "--out", tmp_path / "cov")
     printed = succeed("covariance", *options, "--convergence")
-    model, facts = tiny("gpt2", KIND), own_facts()
+    model, facts = tiny("gpt2", KIND), load_sample_facts()
     subjects = sorted({fact.subject for fact in facts})
     drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(3))[:8].tolist()
     keys = torch.cat([subject_keys(model, 2, Fact("{}", subjects[index]), ("",)) for index in drawn])

@@ -24,7 +24,7 @@ def test_texts_of_all_models_are_printed_and_written(folder, tmp_path):
     assert {len(texts) for texts in saved["texts"].values()} == {2}
     assert (saved["target_new"], saved["seed"]) == ("Rome", 0)
     page = (tmp_path / "generate.md").read_text()
-    assert all(f"**{prompt}**" in page and prompt in printed for prompt in prompts)
+    assert all(f"| prompt | {prompt} |" in page and prompt in printed for prompt in prompts)
     assert page.startswith("# The Eiffel Tower is located in the city of Rome\n")
 
 

@@ -5,8 +5,8 @@ from support.cli import fail, misuse, read_experiment, succeed
 from support.families import KINDS
 
 from tl_rome.counterfact import load_counterfact
-from tl_rome.counterfact.experiments.sequential import many_facts
-from tl_rome.counterfact.experiments.sequential_result import ManyFacts
+from tl_rome.counterfact.experiments.sequential import sequential_edits
+from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.editors import FT_L, FineTune
 
 KIND = KINDS[0]
@@ -21,10 +21,10 @@ def options(folder, tmp_path):
 def test_many_facts(tiny, options, tmp_path):
     told = succeed("sequential", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options)
     data, table = read_experiment(tmp_path / "out", "sequential")
-    result = ManyFacts.from_dict(data["ft_l"])
+    result = SequentialResult.from_dict(data["ft_l"])
     model = tiny("gpt2", KIND)
     editor = FineTune.prepare(model, config=FT_L)
-    expected = many_facts(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
+    expected = sequential_edits(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
     assert result == expected
     assert expected.grid().markdown in table
     assert f"{expected.text_nll[-1]:.2f}" in told

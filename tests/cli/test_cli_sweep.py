@@ -6,7 +6,7 @@ from support.families import KINDS, SENTENCES
 
 from tl_rome.counterfact import load_counterfact
 from tl_rome.counterfact.experiments.curve import Curve
-from tl_rome.counterfact.experiments.sweep import finetune_over_layers, sweep
+from tl_rome.counterfact.experiments.sweep import finetune_over_layers, sweep_editors
 from tl_rome.editors import FT_L, estimate_covariances
 
 KIND = KINDS[0]
@@ -24,7 +24,7 @@ def test_sweep_of_fine_tuning_over_layers_and_bounds(tiny, options, tmp_path):
     curves = [Curve.from_dict(each) for each in data]
     assert [curve.name for curve in curves] == ["ft", "ft_l, epsilon 0.0005", "ft_l, epsilon 0.01"]
     editors, records = finetune_over_layers([0, 2], FT_L), load_counterfact()[:3]
-    expected = sweep(tiny("gpt2", KIND), records, editors, name="ft_l, epsilon 0.0005", progress=False)
+    expected = sweep_editors(tiny("gpt2", KIND), records, editors, name="ft_l, epsilon 0.0005", progress=False)
     assert curves[1] == expected
     assert expected.grid().markdown in table
     assert expected.rows[0]["ES"].text() in told

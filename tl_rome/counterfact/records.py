@@ -5,28 +5,18 @@ both are read. A neighbour shares the *true* object: eq. 9 writes o* there, but 
 data have o^c.
 """
 
-import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tl_rome.errors import InputError, RecordError
+from tl_rome.fact_files import Target
 from tl_rome.facts import EditRequest
 
 _KINDS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
 
 PromptGroup = Literal["rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute"]
 """Prompts that are scored alike; `neighborhood_plus` are those of CounterFact+."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """An object o: its name, and its WikiData identifier where the source has one."""
-
-    str: builtins.str
-    """Name, without a leading space."""
-    id: builtins.str | None = None
-    """WikiData identifier such as Q90."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tl_rome.counterfact.records import RequestedRewrite, Target
 from tl_rome.errors import InputError, StorageError
 from tl_rome.scoring import TargetScores
 
-Preset = Literal["draft", "neurips", "released"]
+Conventions = Literal["draft", "neurips", "released"]
 """Source whose conventions are followed: the document, the published text, or the authors' code."""
 
 UNEDITED = "unedited"
@@ -48,12 +48,12 @@ class PromptScores:
     def __len__(self) -> int:
         return len(self.logprob_new)
 
-    def loss(self, target: Literal["new", "true"], preset: Preset) -> tuple[float, ...]:
+    def loss(self, target: Literal["new", "true"], conventions: Conventions) -> tuple[float, ...]:
         """Negative log-likelihood of a target per prompt, in nats: of the whole target (draft), else the token mean."""
         logprobs, tokens = (
             (self.logprob_new, self.tokens_new) if target == "new" else (self.logprob_true, self.tokens_true)
         )
-        if preset == "draft":
+        if conventions == "draft":
             return tuple(-logprob for logprob in logprobs)
         return tuple(-logprob / n for logprob, n in zip(logprobs, tokens, strict=True))
 

@@ -94,8 +94,8 @@ def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, model_class:
         return model(tokens.to(model.cfg.device))
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"TransformerLens converts {name!r} for model_class={model_class!r} to a model that does not run in {model.cfg.dtype}: "
-            f"{_one_line(error)}; {_other_class(model_class)}"
+            f"what TransformerLens makes of {name!r} for model_class={model_class!r} does not run in "
+            f"{model.cfg.dtype}: {_one_line(error)}; {_other_class(model_class)}"
         ) from error
 
 

@@ -1,10 +1,8 @@
 """Where a fact is kept: causal tracing by activation patching (section 3, appendix A)."""
 
 from tl_rome.fact_files import load_facts as load_facts
-from tl_rome.fact_files import load_known_facts as load_known_facts
 from tl_rome.fact_files import load_pararel as load_pararel
-from tl_rome.fact_files import own_facts as own_facts
-from tl_rome.fact_files import read_facts as read_facts
+from tl_rome.fact_files import load_sample_facts as load_sample_facts
 from tl_rome.fact_files import save_facts as save_facts
 from tl_rome.patching.attribution import Agreement as Agreement
 from tl_rome.patching.attribution import agreement as agreement

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from tl_rome.counterfact.dataset.builder import BuilderConfig, build_records
-from tl_rome.counterfact.dataset.relations import Relation, StatedFact, read_pararel
-from tl_rome.counterfact.records import Target
-from tl_rome.counterfact.report.composition import composition, criteria
+from tl_rome.counterfact.report.composition import tabulate_composition
 from tl_rome.errors import InputError
+from tl_rome.fact_files import Relation, StatedFact, Target, load_pararel
 
 TEMPLATES = ("{} is in", "{} lies in", "{} stands in", "The city of {} is")
 # Ten landmarks of Rome, five of Paris, one of Oslo; the Forum is stated to be in Rome and in Paris.
@@ -123,12 +122,12 @@ def test_neighbors_can_come_from_elsewhere():
 @pytest.mark.slow
 @pytest.mark.leg("3.9")
 def test_thousands_of_records_from_pararel(shared_data):
-    relations = read_pararel(shared_data / "data" / "pararel")
+    relations = load_pararel(shared_data / "data" / "pararel")
     built = build_records(relations, generator=torch.Generator().manual_seed(0), config=BuilderConfig(per_relation=100))
     facts = sum(len(relation.facts) for relation in relations)
     assert len(built.records) > 2000
     assert len(built.records) + sum(built.left_out.values()) == facts
-    table = {row[0]: row[1:] for row in composition(built.records).rows}
+    table = {row[0]: row[1:] for row in tabulate_composition(built.records).rows}
     assert table["Records"][::2] == (f"{len(built.records):,.1f}", "1.0")
     assert table["Neighborhood Prompts"][2] == "10.0"
-    assert [row[-1] for row in criteria(built.records, "CF").rows] == ["✓"] * 5
+    assert all(record.neighborhood_prompts and record.generation_prompts for record in built.records)

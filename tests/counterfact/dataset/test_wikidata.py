@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors, sparql
-from tl_rome.counterfact.records import Target
 from tl_rome.errors import InputError, NetworkError
+from tl_rome.fact_files import Target
 
 ANKARA = Target("Ankara", "Q3640")
 NAMES = ["TRT Haber", "Gençlerbirliği S.K.", "TRT Haber", "AnadoluJet"]

@@ -12,10 +12,10 @@ from support.families import KINDS
 
 from tl_rome.counterfact import evaluate, load_results, summarize
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
-from tl_rome.counterfact.records import Target
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
+from tl_rome.fact_files import Target
 from tl_rome.sites import w_out
 from tl_rome.storage import ledger as ledgers
 
@@ -26,7 +26,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def run(model, editor=None, records=RECORDS, **options):
-    return evaluate(model, records, editor, **{"config": QUICK, "progress": False, "together": 2, **options})
+    return evaluate(model, records, editor, **{"config": QUICK, "progress": False, "batch_size": 2, **options})
 
 
 def untimed(results):
@@ -41,7 +41,7 @@ def tuned(**changes):
 def test_every_record_is_measured_before_and_after_its_own_edit(fresh_tiny, kind):
     model, editor = fresh_tiny("llama", kind), tuned()
     weights = w_out(model, 1).clone()
-    results = evaluate(model, RECORDS, editor, config=SHORT, together=3, progress=False)
+    results = evaluate(model, RECORDS, editor, config=SHORT, batch_size=3, progress=False)
     assert [result.case_id for result in results] == NUMBERS
     for record, found in zip(RECORDS, results, strict=True):
         (before,) = measure(model, [record], SHORT)
@@ -89,14 +89,14 @@ def test_the_unedited_model_alone(tiny):
 
 def test_shards_with_a_store_each_are_the_whole_run(tiny, tmp_path):
     model, editor = tiny("gpt2", KIND), RandomEdit()
-    whole = run(model, editor, together=1)
-    shards = [run(model, editor, together=1, store=tmp_path / str(i), shard=(i, 2)) for i in range(2)]
+    whole = run(model, editor, batch_size=1)
+    shards = [run(model, editor, batch_size=1, store=tmp_path / str(i), shard=(i, 2)) for i in range(2)]
     assert [[result.case_id for result in shard] for shard in shards] == [NUMBERS[0::2], NUMBERS[1::2]]
     joined = [result for i in range(2) for result in load_results(tmp_path / str(i))]
     assert sorted(joined, key=lambda result: NUMBERS.index(result.case_id)) == whole
     assert summarize(joined).grid() == summarize(whole).grid()
-    assert run(model, editor, together=1, store=tmp_path / "0") == whole, "a shard can be made whole"
-    assert run(model, editor, together=1, store=tmp_path / "0", shard=(1, 2)) == shards[1]
+    assert run(model, editor, batch_size=1, store=tmp_path / "0") == whole, "a shard can be made whole"
+    assert run(model, editor, batch_size=1, store=tmp_path / "0", shard=(1, 2)) == shards[1]
 
 
 def test_one_editor_with_two_settings_is_two_editors(tiny, tmp_path):
@@ -110,7 +110,7 @@ def test_one_editor_with_two_settings_is_two_editors(tiny, tmp_path):
 @pytest.mark.parametrize("editor", [RandomEdit, RandomEdits])
 def test_a_record_that_cannot_be_edited_is_reported_and_the_others_go_on(tiny, editor, caplog):
     refused = RECORDS[2].request.subject
-    results = run(tiny("gpt2", KIND), editor(refused=(refused,)), together=4)
+    results = run(tiny("gpt2", KIND), editor(refused=(refused,)), batch_size=4)
     errors = {result.case_id: result.error for result in results if result.error}
     assert errors == {5: f"NumericsError: no edit of {refused}"}
     assert all((result.after is None) == (result.error is not None) for result in results)
@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_measured_is_reported_too(tiny, caplog):
     [
         ([], {}, "0 case_ids of 0 records"),
         ([RECORDS[0], RECORDS[0]], {}, "1 case_ids of 2 records"),
-        (RECORDS, {"together": 0}, "together=0"),
+        (RECORDS, {"batch_size": 0}, "batch_size=0"),
         (RECORDS, {"shard": (2, 2)}, "shard 2 of 2 of 5 records"),
         (RECORDS, {"shard": (5, 6)}, "shard 5 of 6 of 5 records"),
         (RECORDS, {"editor": {"unedited": RandomEdit()}}, "'unedited' is the name of the model without edits"),
@@ -240,30 +240,30 @@ def killed(work):
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
-@pytest.mark.parametrize(("together", "kept"), [(1, 3), (2, 2)])
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tiny, tmp_path, together, kept):
+@pytest.mark.parametrize(("batch_size", "kept"), [(1, 3), (2, 2)])
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tiny, tmp_path, batch_size, kept):
     model, editor = tiny("gpt2", KIND), Deadly(survivor=os.getpid())
-    whole = run(model, editor, together=together, config=SHORT)
-    killed(lambda: run(model, editor, store=tmp_path, together=together, config=SHORT))
+    whole = run(model, editor, batch_size=batch_size, config=SHORT)
+    killed(lambda: run(model, editor, store=tmp_path, batch_size=batch_size, config=SHORT))
     assert len(load_results(tmp_path)) == kept
-    assert run(model, editor, store=tmp_path, together=together, config=SHORT) == whole
+    assert run(model, editor, store=tmp_path, batch_size=batch_size, config=SHORT) == whole
     assert load_results(tmp_path)[:kept] == whole[:kept]
     assert sorted(result.case_id for result in load_results(tmp_path)) == sorted(NUMBERS)
 
 
 def test_a_run_killed_while_it_wrote_goes_on_too(tiny, tmp_path, monkeypatch):
     model, editor = tiny("gpt2", KIND), RandomEdit()
-    whole = run(model, editor, together=1)
+    whole = run(model, editor, batch_size=1)
 
     def write_and_die():
         monkeypatch.setattr(ledgers, "_write_all", torn)
-        run(model, editor, store=tmp_path, together=1)
+        run(model, editor, store=tmp_path, batch_size=1)
 
     killed(write_and_die)
     (file,) = tmp_path.glob("editors/*.jsonl")
     assert not file.read_bytes().endswith(b"\n")
     assert len(load_results(tmp_path)) == 2
-    assert run(model, editor, store=tmp_path, together=1) == whole
+    assert run(model, editor, store=tmp_path, batch_size=1) == whole
 
 
 def test_progress_counts_records_and_what_was_done_before(tiny, tmp_path, capsys):

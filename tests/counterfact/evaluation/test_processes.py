@@ -1,9 +1,14 @@
-"""Evaluation in several processes: what `evaluate` finds, in its order; errors as they were, and a death told."""
+"""Evaluation in several processes: what `evaluate` finds, in its order; errors as they were, and a death reported."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +19,19 @@ from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
-OPTIONS = {"config": SHORT, "together": 2, "progress": False}
+OPTIONS = {"config": SHORT, "batch_size": 2, "progress": False}
+
+
+@dataclass(frozen=True)
+class Noting(RandomEdit):
+    """Notes which process made each edit."""
+
+    notes: str = ""
+
+    def __call__(self, model: Any, request: Any) -> Any:
+        with (Path(self.notes) / f"{request.subject} {self.strength}").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().__call__(model, request)
 
 
 @dataclass(frozen=True)
@@ -51,10 +68,17 @@ def load(family_dir):
 
 @pytest.mark.slow
 def test_results_are_those_of_one_process_which_can_go_on_with_the_store(tiny, load, tmp_path):
-    editors = {"weak": RandomEdit(strength=0.1), "strong": RandomEdit(refused=("Big Ben",))}
+    (tmp_path / "notes").mkdir()
+    notes = str(tmp_path / "notes")
+    editors = {"weak": Noting(strength=0.1, notes=notes), "strong": Noting(refused=("Big Ben",), notes=notes)}
     expected = evaluate(tiny("gpt2", KINDS[0]), RECORDS, editors, store=tmp_path / "plain", **OPTIONS)
     found = evaluate_in_processes(load, RECORDS, partial(give, editors=editors), store=tmp_path / "many", **OPTIONS)
     assert found == expected
+    makers = {file.name: file.read_text().split()[-1] for file in Path(notes).iterdir()}
+    assert len(set(makers.values())) == 2
+    for record in RECORDS:
+        subject = record.request.subject
+        assert makers[f"{subject} 0.1"] == makers[f"{subject} 2.0"], "one worker does a record under all editors"
     with pytest.raises(AssertionError, match="nothing is left"):
         evaluate_in_processes(
             load, RECORDS, partial(give, editors=editors | {"new": NoneLeft()}), store=tmp_path / "many", **OPTIONS
@@ -71,9 +95,11 @@ class NoneLeft(RandomEdit):
 
 
 @pytest.mark.slow
-def test_the_death_of_a_worker_is_told_and_what_was_done_is_kept(tiny, load, tmp_path):
+def test_the_death_of_a_worker_is_reported_and_what_was_done_is_kept(tiny, load, tmp_path):
     deadly = partial(give, editors={"deadly": Deadly()})
-    with pytest.raises(WorkerError, match=r"exit code 3; what was done before is stored"):
+    with pytest.raises(
+        WorkerError, match=r"^a worker process ended abruptly; what was done before is stored: run again"
+    ):
         evaluate_in_processes(load, RECORDS, deadly, store=tmp_path, **OPTIONS)
     assert {result.case_id for result in load_results(tmp_path)} == {record.case_id for record in RECORDS[:4]}
 
@@ -97,3 +123,48 @@ def test_one_worker_is_this_process_and_none_is_refused(tiny, tmp_path):
     assert found == evaluate(model, RECORDS, editors, **OPTIONS)
     with pytest.raises(InputError, match="workers=0; give at least one"):
         evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=0, **OPTIONS)
+
+
+def processes_of(group: int) -> list[str]:
+    """Command lines of the processes of a group."""
+    found = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if line.split()[0] == str(group)]
+
+
+INTERRUPTED = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from support.evaluation import RECORDS, SHORT, RandomEdit
+from tl_rome.counterfact import evaluate_in_processes
+from tl_rome.models.loading import load_model
+
+class Slow(RandomEdit):
+    def __call__(self, model, request):
+        Path(sys.argv[2]).touch()
+        time.sleep(120)
+
+def editors(model):
+    return {"slow": Slow()}
+
+if __name__ == "__main__":
+    load = partial(load_model, sys.argv[1], kind=sys.argv[3], device="cpu", progress=False)
+    evaluate_in_processes(load, RECORDS, editors, store="run", config=SHORT, batch_size=2, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_at_once_and_only_the_caller_says_so(family_dir, tmp_path):
+    script, mark = tmp_path / "interrupted.py", tmp_path / "mark"
+    script.write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, script, family_dir("gpt2"), mark, KINDS[0]]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as process:
+        while not mark.exists() and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+        errors = process.communicate(timeout=60)[1]
+    assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1
+    workers = [line for line in processes_of(process.pid) if "spawn_main" in line]
+    assert not workers

@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 
 from tl_rome.counterfact.experiments.curve import CURVES, Curve
-from tl_rome.counterfact.experiments.plot import many_facts_figure, plot_many_facts, plot_sweep, sweep_figure
-from tl_rome.counterfact.experiments.sequential_result import ManyFacts
-from tl_rome.counterfact.report.summary import Estimate
+from tl_rome.counterfact.experiments.plot import plot_sequential, plot_sweep, sequential_figure, sweep_figure
+from tl_rome.counterfact.experiments.sequential_result import SequentialResult
+from tl_rome.counterfact.report.tables import Estimate
 from tl_rome.errors import InputError
 
 
@@ -20,7 +20,7 @@ def curve(along, *x, start=10.0):
 
 
 def many(start):
-    return ManyFacts(curve("facts", 1, 10, start=start), (3.0,) * 3, (2.0,) * 3, {})
+    return SequentialResult(curve("facts", 1, 10, start=start), (3.0,) * 3, (2.0,) * 3, {})
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_epsilon_is_drawn_on_a_logarithmic_axis_and_a_title_can_be_given(ax):
 
 
 def test_many_facts_has_a_line_for_every_editor(ax):
-    assert plot_many_facts({"rome": many(50.0), "ft": many(20.0)}, ax, column="PS") is ax
+    assert plot_sequential({"rome": many(50.0), "ft": many(20.0)}, ax, column="PS") is ax
     assert drawn(ax) == {"rome": ([1, 10], [52.0, 57.0]), "ft": ([1, 10], [22.0, 27.0])}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rome", "ft"]
     with pytest.raises(InputError, match="column 'GE'"):
-        plot_many_facts({"rome": many(1.0)}, ax, column="GE")
+        plot_sequential({"rome": many(1.0)}, ax, column="GE")
     with pytest.raises(InputError, match="0 results"):
-        plot_many_facts({}, ax)
+        plot_sequential({}, ax)
 
 
 def test_gaps_are_drawn_as_gaps(ax):
@@ -70,6 +70,6 @@ def test_gaps_are_drawn_as_gaps(ax):
 def test_figures_have_a_panel_each():
     sweeps = sweep_figure([curve("layer", 0, 3), curve("epsilon", 1e-4, 1e-3)])
     assert [ax.get_xlabel() for ax in sweeps.axes] == ["layer", "epsilon"]
-    panels = many_facts_figure({"rome": many(50.0)})
+    panels = sequential_figure({"rome": many(50.0)})
     assert [ax.get_title() for ax in panels.axes] == list(CURVES)
     panels.canvas.draw()

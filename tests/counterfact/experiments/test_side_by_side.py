@@ -5,7 +5,7 @@ import torch
 from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS
 
-from tl_rome.counterfact.experiments.side_by_side import SideBySide, side_by_side
+from tl_rome.counterfact.experiments.side_by_side import SideBySide, continue_side_by_side
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens
@@ -34,7 +34,7 @@ def alone(model, new_tokens):
 def test_texts_equal_those_of_each_edited_model_alone(fresh_tiny, kind):
     model = fresh_tiny("gpt2", kind)
     edits = {"weak": RandomEdit()(model, REQUEST), "dense": RandomEdit(dense=True, strength=9.0)(model, REQUEST)}
-    found = side_by_side(model, PROMPTS, edits, new_tokens=9, generator=rng())
+    found = continue_side_by_side(model, PROMPTS, edits, new_tokens=9, generator=rng())
     assert list(found.texts) == [UNEDITED, "weak", "dense"]
     expected = {UNEDITED: list(alone(model, 9))}
     for name, edit in edits.items():
@@ -48,24 +48,31 @@ def test_texts_equal_those_of_each_edited_model_alone(fresh_tiny, kind):
 
 def test_an_edit_that_changes_nothing_gives_the_unedited_text(tiny):
     model = tiny("gpt2", KIND)
-    found = side_by_side(model, PROMPTS, {"none": RandomEdit(strength=0.0)(model, REQUEST)}, generator=rng(1))
+    found = continue_side_by_side(model, PROMPTS, {"none": RandomEdit(strength=0.0)(model, REQUEST)}, generator=rng(1))
     assert found.texts["none"] == found.texts[UNEDITED]
-    other = side_by_side(model, PROMPTS, {}, generator=rng(2))
+    other = continue_side_by_side(model, PROMPTS, {}, generator=rng(2))
     assert other.texts[UNEDITED] != found.texts[UNEDITED]
 
 
 def test_texts_are_shown_as_they_are():
     found = SideBySide(("One *and* two",), {UNEDITED: (" is\n\n<b>bold</b>",), "rome": (" is [link](x)",)})
-    assert found.markdown == ("**One \\*and\\* two**\n\n- unedited: is \\<b\\>bold\\</b\\>\n- rome: is \\[link\\](x)\n")
-    assert found.table.row_count == 3
+    rows = [
+        "model | text",
+        "--- | ---",
+        r"prompt | One \*and\* two",
+        r"unedited | is \<b\>bold\</b\>",
+        r"rome | is \[link\](x)",
+    ]
+    assert found.grid.markdown.splitlines()[:5] == [f"| {row} |" for row in rows]
+    assert found.grid.table.row_count == 3
     assert found.to_dict() == {"prompts": list(found.prompts), "texts": {k: list(v) for k, v in found.texts.items()}}
 
 
 def test_what_cannot_be_continued_is_refused(tiny):
     model = tiny("gpt2", KIND)
     with pytest.raises(InputError, match="0 prompts"):
-        side_by_side(model, (), {}, generator=rng())
+        continue_side_by_side(model, (), {}, generator=rng())
     with pytest.raises(InputError, match="name the edit otherwise"):
-        side_by_side(model, PROMPTS, {UNEDITED: RandomEdit()(model, REQUEST)}, generator=rng())
+        continue_side_by_side(model, PROMPTS, {UNEDITED: RandomEdit()(model, REQUEST)}, generator=rng())
     with pytest.raises(InputError, match="exceed the model's context"):
-        side_by_side(model, PROMPTS, {}, new_tokens=10_000, generator=rng())
+        continue_side_by_side(model, PROMPTS, {}, new_tokens=10_000, generator=rng())

@@ -15,9 +15,10 @@ from tl_rome.counterfact.experiments.sweep import (
     finetune_over_epsilon,
     finetune_over_layers,
     rome_over_layers,
-    sweep,
+    sweep_editors,
 )
-from tl_rome.counterfact.report.summary import Estimate, summarize
+from tl_rome.counterfact.report.summary import summarize
+from tl_rome.counterfact.report.tables import Estimate
 from tl_rome.editors import FT, FT_L, estimate_covariances
 from tl_rome.errors import InputError, StorageError
 
@@ -25,7 +26,7 @@ KIND = KINDS[0]
 
 
 def swept(model, editors, **options):
-    return sweep(model, RECORDS, editors, progress=False, **options)
+    return sweep_editors(model, RECORDS, editors, progress=False, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.families import KINDS
+from support.results import case, scores
 
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
@@ -62,8 +63,6 @@ def test_scores_before_and_after_the_stored_edit(smollm2, golden, kind):
 
 
 def test_success_of_the_stored_scores(golden):
-    from cases import case, scores
-
     record, data, *_ = golden
     before, after = (
         Measurement(*(scores(*((p["target_new"], p["target_true"]) for p in side[group])) for group in GROUPS))

@@ -9,7 +9,6 @@ from support.results import scores
 
 from tl_rome.counterfact.metrics.prompts import (
     accuracy,
-    harmonic_mean,
     neighborhood_magnitude,
     neighborhood_success,
     next_token_kl,
@@ -37,13 +36,13 @@ def test_magnitudes_are_mean_differences_of_probability():
 
 
 @pytest.mark.parametrize(
-    ("preset", "success", "magnitude"),
+    ("conventions", "success", "magnitude"),
     [("released", 1.0, exp(-1) - exp(-1.5)), ("neurips", 1.0, exp(-1) - exp(-1.5)), ("draft", 0.0, exp(-4) - exp(-3))],
 )
-def test_the_draft_compares_whole_targets_and_the_release_token_means(preset, success, magnitude):
-    assert rewrite_success(LENGTHS, preset) == success
-    assert neighborhood_success(LENGTHS, preset) == 1 - success
-    assert rewrite_magnitude(LENGTHS, preset) == pytest.approx(magnitude, rel=1e-12)
+def test_the_draft_compares_whole_targets_and_the_release_token_means(conventions, success, magnitude):
+    assert rewrite_success(LENGTHS, conventions) == success
+    assert neighborhood_success(LENGTHS, conventions) == 1 - success
+    assert rewrite_magnitude(LENGTHS, conventions) == pytest.approx(magnitude, rel=1e-12)
 
 
 def test_nothing_measured_is_nan():
@@ -51,13 +50,10 @@ def test_nothing_measured_is_nan():
     assert math.isnan(rewrite_success(empty))
     assert math.isnan(rewrite_magnitude(empty))
     assert math.isnan(accuracy(None))
-    assert math.isnan(harmonic_mean((1.0, math.nan)))
 
 
-def test_accuracy_and_harmonic_mean():
+def test_accuracy():
     assert accuracy((True, False, False, True, True)) == 3 / 5
-    assert harmonic_mean((1.0, 0.5, 0.25)) == pytest.approx(3 / (1 + 2 + 4))
-    assert harmonic_mean((1.0, 0.0, 0.5)) == 0
 
 
 def test_columns_of_different_lengths_are_refused():

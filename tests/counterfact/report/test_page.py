@@ -15,7 +15,7 @@ from support.records import GAZI, changed
 from support.results import case, measurement
 
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.counterfact.report.page import html_report, write_report
+from tl_rome.counterfact.report.page import write_report
 from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import UNEDITED, Generation
 from tl_rome.errors import InputError
@@ -34,6 +34,17 @@ RESULTS = [
 ]
 RECORDS = [CounterFactRecord.from_dict(changed("case_id", value=number)) for number in (1067, 1068, 1069)]
 _EMPTY = ("meta", "input", "img", "link", "br", "hr")
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    """Gives a function that makes the text of a page."""
+
+    def make(results, summary=None, **options):
+        path = write_report(tmp_path / "report.html", results, summary or summarize(results), **options)
+        return path.read_text("utf-8")
+
+    return make
 
 
 class Page(HTMLParser):
@@ -65,17 +76,17 @@ class Page(HTMLParser):
         return [attrs[name] for found, attrs, _ in self.elements if found == tag and name in attrs]
 
 
-def test_the_tables_are_those_of_the_summary():
-    page, summary = Page(html_report(RESULTS, records=RECORDS)), summarize(RESULTS)
+def test_the_tables_are_those_of_the_summary(page_of):
+    page, summary = Page(page_of(RESULTS, records=RECORDS)), summarize(RESULTS)
     cells = page.texts("td")
     for row in (*summary.grid(("S", "ES", "PS", "NS")).rows, *summary.differences(columns=("ES", "NS")).rows):
         assert set(row) <= set(cells)
-    draft = summarize(RESULTS, preset="draft")
-    assert draft.grid().caption in Page(html_report(RESULTS, summary=draft)).texts("caption")
+    draft = summarize(RESULTS, conventions="draft")
+    assert draft.grid().caption in Page(page_of(RESULTS, summary=draft)).texts("caption")
 
 
-def test_every_record_shows_prompts_probabilities_and_texts_of_all_models():
-    page = Page(html_report(RESULTS[:3], records=RECORDS))
+def test_every_record_shows_prompts_probabilities_and_texts_of_all_models(page_of):
+    page = Page(page_of(RESULTS[:3], records=RECORDS))
     cells = page.texts("td")
     for prompt in (*RECORDS[0].paraphrase_prompts, *RECORDS[0].neighborhood_prompts, RECORDS[0].request.fact.prompt):
         assert cells.count(prompt) == 2
@@ -89,8 +100,8 @@ def test_every_record_shows_prompts_probabilities_and_texts_of_all_models():
     assert page.texts("span", **{"class": "who"}) == [UNEDITED, "rome", "ft", UNEDITED, "rome"]
 
 
-def test_outcomes_by_editor_are_what_the_page_filters_by():
-    page = Page(html_report(RESULTS))
+def test_outcomes_by_editor_are_what_the_page_filters_by(page_of):
+    page = Page(page_of(RESULTS))
     assert page.texts("option")[1:3] == ["rome", "ft"]
     assert [json.loads(found) for found in page.attributes("details", "data-outcomes")] == [
         [["success"], ["failure", "neighborhood"]],
@@ -100,13 +111,13 @@ def test_outcomes_by_editor_are_what_the_page_filters_by():
     assert "neighborhood 2" in page.texts("td"), "prompts are numbered where the records are not given"
 
 
-def test_what_records_models_and_errors_say_is_text():
+def test_what_records_models_and_errors_say_is_text(page_of):
     rewrite = replace(RESULTS[0].rewrite, subject=EVIL)
     paraphrases = (f"{EVIL} is", f"Where is {EVIL}?")
     record = replace(RECORDS[0], requested_rewrite=rewrite, paraphrase_prompts=paraphrases, generation_prompts=())
     odd = [replace(RESULTS[0], rewrite=rewrite), replace(RESULTS[2], rewrite=rewrite), *RESULTS[3:]]
-    text = html_report(odd, records=[record], title=EVIL, figures={EVIL: b""})
-    page, plain = Page(text), Page(html_report(RESULTS))
+    text = page_of(odd, records=[record], title=EVIL, figures={EVIL: b""})
+    page, plain = Page(text), Page(page_of(RESULTS))
     assert len(page.texts("script")) == len(plain.texts("script")) == 1
     assert "<b>birds" not in text
     assert page.texts("h1") == page.texts("title") == [EVIL]
@@ -114,10 +125,10 @@ def test_what_records_models_and_errors_say_is_text():
     assert f"NumericsError: {EVIL}" in page.texts("td")
 
 
-def test_pictures_are_embedded_and_nothing_is_loaded():
+def test_pictures_are_embedded_and_nothing_is_loaded(page_of):
     own = Figure()
     own.subplots().plot([1, 2])
-    text = html_report(RESULTS, figures={"A curve": own, "As bytes": b"\x89PNG"})
+    text = page_of(RESULTS, figures={"A curve": own, "As bytes": b"\x89PNG"})
     pictures = [found.removeprefix("data:image/png;base64,") for found in Page(text).attributes("img", "src")]
     assert len(pictures) == 3
     for picture in pictures[:2]:
@@ -127,21 +138,21 @@ def test_pictures_are_embedded_and_nothing_is_loaded():
     assert not re.search(r"https?://|@import|url\(", text)
 
 
-def test_the_unedited_model_alone_has_a_page():
-    page = Page(html_report([case(1067, BEFORE, BEFORE, editor=UNEDITED, config="")], records=RECORDS))
+def test_the_unedited_model_alone_has_a_page(page_of):
+    page = Page(page_of([case(1067, BEFORE, BEFORE, editor=UNEDITED, config="")], records=RECORDS))
     assert page.texts("option")[1] == UNEDITED
     assert page.texts("th", **{"class": "e e0"}) == [UNEDITED]
 
 
-def test_records_of_another_run_are_refused(tmp_path):
+def test_records_of_another_run_are_refused(page_of, tmp_path):
     other = CounterFactRecord.from_dict(changed("requested_rewrite", "target_new", "str", value="Rome"))
     with pytest.raises(InputError, match="record 1067 is not the one that was evaluated"):
-        html_report(RESULTS, records=[other])
+        page_of(RESULTS, records=[other])
     fewer = replace(RECORDS[0], neighborhood_prompts=())
     with pytest.raises(InputError, match="has 0 neighborhood prompts, and another number was evaluated"):
-        html_report(RESULTS, records=[fewer])
-    with pytest.raises(InputError, match="0 results"):
-        write_report(tmp_path / "none.html", [])
+        page_of(RESULTS, records=[fewer])
+    with pytest.raises(InputError, match="no results to report"):
+        write_report(tmp_path / "none.html", [], summarize(RESULTS))
     assert not list(tmp_path.iterdir())
 
 
@@ -149,5 +160,5 @@ def test_a_large_run_stays_small(tmp_path):
     texts = tuple(Generation(f"{EVIL} {i}", " word" * 90) for i in range(10))
     full = measurement(True, [True] * 2, [True] * 10, generations=texts)
     results = [case(i, full, full, editor=f"editor {e}") for e in range(4) for i in range(100)]
-    path = write_report(tmp_path / "deep" / "report.html", results)
+    path = write_report(tmp_path / "deep" / "report.html", results, summarize(results))
     assert path.stat().st_size < 10e6

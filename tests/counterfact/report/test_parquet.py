@@ -48,12 +48,12 @@ def test_what_was_not_measured_is_null():
 def test_parquet_holds_the_same_table(tmp_path):
     from datasets import Dataset
 
-    path = write_parquet(RESULTS, tmp_path / "new" / "results.parquet", preset="draft")
+    path = write_parquet(RESULTS, tmp_path / "new" / "results.parquet", conventions="draft")
     assert (
         Dataset.from_parquet(str(path), cache_dir=str(tmp_path)).to_list()
-        == to_dataset(RESULTS, preset="draft").to_list()
+        == to_dataset(RESULTS, conventions="draft").to_list()
     )
-    assert to_dataset(RESULTS, preset="draft")[0]["GE"] == pytest.approx(to_dataset(RESULTS)[0]["GE"] / 100)
+    assert to_dataset(RESULTS, conventions="draft")[0]["GE"] == pytest.approx(to_dataset(RESULTS)[0]["GE"] / 100)
 
 
 def test_tables_of_different_runs_have_one_schema():

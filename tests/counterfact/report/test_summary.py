@@ -118,7 +118,7 @@ def test_generations_divergence_and_accuracy_have_their_columns():
     words_1 = (2 / 3 * math.log2(3) + 4 / 3 * 1) / 2
     words_2 = (2 / 3 * (0.75 * math.log2(4 / 3) + 0.25 * 2) + 4 / 3 * (2 / 3 * math.log2(3 / 2) + math.log2(3) / 3)) / 2
     assert found["GE"] == pytest.approx(100 * (words_1 + words_2) / 2)
-    draft = summarize([result], references=references, preset="draft")
+    draft = summarize([result], references=references, conventions="draft")
     assert means(draft.rows["rome"])["GE"] == pytest.approx(found["GE"] / 100)
     # Both texts of the vocabulary are equally rare; "Glasgow" and "Ankara" against "glasgow clyde ankara".
     assert found["RS"] == pytest.approx(100 * 2 / math.sqrt(2 * 3))
@@ -130,7 +130,7 @@ def test_generations_divergence_and_accuracy_have_their_columns():
 
 
 def test_tables_have_the_columns_of_the_source():
-    summary = summarize(RESULTS, preset="draft")
+    summary = summarize(RESULTS, conventions="draft")
     grid = summary.grid()
     assert grid.header == ("editor", "n", "ES", "PS", "NS", "GE", "RS")
     assert [row[:2] for row in grid.rows] == [(UNEDITED, "4"), ("rome", "3")]

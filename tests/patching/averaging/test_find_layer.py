@@ -8,7 +8,7 @@ from support.known import known_to
 from tl_rome.editors.layers import choose_layer
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching import GaussianNoise, TraceConfig, average_traces, causal_trace, own_facts
+from tl_rome.patching import GaussianNoise, TraceConfig, average_traces, causal_trace, load_sample_facts
 from tl_rome.patching.averaging.layer import find_layer
 
 NOISE = GaussianNoise(0.7, samples=2)
@@ -42,7 +42,7 @@ def test_too_few_known_facts_are_refused(tiny):
 
 
 def test_the_packages_own_facts_are_many_and_asked_once_each():
-    facts = own_facts()
+    facts = load_sample_facts()
     assert len(facts) > 200
     assert len({(fact.subject, fact.target) for fact in facts}) == len(facts)
     assert all(fact.target for fact in facts)
@@ -50,8 +50,10 @@ def test_the_packages_own_facts_are_many_and_asked_once_each():
 
 @pytest.mark.leg("4")
 def test_the_function_is_taken_as_a_layer_on_the_real_model(smollm2, monkeypatch):
-    few = [fact for fact in own_facts() if fact.target == "Paris"][:3]  # all of them would take a minute and a half
-    monkeypatch.setattr("tl_rome.patching.averaging.layer.own_facts", lambda: few)
+    few = [fact for fact in load_sample_facts() if fact.target == "Paris"][
+        :3
+    ]  # all of them would take a minute and a half
+    monkeypatch.setattr("tl_rome.patching.averaging.layer.load_sample_facts", lambda: few)
     layer, why = choose_layer(smollm2(KINDS[-1]), find_layer)
     assert 0 <= layer < 20
     assert why.startswith("suggested: layer")

@@ -58,12 +58,12 @@ def compare(
         store=out / "results",
         workers=workers or _default_workers(load.device),
         config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
-        together=batch_size,
+        batch_size=batch_size,
         seed=seed,
     )
-    table = counterfact.Table3.of(chosen, results, about, seed=seed)
-    console.say_grids((table.summary.grid(), table.summary.differences()))  # the files have all columns
-    console.say_written(table.save(out))
+    summary = counterfact.summarize(results, references=about, seed=seed)
+    console.say_grids((summary.grid(), summary.differences()))  # the files have all columns
+    console.say_written(summary.save(out, results, chosen))
 
 
 def _default_workers(device: str | None) -> int:

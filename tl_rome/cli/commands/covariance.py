@@ -141,9 +141,9 @@ def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, to
     from tl_rome.editors import measure_convergence
     from tl_rome.editors.rank_one.key import subject_keys
     from tl_rome.facts import Fact
-    from tl_rome.patching import own_facts
+    from tl_rome.patching import load_sample_facts
 
-    subjects = sorted({fact.subject for fact in own_facts()})
+    subjects = sorted({fact.subject for fact in load_sample_facts()})
     drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))[:_SUBJECTS].tolist()
     keys = torch.cat([subject_keys(model, layer, Fact("{}", subjects[index]), ("",)) for index in drawn])
     return measure_convergence(model, layer, texts, keys, max_tokens=tokens, text_column=column)

@@ -42,7 +42,7 @@ def generate(
     import torch
 
     from tl_rome.cli.output import check_folder
-    from tl_rome.counterfact.experiments.side_by_side import side_by_side
+    from tl_rome.counterfact.experiments.side_by_side import continue_side_by_side
     from tl_rome.storage.files import write_whole
 
     if record is not None and (template, subject, target_new, target_true) != (None,) * 4:
@@ -57,17 +57,17 @@ def generate(
     model = load()
     edits = {name: editor(model, request) for name, editor in maker(model).items()}
     rng = torch.Generator().manual_seed(seed)
-    texts = side_by_side(model, prompts, edits, new_tokens=new_tokens, generator=rng, top_k=top_k)
+    texts = continue_side_by_side(model, prompts, edits, new_tokens=new_tokens, generator=rng, top_k=top_k)
     title = f"{request.fact.prompt} {request.target_new}"
     console.say(title)
-    console.out.print(texts.table)
+    console.out.print(texts.grid.table)
     about = {"model": load.model, "prompt": request.fact.prompt, "target_new": request.target_new}
     settings = {"target_true": request.target_true, "seed": seed, "new_tokens": new_tokens, "top_k": top_k}
     page = json.dumps({**about, **settings, **texts.to_dict()}, indent=1, ensure_ascii=False)
     console.say_written(
         [
             write_whole(out / "generate.json", page.encode()),
-            write_whole(out / "generate.md", f"# {title}\n\n{texts.markdown}".encode()),
+            write_whole(out / "generate.md", f"# {title}\n\n{texts.grid.markdown}".encode()),
         ]
     )
 

@@ -35,8 +35,8 @@ def sequential(
     """Write more and more facts into one model, and score all of them each time (figure 10)."""
     from tl_rome import counterfact
     from tl_rome.cli import output
-    from tl_rome.counterfact.experiments.plot import many_facts_figure
-    from tl_rome.counterfact.experiments.sequential import COUNTS, many_facts
+    from tl_rome.counterfact.experiments.plot import sequential_figure
+    from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 
     output.check_folder(out)
     maker = EditorMaker(editors, layer, covariance, seed=seed)
@@ -49,9 +49,9 @@ def sequential(
     found = {}
     for name, editor in maker(model).items():
         store = out / "results" / name
-        found[name] = many_facts(model, chosen, editor, wanted, name=name, store=store, seed=seed)
+        found[name] = sequential_edits(model, chosen, editor, wanted, name=name, store=store, seed=seed)
     grids = [result.grid() for result in found.values()]
     plain = {name: result.to_dict() for name, result in found.items()}
-    figure = many_facts_figure(found)
+    figure = sequential_figure(found)
     console.say_grids(grids)
     console.say_written(output.save_experiment(out, "sequential", plain, grids, figure))

@@ -68,7 +68,7 @@ def sweep(
     from tl_rome import counterfact
     from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sweep_figure
-    from tl_rome.counterfact.experiments.sweep import sweep
+    from tl_rome.counterfact.experiments.sweep import sweep_editors
 
     output.check_folder(out)
     chosen = counterfact.load_counterfact(records)[:limit]
@@ -79,8 +79,8 @@ def sweep(
     model = load()
     swept = []
     for name, along, variants in _sweeps(model, editors, layers, epsilons, statistics, seed):
-        options: dict[str, Any] = {"store": out / "results", "together": batch_size, "seed": seed}
-        swept.append(sweep(model, chosen, variants, name=name, along=along, **options))
+        options: dict[str, Any] = {"store": out / "results", "batch_size": batch_size, "seed": seed}
+        swept.append(sweep_editors(model, chosen, variants, name=name, along=along, **options))
     grids = [curve.grid() for curve in swept]
     console.say_grids(grids)
     files = output.save_experiment(out, "sweep", [curve.to_dict() for curve in swept], grids, sweep_figure(swept))

@@ -35,7 +35,7 @@ def trace_many(
     from tl_rome.cli.tables import frame_table
 
     check_folder(out)
-    found = patching.read_facts(facts) if facts is not None else patching.own_facts()
+    found = patching.load_facts(facts) if facts is not None else patching.load_sample_facts()
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     asked = [found[index] for index in order]
     model = load()

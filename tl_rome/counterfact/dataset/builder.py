@@ -6,7 +6,7 @@ prompts are drawn from all pairs of a template and a subject that shares (r, o^c
 (r, o*), and generation prompts with replacement from the relation's own.
 
 Where the section leaves it open: o* is never an object that the facts give to s, and subjects that have both objects
-are nobody's neighbours, since for them neither answer is wrong.
+are excluded from neighbourhood prompts, because either answer is correct.
 """
 
 from collections import Counter, defaultdict
@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import torch
 
-from tl_rome.counterfact.dataset.relations import Relation, StatedFact
-from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
+from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite
 from tl_rome.errors import InputError
+from tl_rome.fact_files import Relation, StatedFact, Target
 from tl_rome.facts import Fact
 
 T = TypeVar("T")

@@ -40,7 +40,7 @@ def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -
     path = Path(source)
     if path.suffix in (".json", ".jsonl"):
         return parse_records(_read_file(path), str(source))
-    return parse_records(read_dataset(str(source), split), str(source))
+    return parse_records(load_rows(str(source), split), str(source))
 
 
 def parse_records(rows: Iterable[Any], source: str) -> list[CounterFactRecord]:
@@ -110,7 +110,7 @@ def _json_lines(text: str, name: str) -> Iterator[Any]:
                 raise RecordError(f"line {number} of {name} is not JSON ({error})") from error
 
 
-def read_dataset(name: str, split: str | None = None) -> Iterator[Any]:
+def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
     """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub.
 
     Raises:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_rome.counterfact.dataset.load import read_dataset
+from tl_rome.counterfact.dataset.load import load_rows
 from tl_rome.counterfact.records import RequestedRewrite, Target
 from tl_rome.errors import InputError, StorageError
 
@@ -125,7 +125,7 @@ def load_references(source: str | Path = "sample") -> ReferenceTexts:
             return ReferenceTexts.from_folder(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StorageError(f"cannot read reference texts from {path}: {error}") from error
-    return ReferenceTexts.from_rows(read_dataset(str(source)))
+    return ReferenceTexts.from_rows(load_rows(str(source)))
 
 
 def _flatten(groups: Any) -> Iterable[dict[str, Any]]:

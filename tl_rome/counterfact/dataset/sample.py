@@ -4,7 +4,7 @@ They are compiled by `build_records` from facts and templates written for it (`t
 relation). Nearly all facts are such that SmolLM2-135M finds the true object likelier than the other objects of its
 relation, after every template: there is something to rewrite, and something to preserve.
 
-`python -m tl_rome.counterfact.sample` makes the file again.
+`python -m tl_rome.counterfact.dataset.sample` makes the file again.
 """
 
 import json
@@ -15,25 +15,26 @@ import torch
 
 from tl_rome.counterfact.dataset.builder import BuilderConfig, Compilation, build_records
 from tl_rome.counterfact.dataset.load import SAMPLE_FILE
-from tl_rome.counterfact.dataset.relations import Relation, read_relations
+from tl_rome.counterfact.dataset.relations import parse_relations
+from tl_rome.fact_files import Relation
 from tl_rome.storage.files import write_whole
 
 CONFIG = BuilderConfig(per_relation=7)
 SEED = 0
 
 
-def sample_relations() -> list[Relation]:
+def load_sample_relations() -> list[Relation]:
     """The relations with their facts, in the order of their numbers."""
     files = [
         file for file in resources.files("tl_rome.data").joinpath("facts").iterdir() if file.name.endswith(".json")
     ]
     texts = {file.name.removesuffix(".json"): file.read_text("utf-8") for file in files}
-    return read_relations({name: texts[name] for name in sorted(texts, key=lambda name: int(name[1:]))})
+    return parse_relations({name: texts[name] for name in sorted(texts, key=lambda name: int(name[1:]))})
 
 
 def build_sample() -> Compilation:
     """Compile the sample; always the same."""
-    return build_records(sample_relations(), generator=torch.Generator().manual_seed(SEED), config=CONFIG)
+    return build_records(load_sample_relations(), generator=torch.Generator().manual_seed(SEED), config=CONFIG)
 
 
 def write_sample(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
-from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
+from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.edits.edit import Edit
@@ -28,11 +28,11 @@ from tl_rome.storage.ledger import model_settings
 def evaluate(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
-    editor: Editor | Mapping[str, Editor] | None = None,
+    editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
+    batch_size: int = 8,
     config: EvaluationConfig | None = None,
-    together: int = 8,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -44,11 +44,10 @@ def evaluate(
     Args:
         model: Unedited; left as found.
         records: Each case_id once.
-        editor: Such as `Rome.prepare(model)`; several by name, as in `{"rome": ..., "ft": ...}`; None measures the
-            unedited model alone.
+        editors: One, such as `Rome.prepare(model)`, or several by name; None measures the unedited model alone.
         store: Folder of results, made if needed; by default nothing is kept on disk.
+        batch_size: Records edited and measured at once, which are lost together when the run dies; bounds memory.
         config: What is measured.
-        together: Records edited and measured at once, which are lost together when the run dies; bounds memory.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
             results of all shards together are those of the whole data set.
@@ -66,24 +65,24 @@ def evaluate(
         records=tuple(records),
         config=config or EvaluationConfig(),
         seed=seed,
-        together=together,
+        batch_size=batch_size,
         shard=shard,
         progress=progress,
     )
-    bench = Bench(model, named_editors(editor), run.config, seed)
+    evaluator = Evaluator(model, named_editors(editors), run.config, seed)
     with _folder(store) as folder:
-        return run.fill(folder, bench.identity, lambda batches: map(bench.do, batches))
+        return run.fill(folder, evaluator.identity, lambda batches: map(evaluator.run, batches))
 
 
-def named_editors(editor: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
+def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str, Editor]:
     """Editors by name.
 
     Raises:
         InputError: If one has the name of the unedited model.
     """
-    if editor is None:
+    if editors is None:
         return {}
-    named = editor if isinstance(editor, Mapping) else {editor_name(editor): editor}
+    named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
         raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
     return named
@@ -99,8 +98,8 @@ def _folder(store: str | Path | None) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A model and editors, with which batches of records are done; no file is read or written."""
+class Evaluator:
+    """A model and editors that measure batches of records; no file is read or written."""
 
     model: HookedModel
     """Unedited; left as found."""
@@ -118,7 +117,7 @@ class Bench:
             model_settings(self.model), {name: describe_editor(editor) for name, editor in self.editors.items()}
         )
 
-    def do(self, batch: Batch) -> list[Found]:
+    def run(self, batch: Batch) -> list[RecordResult]:
         """Measure a batch; where that fails, each record alone, so that the one at fault has a result with `error`.
 
         Raises:
@@ -131,27 +130,27 @@ class Bench:
             raise
         except TLRomeError as error:
             if len(batch.records) > 1:
-                return [found for single in batch.singles() for found in self.do(single)]
-            return [Found(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
+                return [found for single in batch.singles() for found in self.run(single)]
+            return [RecordResult(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
 
-    def _unedited(self, batch: Batch) -> list[Found]:
-        readings = measure(self.model, batch.records, self.config, seed=self.seed)
+    def _unedited(self, batch: Batch) -> list[RecordResult]:
+        measured = measure(self.model, batch.records, self.config, seed=self.seed)
         return [
-            Found(_result(record, before=reading.measurement), reading.states)
-            for record, reading in zip(batch.records, readings, strict=True)
+            RecordResult(_result(record, before=each.measurement), each.states)
+            for record, each in zip(batch.records, measured, strict=True)
         ]
 
-    def _edited(self, batch: Batch, editor: Editor) -> list[Found]:
+    def _edited(self, batch: Batch, editor: Editor) -> list[RecordResult]:
         started = time.perf_counter()
         edits = make_edits(self.model, [record.request for record in batch.records], editor)
         shared = (time.perf_counter() - started) / len(batch.records)
         edited = VirtualEdits(self.model, edits)
-        readings = measure(self.model, batch.records, self.config, seed=self.seed, edits=edited)
+        measured = measure(self.model, batch.records, self.config, seed=self.seed, edits=edited)
         results = []
-        for record, before, edit, reading in zip(batch.records, batch.before, edits, readings, strict=True):
-            moved = compare(self.model, before, reading.states)
+        for record, before, edit, each in zip(batch.records, batch.before, edits, measured, strict=True):
+            moved = compare(self.model, before, each.states)
             seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
-            results.append(Found(_result(record, after=reading.measurement, divergence=moved, seconds=seconds)))
+            results.append(RecordResult(_result(record, after=each.measurement, divergence=moved, seconds=seconds)))
         return results
 
 

@@ -80,7 +80,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class MeasuredRecord:
     """What one model shows on one record's prompts."""
 
     measurement: Measurement
@@ -96,7 +96,7 @@ def measure(
     *,
     seed: int = 0,
     edits: VirtualEdits | None = None,
-) -> list[Reading]:
+) -> list[MeasuredRecord]:
     """Measure some records at once.
 
     Args:
@@ -125,7 +125,7 @@ def measure(
         groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
         essence_nll = None if nll is None else nll.item()
         measured = Measurement(**groups, generations=generations, essence_nll=essence_nll)
-        readings.append(Reading(measured, {name: kept[name].clone() for name in config.compared}))
+        readings.append(MeasuredRecord(measured, {name: kept[name].clone() for name in config.compared}))
     return readings
 
 

@@ -1,7 +1,7 @@
-"""A run over records in batches, and where its results go; who measures, and on how many machines, is another's matter.
+"""A batched run and its store; the caller chooses which processes measure.
 
-Batches hold all that measuring takes from the store, and what is found comes back in any order: so one process writes
-the store, whoever does the batches, and a run that was begun in one place goes on in another.
+A batch holds all that measuring takes from the store, and results come back in any order. One process writes the store
+whoever measures, so a run that was begun in one way goes on in another.
 """
 
 import logging
@@ -67,8 +67,8 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What was found on one record."""
+class RecordResult:
+    """What measuring gave for one record."""
 
     result: CaseResult
     """Without names of editor, model and data set: the headers of a store's files have them."""
@@ -76,8 +76,10 @@ class Found:
     """Of the unedited model; empty under an editor."""
 
 
-Doing = Callable[[Iterator[Batch]], Iterable[Sequence[Found]]]
-"""Does batches, in any order; all of a batch's records are in one answer."""
+BatchResult = Sequence[RecordResult]
+"""Of all records of a batch."""
+BatchRunner = Callable[[Iterator[Batch]], Iterable[BatchResult]]
+"""Measures batches; results may come in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class Run:
     """What is measured."""
     seed: int
     """Of the generated texts."""
-    together: int
+    batch_size: int
     """Records in a batch."""
     shard: tuple[int, int] = (0, 1)
     """(i, n): only every n-th record from the i-th on."""
@@ -103,9 +105,9 @@ class Run:
 
     def __post_init__(self) -> None:
         distinct, (part, parts) = {record.case_id for record in self.records}, self.shard
-        if not self.records or len(distinct) < len(self.records) or self.together < 1:
+        if not self.records or len(distinct) < len(self.records) or self.batch_size < 1:
             raise InputError(
-                f"{len(distinct)} case_ids of {len(self.records)} records and together={self.together}; "
+                f"{len(distinct)} case_ids of {len(self.records)} records and batch_size={self.batch_size}; "
                 "give at least one record, each with a case_id of its own, and at least one at once"
             )
         if not 0 <= part < parts or not self.chosen:
@@ -119,24 +121,24 @@ class Run:
         """Records of the shard."""
         return self.records[self.shard[0] :: self.shard[1]]
 
-    def fill(self, folder: Path, identity: Identity, do: Doing) -> list[CaseResult]:
-        """Have done what a store lacks, and write it there batch by batch.
+    def fill(self, folder: Path, identity: Identity, runner: BatchRunner) -> list[CaseResult]:
+        """Compute the results missing from a store and append them batch by batch.
 
         Args:
             folder: Of the store.
-            identity: Of those who do it.
-            do: Called once for the unedited model, and once for each editor.
+            identity: Of the model and the editors that measure.
+            runner: Called once for the unedited model, and once for each editor.
 
         Returns:
             One result per editor and record of the shard, in this order.
 
         Raises:
-            StorageError: See `open_ledger`; and whatever `do` raises.
+            StorageError: See `open_ledger`; and whatever `runner` raises.
         """
         store = RunStore(folder, self._settings(identity))
-        self._unedited(store, do)
+        self._unedited(store, runner)
         for name, described in identity.editors.items():
-            self._edited(store, name, described, do)
+            self._edited(store, name, described, runner)
         found = store.results([(name, settings_hash(described)) for name, described in identity.editors.items()])
         order = {name: place for place, name in enumerate(identity.editors)}
         places = {record.case_id: place for place, record in enumerate(self.chosen)}
@@ -149,16 +151,16 @@ class Run:
         about = {"dataset": dataset, "records": len(self.records), "seed": self.seed}
         return {**identity.model, **about, **self.config.describe()}
 
-    def _unedited(self, store: RunStore, do: Doing) -> None:
+    def _unedited(self, store: RunStore, runner: BatchRunner) -> None:
         with store.open_unedited() as ledger:
             batches = (Batch(records) for records in self._left(ledger))
-            for batch in self._shown(do(batches), ledger, UNEDITED):
+            for batch in self._shown(runner(batches), ledger, UNEDITED):
                 for found in batch:
                     if found.states:
                         store.put_states(found.result.case_id, found.states)
                 ledger.append(*(unedited_line(found.result) for found in batch))
 
-    def _edited(self, store: RunStore, name: str, described: Any, do: Doing) -> None:
+    def _edited(self, store: RunStore, name: str, described: Any, runner: BatchRunner) -> None:
         before = store.unedited()
 
         def states(record: CounterFactRecord) -> States:
@@ -169,18 +171,18 @@ class Run:
             if failed := [result for result in left if result.before is None]:
                 ledger.append(*map(editor_line, failed))
             batches = (Batch(records, name, tuple(map(states, records))) for records in self._left(ledger))
-            for batch in self._shown(do(batches), ledger, name):
+            for batch in self._shown(runner(batches), ledger, name):
                 ledger.append(*(editor_line(found.result) for found in batch))
 
     def _left(self, ledger: Ledger) -> Iterator[tuple[CounterFactRecord, ...]]:
         """Records that the ledger lacks, batched as in a run that was never interrupted."""
         done = {line["case_id"] for line in ledger.records}
-        for first in range(0, len(self.chosen), self.together):
-            batch = tuple(each for each in self.chosen[first : first + self.together] if each.case_id not in done)
+        for first in range(0, len(self.chosen), self.batch_size):
+            batch = tuple(each for each in self.chosen[first : first + self.batch_size] if each.case_id not in done)
             if batch:
                 yield batch
 
-    def _shown(self, batches: Iterable[Sequence[Found]], ledger: Ledger, name: str) -> Iterator[Sequence[Found]]:
+    def _shown(self, batches: Iterable[BatchResult], ledger: Ledger, name: str) -> Iterator[BatchResult]:
         """Report failures and progress."""
         done, chosen = {line["case_id"] for line in ledger.records}, {record.case_id for record in self.chosen}
         count = {"total": len(chosen), "initial": len(done & chosen), "unit": "record"}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tl_rome.counterfact.metrics.columns import COLUMNS, RATES, SCORE
-from tl_rome.counterfact.report.summary import Estimate, Summary
+from tl_rome.counterfact.report.tables import Estimate, SummaryTables
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError, StorageError
 from tl_rome.grid import Grid
@@ -45,7 +45,9 @@ class Curve:
             raise InputError(f"{len(self.x)} values and {len(self.rows)} rows; give a row for each of at least one")
 
     @classmethod
-    def of(cls, summary: Summary, name: str, along: str, rows: Mapping[int, str] | Mapping[float, str]) -> "Curve":
+    def of(
+        cls, summary: SummaryTables, name: str, along: str, rows: Mapping[int, str] | Mapping[float, str]
+    ) -> "Curve":
         """The curve through some rows of a summary.
 
         Args:
@@ -92,10 +94,7 @@ def _kept(row: Estimates | None) -> Estimates:
 
 
 def _plain(row: Estimates) -> dict[str, Any]:
-    return {
-        column: {name: None if math.isnan(figure) else figure for name, figure in asdict(estimate).items()}
-        for column, estimate in row.items()
-    }
+    return {column: estimate.to_dict() for column, estimate in row.items()}
 
 
 def _read(row: Mapping[str, Mapping[str, Any]]) -> Estimates:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.experiments.curve import CURVES, Curve
-from tl_rome.counterfact.experiments.sequential_result import ManyFacts
+from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.errors import InputError
 from tl_rome.figures import new_axes
 
@@ -22,7 +22,7 @@ def plot_sweep(curve: Curve, ax: "Axes | None" = None, *, title: str | None = No
     """Draw S, ES, PS and NS over the values of a setting, with intervals as bands.
 
     Args:
-        curve: What `sweep` returned.
+        curve: What `sweep_editors` returned.
         ax: Axes to draw into; a new figure's by default.
         title: Replaces the default title.
 
@@ -39,13 +39,13 @@ def plot_sweep(curve: Curve, ax: "Axes | None" = None, *, title: str | None = No
     return ax
 
 
-def plot_many_facts(
-    results: Mapping[str, ManyFacts], ax: "Axes | None" = None, *, column: str = "S", title: str | None = None
+def plot_sequential(
+    results: Mapping[str, SequentialResult], ax: "Axes | None" = None, *, column: str = "S", title: str | None = None
 ) -> "Axes":
     """Draw one score over the number of facts in a model, a line per editor, with intervals as bands.
 
     Args:
-        results: What `many_facts` returned, by the editor's name.
+        results: What `sequential_edits` returned, by the editor's name.
         ax: Axes to draw into; a new figure's by default.
         column: S, ES, PS or NS.
         title: Replaces the default title.
@@ -75,13 +75,13 @@ def sweep_figure(curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
-def many_facts_figure(results: Mapping[str, ManyFacts]) -> "Figure":
+def sequential_figure(results: Mapping[str, SequentialResult]) -> "Figure":
     """Every score of many facts side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.2 + 2.6 * len(CURVES), 3), dpi=150, layout="constrained")
     for column, ax in zip(CURVES, figure.subplots(1, len(CURVES), sharey=True), strict=True):
-        plot_many_facts(results, ax, column=column)
+        plot_sequential(results, ax, column=column)
     return figure
 
 

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from tl_rome.counterfact.evaluation.measure import measure
 from tl_rome.counterfact.experiments.curve import Curve
-from tl_rome.counterfact.experiments.sequential_result import ManyFacts
+from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.counterfact.experiments.sweep import SCORES_ONLY
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
-from tl_rome.counterfact.results import CaseResult, Preset
+from tl_rome.counterfact.results import CaseResult, Conventions
 from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.identity import describe_editor, editor_name
@@ -38,7 +38,7 @@ COUNTS = (1, *range(10, 101, 10))
 _log = logging.getLogger(__name__)
 
 
-def many_facts(
+def sequential_edits(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
     editor: Editor,
@@ -46,10 +46,10 @@ def many_facts(
     *,
     name: str | None = None,
     store: str | Path | None = None,
-    preset: Preset = "released",
+    conventions: Conventions = "released",
     seed: int = 0,
     progress: bool = True,
-) -> ManyFacts:
+) -> SequentialResult:
     """Edit facts one after another into one model, and score all of them so far after each number in `counts`.
 
     Args:
@@ -59,7 +59,7 @@ def many_facts(
         counts: Numbers of facts.
         name: What to call the editor in tables.
         store: Folder that keeps edits and scores, to go on with an interrupted run; one for each editor.
-        preset: Whose conventions the figures follow.
+        conventions: Whose conventions the figures follow.
         seed: Of the bootstrap.
         progress: Whether to show a progress bar over edits.
 
@@ -77,10 +77,12 @@ def many_facts(
     run = _Run(model, chosen, editor, name, None if store is None else Path(store), progress)
     lines = run.lines(sorted({0, *counts}))
     cases = [case for count, line in lines.items() if count for case in run.results(count, line, lines[0])]
-    curve = Curve.of(summarize(cases, preset=preset, seed=seed), name, "facts", {n: str(n) for n in lines if n})
+    curve = Curve.of(
+        summarize(cases, conventions=conventions, seed=seed), name, "facts", {n: str(n) for n in lines if n}
+    )
     nll, entropy = (tuple(line[kind] for line in lines.values()) for kind in ("text_nll", "text_entropy"))
     last = lines[max(lines)]
-    return ManyFacts(curve, nll, entropy, {int(case): reason for case, reason in last["failed"].items()})
+    return SequentialResult(curve, nll, entropy, {int(case): reason for case, reason in last["failed"].items()})
 
 
 @contextmanager
@@ -177,7 +179,7 @@ class _Run:
     def _line(self, count: int, failed: Mapping[str, str]) -> dict[str, Any]:
         """Measure the model as it stands."""
         records = self.records[:count] if count else self.records
-        readings = measure(self.model, records, SCORES_ONLY)
+        measured = measure(self.model, records, SCORES_ONLY)
         texts = probe_model(self.model, records[0].request)
         found = [
             CaseResult(
@@ -187,9 +189,9 @@ class _Run:
                 config="",
                 model="",
                 dataset="",
-                after=reading.measurement,
+                after=each.measurement,
             )
-            for record, reading in zip(records, readings, strict=True)
+            for record, each in zip(records, measured, strict=True)
         ]
         figures = {"text_nll": texts.text_nll, "text_entropy": texts.text_entropy, "failed": dict(failed)}
         return {"count": count, **figures, "results": [result.to_dict() for result in found]}

@@ -1,19 +1,16 @@
-"""What came of writing many facts into one model, as a table and as a JSON file."""
+"""The result of editing many facts into one model, as a table and as JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.experiments.curve import Curve
 from tl_rome.errors import StorageError
 from tl_rome.grid import Grid
-from tl_rome.storage.files import write_whole
 
 
 @dataclass(frozen=True)
-class ManyFacts:
+class SequentialResult:
     """How one editor fares as facts are added to one model."""
 
     curve: Curve
@@ -45,7 +42,7 @@ class ManyFacts:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ManyFacts":
+    def from_dict(cls, data: Mapping[str, Any]) -> "SequentialResult":
         """Read what `to_dict` wrote.
 
         Raises:
@@ -57,23 +54,3 @@ class ManyFacts:
             return cls(Curve.from_dict(data["curve"]), nll, entropy, failed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StorageError(f"a stored result is damaged ({error!r}); make it again") from error
-
-    def save(self, path: str | Path) -> Path:
-        """Write a JSON file.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
-        return write_whole(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ManyFacts":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: If the file is absent or damaged.
-        """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_bytes()))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {path}: {error}") from error

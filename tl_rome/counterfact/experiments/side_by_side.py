@@ -6,7 +6,7 @@ between two texts is the edits' doing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,18 +15,16 @@ from tl_rome.counterfact.results import UNEDITED
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.generation import fill_up
+from tl_rome.grid import Grid
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _SEEDS = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Continuations by model; `print(texts.markdown)` or `rich.print(texts.table)`."""
+    """Continuations by model; `print(texts.grid.markdown)` or `rich.print(texts.grid.table)`."""
 
     prompts: tuple[str, ...]
     """What was continued."""
@@ -39,36 +37,23 @@ class SideBySide:
             yield prompt, {name: texts[index] for name, texts in self.texts.items()}
 
     @property
-    def markdown(self) -> str:
-        """A list for each prompt, in the manner of appendix E; line breaks are spaces."""
-        parts = []
-        for prompt, texts in self:
-            parts += [f"**{_escaped(prompt)}**", ""]
-            parts += [f"- {_escaped(name)}: {_escaped(text)}" for name, text in texts.items()]
-            parts.append("")
-        return "\n".join(parts)
-
-    @property
-    def table(self) -> "Table":
-        """The texts for a terminal, a section for each prompt."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table("model", "continuation", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for prompt, texts in self:
-            table.add_row("", Text(prompt, style="bold"))
-            for name, text in texts.items():
-                table.add_row(Text(name), Text(_one_line(text)))
-            table.add_section()
-        return table
+    def grid(self) -> Grid:
+        """The texts as a table, each prompt over its continuations; line breaks are spaces."""
+        rows = [
+            (name, " ".join(text.split()))
+            for prompt, texts in self
+            for name, text in (("prompt", prompt), *texts.items())
+        ]
+        return Grid(
+            f"{len(self.prompts)} prompts, continued by each model.", ("model", "text"), tuple(rows), prose=True
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {"prompts": list(self.prompts), "texts": {name: list(texts) for name, texts in self.texts.items()}}
 
 
-def side_by_side(
+def continue_side_by_side(
     model: HookedModel,
     prompts: Sequence[str],
     edits: Mapping[str, AnyEdit],
@@ -76,7 +61,7 @@ def side_by_side(
     new_tokens: int = 60,
     generator: torch.Generator,
     top_k: int | None = 5,
-    progress: bool = False,
+    progress: bool = True,
 ) -> SideBySide:
     """Continue prompts with the unedited model and with each edit.
 
@@ -121,12 +106,3 @@ def side_by_side(
         for place, name in enumerate((UNEDITED, *edits))
     }
     return SideBySide(prompts, texts)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{character}" if character in "\\`*_<>[]#|" else character for character in _one_line(text))

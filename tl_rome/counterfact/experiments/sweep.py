@@ -13,7 +13,7 @@ from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.experiments.curve import Curve
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
-from tl_rome.counterfact.results import Preset
+from tl_rome.counterfact.results import Conventions
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune, FineTuneConfig
 from tl_rome.editors.protocol import Editor
@@ -26,7 +26,7 @@ SCORES_ONLY = EvaluationConfig(generation_length=0, kl=False, essence_template=N
 """Rewrite, paraphrase and neighbourhood scores, and nothing that costs more."""
 
 
-def sweep(
+def sweep_editors(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
     editors: Mapping[int, Editor] | Mapping[float, Editor],
@@ -34,8 +34,8 @@ def sweep(
     name: str = "editor",
     along: str = "layer",
     store: str | Path | None = None,
-    preset: Preset = "released",
-    together: int = 8,
+    conventions: Conventions = "released",
+    batch_size: int = 8,
     seed: int = 0,
     progress: bool = True,
 ) -> Curve:
@@ -48,8 +48,8 @@ def sweep(
         name: What is swept, for tables and legends; with `store`, it tells sweeps of one folder apart.
         along: The setting, for tables and axes.
         store: Folder of results, see `evaluate`; the unedited model is measured once for all sweeps in it.
-        preset: Whose conventions the figures follow.
-        together: Records edited and measured at once.
+        conventions: Whose conventions the figures follow.
+        batch_size: Records edited and measured at once.
         seed: Of the bootstrap.
         progress: Whether to show a progress bar for each value.
 
@@ -63,8 +63,8 @@ def sweep(
     if len(set(rows.values())) < len(rows):
         raise InputError(f"values of {along} are too close to be told apart: {', '.join(map(repr, rows))}")
     named = {rows[x]: editor for x, editor in editors.items()}
-    results = evaluate(model, records, named, store=store, config=SCORES_ONLY, together=together, progress=progress)
-    return Curve.of(summarize(results, preset=preset, seed=seed), name, along, rows)
+    results = evaluate(model, records, named, store=store, config=SCORES_ONLY, batch_size=batch_size, progress=progress)
+    return Curve.of(summarize(results, conventions=conventions, seed=seed), name, along, rows)
 
 
 def finetune_over_layers(layers: Iterable[int], config: FineTuneConfig = FT) -> dict[int, FineTune]:

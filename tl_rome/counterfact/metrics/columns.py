@@ -19,7 +19,7 @@ from tl_rome.counterfact.metrics.prompts import (
 )
 from tl_rome.counterfact.metrics.texts import Words, generation_entropy, mention_rate, reference_score
 from tl_rome.counterfact.records import RequestedRewrite
-from tl_rome.counterfact.results import Divergence, Measurement, Preset
+from tl_rome.counterfact.results import Conventions, Divergence, Measurement
 
 SCORE = "S"
 """Harmonic mean of the averages of `RATES`; a figure of many records only."""
@@ -49,7 +49,7 @@ COLUMNS: Mapping[str, str] = {
 }
 """Every column, in the order of tables, with its meaning."""
 
-PAPER_COLUMNS: Mapping[Preset, tuple[str, ...]] = {
+PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
     "draft": ("ES", "PS", "NS", "GE", "RS"),
     "neurips": ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS"),
     "released": ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS"),
@@ -57,23 +57,25 @@ PAPER_COLUMNS: Mapping[Preset, tuple[str, ...]] = {
 """The columns that each source has."""
 
 
-def digits(column: str, preset: Preset) -> int:
+def digits(column: str, conventions: Conventions) -> int:
     """Decimal places worth printing."""
-    return 3 if column in ("KL", "KL+", "drift") else 2 if (column, preset) == ("GE", "draft") else 1
+    return 3 if column in ("KL", "KL+", "drift") else 2 if (column, conventions) == ("GE", "draft") else 1
 
 
 @dataclass(frozen=True)
-class Meter:
-    """Turns raw scores and texts of one record into figures."""
+class RecordMetrics:
+    """Computes the figures of one record from its raw scores and texts."""
 
     words: Words
     """Word tokenizer, for GE."""
     references: ReferenceTexts | None = None
     """Reference texts, for RS; NaN without."""
-    preset: Preset = "released"
+    conventions: Conventions = "released"
     """Whose conventions."""
 
-    def read(self, case: Measurement, rewrite: RequestedRewrite, moved: Divergence | None = None) -> dict[str, float]:
+    def compute(
+        self, case: Measurement, rewrite: RequestedRewrite, moved: Divergence | None = None
+    ) -> dict[str, float]:
         """Figures of one record, by column but for S; NaN where something was not measured.
 
         Args:
@@ -84,19 +86,19 @@ class Meter:
         return {**self._probabilities(case), **self._generations(case, rewrite), **self._drift(case, moved)}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
-        preset, plus = self.preset, case.neighborhood_plus
+        conventions, plus = self.conventions, case.neighborhood_plus
         figures = {
-            "ES": rewrite_success(case.rewrite, preset),
-            "EM": rewrite_magnitude(case.rewrite, preset),
-            "PS": rewrite_success(case.paraphrase, preset),
-            "PM": rewrite_magnitude(case.paraphrase, preset),
-            "NS": neighborhood_success(case.neighborhood, preset),
-            "NM": neighborhood_magnitude(case.neighborhood, preset),
+            "ES": rewrite_success(case.rewrite, conventions),
+            "EM": rewrite_magnitude(case.rewrite, conventions),
+            "PS": rewrite_success(case.paraphrase, conventions),
+            "PM": rewrite_magnitude(case.paraphrase, conventions),
+            "NS": neighborhood_success(case.neighborhood, conventions),
+            "NM": neighborhood_magnitude(case.neighborhood, conventions),
             "EA": accuracy(case.rewrite.argmax_new),
             "PA": accuracy(case.paraphrase.argmax_new),
             "NA": accuracy(case.neighborhood.argmax_true),
-            "NS+": neighborhood_success(plus, preset) if plus else math.nan,
-            "NM+": neighborhood_magnitude(plus, preset) if plus else math.nan,
+            "NS+": neighborhood_success(plus, conventions) if plus else math.nan,
+            "NM+": neighborhood_magnitude(plus, conventions) if plus else math.nan,
         }
         return {name: 100 * figure for name, figure in figures.items()}
 
@@ -107,7 +109,7 @@ class Meter:
         if self.references is not None:
             score = reference_score(texts, rewrite, self.references)
         return {
-            "GE": (1 if self.preset == "draft" else 100) * generation_entropy(texts, self.words),
+            "GE": (1 if self.conventions == "draft" else 100) * generation_entropy(texts, self.words),
             "RS": 100 * score,
             "says o*": 100 * mention_rate(continuations, rewrite.target_new.str),
             "says o^c": 100 * mention_rate(continuations, rewrite.target_true.str),

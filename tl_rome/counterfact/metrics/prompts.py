@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.counterfact.results import Preset, PromptScores
+from tl_rome.counterfact.results import Conventions, PromptScores
 from tl_rome.errors import InputError
 
 
@@ -21,34 +21,27 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def harmonic_mean(rates: Sequence[float]) -> float:
-    """Harmonic mean of rates that are not negative, 0 if one of them is: S, of the averaged ES, PS and NS."""
-    if any(math.isnan(rate) for rate in rates):
-        return math.nan
-    return 0.0 if 0 in rates else len(rates) / math.fsum(1 / rate for rate in rates)
-
-
-def rewrite_success(scores: PromptScores, preset: Preset = "released") -> float:
+def rewrite_success(scores: PromptScores, conventions: Conventions = "released") -> float:
     """Share of prompts where o* is more likely than o^c: ES and PS (eqs. 6 and 7)."""
-    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    pairs = zip(scores.loss("new", conventions), scores.loss("true", conventions), strict=True)
     return mean([float(new < true) for new, true in pairs])
 
 
-def neighborhood_success(scores: PromptScores, preset: Preset = "released") -> float:
+def neighborhood_success(scores: PromptScores, conventions: Conventions = "released") -> float:
     """Share of prompts where o^c is more likely than o*: NS (eq. 9, with the targets as its text has them)."""
-    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    pairs = zip(scores.loss("new", conventions), scores.loss("true", conventions), strict=True)
     return mean([float(true < new) for new, true in pairs])
 
 
-def rewrite_magnitude(scores: PromptScores, preset: Preset = "released") -> float:
+def rewrite_magnitude(scores: PromptScores, conventions: Conventions = "released") -> float:
     """Mean of P(o*) - P(o^c): EM and PM."""
-    pairs = zip(scores.loss("new", preset), scores.loss("true", preset), strict=True)
+    pairs = zip(scores.loss("new", conventions), scores.loss("true", conventions), strict=True)
     return mean([math.exp(-new) - math.exp(-true) for new, true in pairs])
 
 
-def neighborhood_magnitude(scores: PromptScores, preset: Preset = "released") -> float:
+def neighborhood_magnitude(scores: PromptScores, conventions: Conventions = "released") -> float:
     """Mean of P(o^c) - P(o*): NM."""
-    return -rewrite_magnitude(scores, preset)
+    return -rewrite_magnitude(scores, conventions)
 
 
 def accuracy(argmax: Sequence[bool] | None) -> float:

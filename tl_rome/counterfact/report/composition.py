@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of the document for a set of records: what it is made of, and which criteria it can test."""
+"""Table 1 of the document for a set of records: what it is made of."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,18 +18,8 @@ ITEMS: Mapping[str, Callable[[CounterFactRecord], Iterable[str]]] = {
 }
 """What table 1 counts; targets are those to be written, o*."""
 
-CRITERIA = ("Efficacy", "Generalization", "Bleedover", "Consistency", "Fluency")
-FRAMEWORKS: Mapping[str, Sequence[bool]] = {
-    "SQuAD": (True, True, False, False, False),
-    "zSRE": (True, True, False, False, False),
-    "FEVER": (True, True, False, False, False),
-    "WikiText": (True, False, False, False, False),
-    "ParaRel": (True, True, False, False, False),
-}
-"""Table 2 without its last column: the criteria that other data sets test, as the document counts them."""
 
-
-def composition(records: Sequence[CounterFactRecord]) -> Grid:
+def tabulate_composition(records: Sequence[CounterFactRecord]) -> Grid:
     """Table 1: how many different items there are in all, per relation and per record."""
     relations: dict[str, list[CounterFactRecord]] = defaultdict(list)
     for record in records:
@@ -45,20 +35,3 @@ def composition(records: Sequence[CounterFactRecord]) -> Grid:
 
 def _different(items: Callable[[CounterFactRecord], Iterable[str]], records: Iterable[CounterFactRecord]) -> float:
     return float(len({item for record in records for item in items(record)}))
-
-
-def criteria(records: Sequence[CounterFactRecord], name: str = "these records") -> Grid:
-    """Table 2: the criteria that these records can test, beside other data sets'."""
-    ours = tuple(
-        bool(records) and all(tests)
-        for tests in (
-            [True],
-            [record.paraphrase_prompts for record in records],
-            [record.neighborhood_prompts for record in records],
-            [record.generation_prompts for record in records],
-            [record.generation_prompts for record in records],
-        )
-    )
-    columns = {**FRAMEWORKS, name: ours}
-    rows = ((each, *("✓" if tests[i] else "✗" for tests in columns.values())) for i, each in enumerate(CRITERIA))
-    return Grid("Criteria that every record has a test for.", ("criterion", *columns), tuple(rows))

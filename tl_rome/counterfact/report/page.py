@@ -10,12 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
-from tl_rome.counterfact.report.plot import plot_summary
-from tl_rome.counterfact.report.summary import Summary, row_labels, summarize
+from tl_rome.counterfact.report.plot import summary_figure
+from tl_rome.counterfact.report.tables import SummaryTables, row_labels
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.errors import InputError
 from tl_rome.figures import png
@@ -28,31 +27,30 @@ _TEMPLATE = "report.html"
 """The page, in `tl_rome/data`."""
 
 
-def html_report(
+def write_report(
+    path: str | Path,
     results: Iterable[CaseResult],
+    summary: SummaryTables,
     *,
     records: Iterable[CounterFactRecord] | None = None,
-    references: ReferenceTexts | None = None,
-    summary: Summary | None = None,
     title: str = "COUNTERFACT",
     figures: "Mapping[str, bytes | Figure] | None" = None,
-) -> str:
-    """Make the page of a run; about 30 kB a record with four editors and ten texts each.
+) -> Path:
+    """Write the page of a run, about 30 kB a record with four editors and ten texts each.
 
     Args:
+        path: An existing file is replaced.
         results: As `evaluate` or `load_results` gives them.
+        summary: What `summarize` made of these results.
         records: What was evaluated, for the text of prompts; those without results are left out.
-        references: Texts for RS, where no summary is given.
-        summary: The tables of these results; by default `summarize` makes them.
         title: Heading.
         figures: More pictures by caption, as PNG or Matplotlib figures.
 
     Raises:
         InputError: If there are no results, or the records are not those that were evaluated.
-        TLRomeError: As `summarize` does.
+        StorageError: If the file cannot be written.
     """
     results = list(results)
-    summary = summarize(results, references=references) if summary is None else summary
     if not results:
         raise InputError("there are no results to report; evaluate some records first")
     labels, cases = row_labels(results), {}
@@ -60,8 +58,7 @@ def html_report(
         cases.setdefault(result.case_id, {})[labels[result.editor, result.config]] = result
     editors = [name for name in dict.fromkeys(labels.values()) if name != UNEDITED] or [UNEDITED]
     known = {record.case_id: record for record in records or ()}
-    views = [case_view(found, editors, known.get(number), summary.preset) for number, found in cases.items()]
-    return _page(
+    page = _page(
         title=title,
         model=results[0].model,
         dataset=results[0].dataset,
@@ -72,27 +69,8 @@ def html_report(
         reading=_reading(summary),
         editors=editors,
         outcomes=OUTCOMES,
-        cases=views,
+        cases=[case_view(found, editors, known.get(number), summary.conventions) for number, found in cases.items()],
     )
-
-
-def write_report(
-    path: str | Path,
-    results: Iterable[CaseResult],
-    *,
-    records: Iterable[CounterFactRecord] | None = None,
-    references: ReferenceTexts | None = None,
-    summary: Summary | None = None,
-    title: str = "COUNTERFACT",
-    figures: "Mapping[str, bytes | Figure] | None" = None,
-) -> Path:
-    """Write the page of a run, see `html_report`; an existing file is replaced.
-
-    Raises:
-        StorageError: If the file cannot be written.
-        TLRomeError: As `html_report` does.
-    """
-    page = html_report(results, records=records, references=references, summary=summary, title=title, figures=figures)
     return write_whole(Path(path), page.encode())
 
 
@@ -103,32 +81,26 @@ def _page(**parts: object) -> str:
     return Environment(autoescape=True, undefined=StrictUndefined).from_string(text).render(parts)
 
 
-def _grids(summary: Summary) -> Sequence[object]:
+def _grids(summary: SummaryTables) -> Sequence[object]:
     """The table, and the differences to the unedited model where there is an edited one."""
     measured = [name for name in COLUMNS if any(row[name].n for row in summary.rows.values())]
     both = UNEDITED in summary.rows and len(summary.rows) > 1
     return [summary.grid(measured), *([summary.differences(columns=measured)] if both else [])]
 
 
-def _images(summary: Summary, figures: "Mapping[str, bytes | Figure]") -> dict[str, str]:
+def _images(summary: SummaryTables, figures: "Mapping[str, bytes | Figure]") -> dict[str, str]:
     """Pictures in base64 by caption, the summary's first."""
-    from matplotlib.figure import Figure
-
     images: dict[str, bytes | Figure] = {}
     if summary.rows:
-        overview = Figure(figsize=(7, 3), dpi=150, layout="constrained")
-        plot_summary(summary, overview.subplots())
-        images["Efficacy, paraphrases, neighbours and their harmonic mean"] = overview
+        images["Efficacy, paraphrases, neighbours and their harmonic mean"] = summary_figure(summary)
     return {caption: base64.b64encode(_png(image)).decode() for caption, image in {**images, **figures}.items()}
 
 
 def _png(image: "bytes | Figure") -> bytes:
-    if isinstance(image, bytes):
-        return image
-    return png(image)
+    return image if isinstance(image, bytes) else png(image)
 
 
-def _reading(summary: Summary) -> str:
+def _reading(summary: SummaryTables) -> str:
     """How the probabilities of records are to be read."""
-    what = "of whole targets" if summary.preset == "draft" else "geometric means over the tokens of a target"
-    return f"Probabilities are {what}, as the tables take them ({summary.preset} conventions)."
+    what = "of whole targets" if summary.conventions == "draft" else "geometric means over the tokens of a target"
+    return f"Probabilities are {what}, as the tables take them ({summary.conventions} conventions)."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import UNEDITED, CaseResult, Measurement, Preset, PromptScores
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions, Measurement, PromptScores
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 
@@ -36,13 +36,59 @@ _RATED: tuple[PromptGroup, ...] = ("rewrite", "paraphrase", "neighborhood")
 
 
 @dataclass(frozen=True)
+class Side:
+    """One model that was measured on the record."""
+
+    name: str
+    """The editor's, or `UNEDITED`."""
+    classes: str
+    """Of its cells and texts."""
+    measurement: Measurement
+    """Its scores and texts."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one model shows after one prompt."""
+
+    side: Side
+    """The model."""
+    text: str
+    """Both targets' probabilities, or a continuation."""
+    verdict: str = ""
+    """ "ok", "bad" or none."""
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt with every model's cell."""
+
+    prompt: str
+    """Its text, or its number where that is unknown."""
+    cells: tuple[Cell, ...]
+    """In the order of the sides."""
+
+
+@dataclass(frozen=True)
 class GroupView:
     """Prompts of one group."""
 
-    name: str
+    title: str
     """Heading."""
-    rows: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
-    """For each prompt its text, and for each model a cell: text, verdict ("ok", "bad" or none) and classes."""
+    rows: tuple[PromptRow, ...]
+    """One for each prompt."""
+
+
+@dataclass(frozen=True)
+class Badge:
+    """How one editor did on the record, in a few words."""
+
+    editor: str
+    """Its name."""
+    verdict: str
+    """ "ok", "bad" or none."""
+    text: str
+    """What fails, if anything."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +103,23 @@ class CaseView:
     """The object o*."""
     target_true: str
     """The object o^c."""
-    badges: tuple[tuple[str, str, str], ...]
-    """For each editor its name, verdict and a summary."""
+    badges: tuple[Badge, ...]
+    """One for each editor."""
     outcomes: tuple[tuple[str, ...] | None, ...]
     """For each editor those of `OUTCOMES` that hold; None where it has no result."""
-    sides: tuple[tuple[str, str], ...]
-    """Name and classes of each model that was measured."""
+    sides: tuple[Side, ...]
+    """Each model that was measured, the unedited one first."""
     groups: tuple[GroupView, ...]
     """Prompts by group."""
-    texts: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
-    """For each generation prompt its text, and each model's name, classes and continuation."""
+    texts: tuple[PromptRow, ...]
+    """Generation prompts with each model's continuation."""
 
 
 def case_view(
-    results: Mapping[str, CaseResult], editors: Sequence[str], record: CounterFactRecord | None, preset: Preset
+    results: Mapping[str, CaseResult],
+    editors: Sequence[str],
+    record: CounterFactRecord | None,
+    conventions: Conventions,
 ) -> CaseView:
     """Arrange the results of one record.
 
@@ -78,7 +127,7 @@ def case_view(
         results: By editor.
         editors: All editors of the page, in its order.
         record: For the text of prompts; without it they are numbered.
-        preset: Whose conventions.
+        conventions: Whose conventions.
 
     Raises:
         InputError: If the record is not the one that was evaluated.
@@ -89,10 +138,11 @@ def case_view(
     if record is not None and record.requested_rewrite != rewrite:
         raise InputError(f"record {some.case_id} is not the one that was evaluated; give the records of the run")
     places = {name: place for place, name in enumerate(editors) if name in results}
-    measured = {name: (results[name].after, f"e e{place}") for name, place in places.items()}
     before = next((result.before for result in results.values() if result.before is not None), None)
-    sides = [(name, style, found) for name, (found, style) in {UNEDITED: (before, ""), **measured}.items() if found]
-    judged = [_outcomes(results[name], preset) if name in places else None for name in editors]
+    after = {name: (results[name].after, f"e e{place}") for name, place in places.items()}
+    measured = {UNEDITED: (before, ""), **after}
+    sides = [Side(name, classes, found) for name, (found, classes) in measured.items() if found]
+    judged = [_outcomes(results[name], conventions) if name in places else None for name in editors]
     return CaseView(
         number=some.case_id,
         prompt=rewriting,
@@ -100,51 +150,49 @@ def case_view(
         target_true=rewrite.target_true.str,
         badges=tuple(_badge(name, found) for name, found in zip(editors, judged, strict=True)),
         outcomes=tuple(judged),
-        sides=tuple((name, style) for name, style, _ in sides),
-        groups=tuple(_groups(sides, record, rewriting, preset)),
+        sides=tuple(sides),
+        groups=tuple(_groups(sides, record, rewriting, conventions)),
         texts=tuple(_texts(sides)),
     )
 
 
-_Side = tuple[str, str, Measurement]
-"""A model's name, classes, and what was measured."""
-
-
-def _success(name: PromptGroup, scores: PromptScores, preset: Preset) -> float:
+def _success(name: PromptGroup, scores: PromptScores, conventions: Conventions) -> float:
     """Share of prompts of a group that count as a success."""
-    return (neighborhood_success if name in _NEIGHBORS else rewrite_success)(scores, preset)
+    return (neighborhood_success if name in _NEIGHBORS else rewrite_success)(scores, conventions)
 
 
-def _outcomes(result: CaseResult, preset: Preset) -> tuple[str, ...]:
+def _outcomes(result: CaseResult, conventions: Conventions) -> tuple[str, ...]:
     if result.after is None:
         return ("failure", "error")
-    failed = [name for name in _RATED if _success(name, getattr(result.after, name), preset) < 1]  # NaN is no failure
+    failed = [
+        name for name in _RATED if _success(name, getattr(result.after, name), conventions) < 1
+    ]  # NaN is no failure
     return ("failure", *failed) if failed else ("success",)
 
 
-def _badge(name: str, found: tuple[str, ...] | None) -> tuple[str, str, str]:
+def _badge(name: str, found: tuple[str, ...] | None) -> Badge:
     if found is None:
-        return name, "", "not run"
+        return Badge(name, "", "not run")
     wrong = [each for each in found if each not in ("failure", "success")]
-    return name, "bad" if wrong else "ok", f"fails in {', '.join(wrong)}" if wrong else "holds"
+    return Badge(name, "bad", f"fails in {', '.join(wrong)}") if wrong else Badge(name, "ok", "holds")
 
 
 def _groups(
-    sides: Sequence[_Side], record: CounterFactRecord | None, rewriting: str, preset: Preset
+    sides: Sequence[Side], record: CounterFactRecord | None, rewriting: str, conventions: Conventions
 ) -> list[GroupView]:
     views = []
     for name, title in _GROUPS.items():
-        scores = [(getattr(found, name), style) for _, style, found in sides]
-        count = max((len(each) for each, _ in scores if each), default=0)
+        scores = [getattr(side.measurement, name) for side in sides]
+        count = max((len(each) for each in scores if each), default=0)
         prompts = record.prompts(name) if record else [rewriting] if name == "rewrite" else ()
-        if record and any(each and len(each) != len(prompts) for each, _ in scores):
+        if record and any(each and len(each) != len(prompts) for each in scores):
             raise InputError(
                 f"record {record.case_id} has {len(prompts)} {name} prompts, and another number was evaluated; "
                 "give the records of the run"
             )
         labels = prompts or [f"{name} {i + 1}" for i in range(count)]
         rows = [
-            (label, tuple((*_cell(name, each, i, preset), style) for each, style in scores))
+            PromptRow(label, tuple(_cell(side, name, i, conventions) for side in sides))
             for i, label in enumerate(labels[:count])
         ]
         if rows:
@@ -152,14 +200,15 @@ def _groups(
     return views
 
 
-def _cell(name: PromptGroup, scores: PromptScores | None, index: int, preset: Preset) -> tuple[str, str]:
+def _cell(side: Side, name: PromptGroup, index: int, conventions: Conventions) -> Cell:
     """P(o*) and P(o^c) after one prompt, and whether they are as they should be."""
+    scores: PromptScores | None = getattr(side.measurement, name)
     if scores is None:
-        return "", ""
+        return Cell(side, "")
     one = _one(scores, index)
-    new, true = (math.exp(-one.loss(target, preset)[0]) for target in ("new", "true"))
-    verdict = "" if name == "attribute" else "ok" if _success(name, one, preset) else "bad"
-    return f"{_short(new)} / {_short(true)}", verdict
+    new, true = (math.exp(-one.loss(target, conventions)[0]) for target in ("new", "true"))
+    verdict = "" if name == "attribute" else "ok" if _success(name, one, conventions) else "bad"
+    return Cell(side, f"{_short(new)} / {_short(true)}", verdict)
 
 
 def _one(scores: PromptScores, index: int) -> PromptScores:
@@ -171,15 +220,11 @@ def _short(prob: float) -> str:
     return f"{prob:.3f}" if prob >= 0.0005 else f"{prob:.0e}"
 
 
-def _texts(sides: Sequence[_Side]) -> list[tuple[str, tuple[tuple[str, str, str], ...]]]:
+def _texts(sides: Sequence[Side]) -> list[PromptRow]:
     """Continuations by prompt: the models have continued the same prompts in the same order."""
-    prompts = [text.prompt for text in sides[0][2].generations] if sides else []
+    written = [(side, side.measurement.generations) for side in sides if side.measurement.generations]
+    prompts = [text.prompt for text in sides[0].measurement.generations] if sides else []
     return [
-        (
-            prompt,
-            tuple(
-                (name, style, found.generations[i].continuation) for name, style, found in sides if found.generations
-            ),
-        )
+        PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in written))
         for i, prompt in enumerate(prompts)
     ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
-from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, Meter
+from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, RecordMetrics
 from tl_rome.counterfact.metrics.texts import word_tokenizer
-from tl_rome.counterfact.results import UNEDITED, CaseResult, Preset
+from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -25,19 +25,19 @@ _GROUPS = ("rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attrib
 
 
 def to_dataset(
-    results: Iterable[CaseResult], *, references: ReferenceTexts | None = None, preset: Preset = "released"
+    results: Iterable[CaseResult], *, references: ReferenceTexts | None = None, conventions: Conventions = "released"
 ) -> "Dataset":
     """A `datasets` data set of results; `.to_pandas()` makes a data frame of it.
 
     Args:
         results: Of any editors, models and data sets.
         references: Texts for RS; without them it is null.
-        preset: Whose conventions the figures follow.
+        conventions: Whose conventions the figures follow.
     """
     from datasets import Dataset
 
-    meter, known = Meter(word_tokenizer(), references, preset), {}
-    return Dataset.from_list([_row(result, meter, known) for result in results], features=_features())
+    metrics, known = RecordMetrics(word_tokenizer(), references, conventions), {}
+    return Dataset.from_list([_row(result, metrics, known) for result in results], features=_features())
 
 
 def write_parquet(
@@ -45,7 +45,7 @@ def write_parquet(
     path: str | Path,
     *,
     references: ReferenceTexts | None = None,
-    preset: Preset = "released",
+    conventions: Conventions = "released",
 ) -> Path:
     """Write the table of `to_dataset` as one Parquet file.
 
@@ -53,19 +53,21 @@ def write_parquet(
         StorageError: If it cannot be written.
     """
     buffer = io.BytesIO()
-    to_dataset(results, references=references, preset=preset).to_parquet(buffer)
+    to_dataset(results, references=references, conventions=conventions).to_parquet(buffer)
     return write_whole(Path(path), buffer.getvalue())
 
 
-def _row(result: CaseResult, meter: Meter, known: dict[tuple[str, str, int], Mapping[str, Any]]) -> dict[str, Any]:
+def _row(
+    result: CaseResult, metrics: RecordMetrics, known: dict[tuple[str, str, int], Mapping[str, Any]]
+) -> dict[str, Any]:
     """One row; the unedited model's figures are kept for the other editors."""
     plain, origin = result.to_dict(), (result.model, result.dataset, result.case_id)
     if result.before is not None and origin not in known:
-        known[origin] = _figures(meter.read(result.before, result.rewrite))
+        known[origin] = _figures(metrics.compute(result.before, result.rewrite))
     before = known[origin] if result.before is not None else {}
     after = {}
     if result.after is not None:
-        after = _figures(meter.read(result.after, result.rewrite, result.divergence))
+        after = _figures(metrics.compute(result.after, result.rewrite, result.divergence))
     rewrite = plain.pop("rewrite")
     targets = {name: rewrite.pop(name)["str"] for name in ("target_new", "target_true")}
     figures = {name: after.get(name) for name in _FIGURES}

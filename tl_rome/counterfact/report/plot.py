@@ -1,15 +1,16 @@
-"""Table 3 as a picture: points with intervals, a group for each column and a colour and marker for each editor."""
+"""A summary as a picture: points with intervals, a group for each column and a colour and marker for each editor."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.metrics.columns import RATES, SCORE
-from tl_rome.counterfact.report.summary import Summary
+from tl_rome.counterfact.report.tables import SummaryTables
 from tl_rome.errors import InputError
 from tl_rome.figures import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 """Editors differ in their markers too, so that they can be told apart in grey."""
@@ -18,7 +19,11 @@ _SPREAD = 0.7
 
 
 def plot_summary(
-    summary: Summary, ax: "Axes | None" = None, *, columns: Sequence[str] = (*RATES, SCORE), title: str | None = None
+    summary: SummaryTables,
+    ax: "Axes | None" = None,
+    *,
+    columns: Sequence[str] = (*RATES, SCORE),
+    title: str | None = None,
 ) -> "Axes":
     """Draw means with their intervals by column and editor.
 
@@ -66,3 +71,12 @@ def plot_summary(
     n = max(estimate.n for row in summary.rows.values() for estimate in row.values())
     ax.set_title(title or f"n = {n} records; mean and {summary.confidence:.0%} interval", fontsize="medium")
     return ax
+
+
+def summary_figure(summary: SummaryTables) -> "Figure":
+    """`plot_summary` in a figure of its own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), dpi=150, layout="constrained")
+    plot_summary(summary, figure.subplots())
+    return figure

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
-from tl_rome.fact_files import own_facts
+from tl_rome.fact_files import load_sample_facts
 from tl_rome.facts import Fact
 from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.known import collect_known_facts
@@ -141,7 +141,7 @@ def find_layer(
     """
     generator = torch.Generator().manual_seed(seed)
     if facts is None:
-        shipped = own_facts()
+        shipped = load_sample_facts()
         facts = [shipped[index] for index in torch.randperm(len(shipped), generator=generator).tolist()]
     known = collect_known_facts(model, facts, limit=prompts, progress=progress)
     if len(known) < 2:
