@@ -19,7 +19,8 @@ from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.editors.protocol import Editor
-from tl_rome.errors import InputError, MissingPackageError, WorkerError
+from tl_rome.errors import InputError, WorkerError
+from tl_rome.optional import require
 from tl_rome.sites import HookedModel
 
 _log = logging.getLogger(__name__)
@@ -97,10 +98,9 @@ def _no_editors(model: HookedModel) -> Mapping[str, Editor]:
 
 @contextmanager
 def _ray() -> Iterator[ModuleType]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError(f'Ray cannot be imported ({error}); pip install "tl-rome[ray]"') from error
+    require("ray", extra="ray")
+    import ray
+
     if ray.is_initialized():
         yield ray
         return

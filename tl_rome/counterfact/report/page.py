@@ -19,6 +19,7 @@ from tl_rome.counterfact.report.summary import Summary, row_labels, summarize
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.errors import InputError
 from tl_rome.figures import png
+from tl_rome.optional import require
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def html_report(
 
     Raises:
         InputError: If there are no results, or the records are not those that were evaluated.
+        MissingPackageError: If jinja2 is not installed.
         TLRomeError: As `summarize` does.
     """
     results = list(results)
@@ -97,6 +99,7 @@ def write_report(
 
 
 def _page(**parts: object) -> str:
+    require("jinja2", extra="report")
     from jinja2 import Environment, StrictUndefined
 
     text = resources.files("tl_rome.data").joinpath(_TEMPLATE).read_text("utf-8")
