@@ -20,8 +20,7 @@ from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors
 from tl_rome.counterfact.metrics.texts import word_tokenizer
 from tl_rome.counterfact.records import CounterFactRecord, Target
 from tl_rome.counterfact.report.page import html_report
-from tl_rome.errors import MissingPackageError
-from tl_rome.optional import require
+from tl_rome.errors import MissingPackageError, require
 from tl_rome.patching import view_trace
 
 ROOT = Path(__file__).parents[1]

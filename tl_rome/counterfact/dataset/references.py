@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_rome.counterfact.dataset.load import read_dataset
 from tl_rome.counterfact.records import RequestedRewrite, Target
-from tl_rome.errors import InputError, StorageError
-from tl_rome.optional import require
+from tl_rome.errors import InputError, StorageError, require
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.records import Target
-from tl_rome.errors import InputError, NetworkError
-from tl_rome.optional import require
+from tl_rome.errors import InputError, NetworkError, require
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from tl_rome.counterfact.evaluation.run import Batch, Found, Identity, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
 from tl_rome.editors.protocol import Editor
-from tl_rome.errors import InputError, WorkerError
-from tl_rome.optional import require
+from tl_rome.errors import InputError, WorkerError, require
 from tl_rome.sites import HookedModel
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.prompts import mean
 from tl_rome.counterfact.records import RequestedRewrite
-from tl_rome.optional import require
+from tl_rome.errors import require
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """n-gram length and its importance w_n."""

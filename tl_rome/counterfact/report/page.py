@@ -17,9 +17,8 @@ from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
 from tl_rome.counterfact.report.plot import plot_summary
 from tl_rome.counterfact.report.summary import Summary, row_labels, summarize
 from tl_rome.counterfact.results import UNEDITED, CaseResult
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, require
 from tl_rome.figures import png
-from tl_rome.optional import require
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:

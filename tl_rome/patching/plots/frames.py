@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tl_rome.errors import InputError
-from tl_rome.optional import require
+from tl_rome.errors import InputError, require
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.averaging.roles import ROLES
 from tl_rome.patching.plots.trace import starred_labels
