@@ -1,23 +1,26 @@
-# Every target does its own set-up, in .venv and .tl4. Stamps are written last: without one, set-up starts from nothing.
+# Every target does its own set-up, in .venv, .tl4 and .lowest. Stamps are written last: without one, set-up starts from nothing.
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
 # The second leg: a later TransformerLens, without HookedTransformer, laid over the one that constraints.txt pins.
 TL4_VERSION := 4.3.0
+# The third leg: the oldest packages that pyproject.toml admits, laid over the same environment.
+OLDEST := constraints-lowest.txt
 
 BIN := .venv/bin
 VENV := .venv/.ready
 TL4 := .tl4/.ready-$(TL4_VERSION)
+LOWEST := .lowest/.ready
 # One thread per worker: two workers with two threads each would spend their time waiting for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=25 $(ARGS)
 
-.PHONY: demo test test-3.9 test-4 lint notebooks setup clean
+.PHONY: demo test test-3.9 test-4 test-lowest lint notebooks setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
 	$(BIN)/tl-rome demo
 
-test: test-3.9 test-4
+test: test-3.9 test-4 test-lowest
 
 test-3.9: $(VENV)
 	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST)
@@ -25,15 +28,20 @@ test-3.9: $(VENV)
 test-4: $(VENV) $(TL4)
 	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST)
 
+# The plugin is that of the newer platformdirs beneath.
+test-lowest: $(VENV) $(LOWEST)
+	TL_ROME_LEG=lowest PYTHONPATH="$(CURDIR)/.lowest" $(PYTEST) -p no:platformdirs
+
 lint: $(VENV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/vulture
 
 notebooks: $(VENV)
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
-setup: $(VENV) $(TL4)
+setup: $(VENV) $(TL4) $(LOWEST)
 
 $(VENV): pyproject.toml constraints.txt
 	@echo "Setting up .venv: a few minutes the first time."
@@ -47,5 +55,10 @@ $(TL4): | $(VENV)
 	$(BIN)/python -m pip install -qq --no-deps --target .tl4 transformer-lens==$(TL4_VERSION)
 	@touch $@
 
+$(LOWEST): $(OLDEST) | $(VENV)
+	rm -rf .lowest
+	$(BIN)/python -m pip install -qq --no-deps --target .lowest -r $(OLDEST)
+	@touch $@
+
 clean:
-	rm -rf .venv .tl4 .pytest_cache .ruff_cache build dist
+	rm -rf .venv .tl4 .lowest .pytest_cache .ruff_cache build dist

@@ -3,7 +3,8 @@
 Models are loaded once per session and shared: treat them as read-only and leave no hooks behind. A test that writes
 weights takes `fresh_tiny`. `TL_ROME_LEG` says which TransformerLens the run is about ("3.9" or "4"); a run that got
 another one stops instead of skipping the tests that it was made for. Tests that both legs would only repeat are
-marked with `leg("3.9")` or `leg("4")` and left out on the other one; without `TL_ROME_LEG` all are run.
+marked with `leg("3.9")` or `leg("4")` and left out on the other one; without `TL_ROME_LEG` all are run. The leg
+"lowest" is the former with the oldest packages that are allowed, on a part of the quick tests that uses each of them.
 """
 
 import os
@@ -18,6 +19,13 @@ from support.families import N_CTX, N_LAYERS, build_family, transformer_lens_maj
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LEGS = ("3.9", "4", "lowest")
+LOWEST = {
+    *("test_blocks.py", "test_dependencies.py", "test_forward.py", "test_scoring.py", "test_sites.py"),
+    *("test_cli_covariance.py", "test_cli_errors.py", "test_rome.py", "test_tokens.py", "test_trace.py"),
+    *("dataset", "metrics", "models", "plots", "report", "storage"),
+}
+"""Files and folders of tests that the leg "lowest" runs, but for the slow ones."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,13 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     leg = os.environ.get("TL_ROME_LEG")
     if leg is None:
         return
-    if leg not in ("3.9", "4"):
-        raise pytest.UsageError(f"TL_ROME_LEG is {leg!r}; use '3.9' or '4'")
-    if leg == "3.9":
+    if leg not in LEGS:
+        raise pytest.UsageError(f"TL_ROME_LEG is {leg!r}; use one of {', '.join(LEGS)}")
+    if leg != "4":
         try:
             from transformer_lens import HookedTransformer  # noqa: F401
         except ImportError as error:
-            raise pytest.UsageError(f"TL_ROME_LEG=3.9, but HookedTransformer cannot be imported: {error}") from error
+            raise pytest.UsageError(f"TL_ROME_LEG={leg}, but HookedTransformer cannot be imported: {error}") from error
     elif transformer_lens_major() != 4:
         raise pytest.UsageError(f"TL_ROME_LEG=4, but transformer_lens has major version {transformer_lens_major()}")
 
@@ -101,22 +109,31 @@ def smollm2() -> Callable[[str], Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark every test that takes the real model as slow, and leave out those of the other leg."""
+    """Mark every test that takes the real model as slow, and leave out those of the other legs."""
     leg, others = os.environ.get("TL_ROME_LEG"), []
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("leg")
-        if marker is not None and leg not in (None, *marker.args):
+        named = marker is None or leg in (None, *marker.args)
+        in_part = leg != "lowest" or (LOWEST & {*item.path.parts} and item.get_closest_marker("slow") is None)
+        if not (named and in_part):
             others.append(item)
     config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    left_out = {*others}
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Give the folder with the reference data, `shared` beside the checkout or `TL_ROME_SHARED`."""
+    """Give the folder with the reference data, `shared` beside the checkout or `TL_ROME_SHARED`.
+
+    Without it a test is skipped, or fails if `TL_ROME_REQUIRE_SHARED` is set.
+    """
     folder = Path(os.environ.get("TL_ROME_SHARED") or REPOSITORY.parent / "shared")
     if not folder.is_dir():
-        pytest.skip(f"no reference data: {folder} does not exist (set TL_ROME_SHARED)")
+        missing = f"no reference data: {folder} does not exist (set TL_ROME_SHARED)"
+        if os.environ.get("TL_ROME_REQUIRE_SHARED"):
+            pytest.fail(f"{missing}, and TL_ROME_REQUIRE_SHARED asks for it")
+        pytest.skip(missing)
     return folder

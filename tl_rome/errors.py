@@ -4,6 +4,8 @@ Every error this package raises on purpose is a `TLRomeError`. Those caused by a
 so that code written against the standard library keeps working.
 """
 
+import importlib
+
 
 class TLRomeError(Exception):
     """Base of every error raised on purpose by tl_rome."""
@@ -55,3 +57,20 @@ class WorkerError(TLRomeError):
 
 class MissingPackageError(TLRomeError, ImportError):
     """An optional package that a function needs and that is not installed."""
+
+
+def require(*packages: str, extra: str) -> None:
+    """Check that packages can be imported, before an `import` that could not say what to install.
+
+    Args:
+        packages: Names of top-level packages, as an `import` has them.
+        extra: The extra of tl-rome that installs them.
+
+    Raises:
+        MissingPackageError: If one cannot be imported.
+    """
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingPackageError(f'{name} cannot be imported ({error}); pip install "tl-rome[{extra}]"') from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_rome.counterfact.dataset.load import load_rows
 from tl_rome.counterfact.records import RequestedRewrite, Target
-from tl_rome.errors import InputError, StorageError
+from tl_rome.errors import InputError, StorageError, require
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -57,6 +57,7 @@ class ReferenceTexts:
     @cached_property
     def vectorizer(self) -> "TfidfVectorizer":
         """tf-idf of single words, with scikit-learn's defaults, fitted to every text as in the released code."""
+        require("sklearn", extra="eval")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer().fit([found.text for texts in self.texts.values() for found in texts])

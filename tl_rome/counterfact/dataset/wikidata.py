@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.records import Target
-from tl_rome.errors import InputError, NetworkError
+from tl_rome.errors import InputError, NetworkError, require
 from tl_rome.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class WikiDataNeighbors:
         Raises:
             InputError: If the relation or the identifier is not WikiData's.
             NetworkError: If the service cannot be reached or does not answer with names.
+            MissingPackageError: If requests is not installed.
         """
         query = sparql(relation_id, target, language=self.language, limit=self.limit)
         key = hashlib.sha256(f"{self.endpoint}\n{query}".encode()).hexdigest()[:32]
@@ -81,6 +82,7 @@ class WikiDataNeighbors:
         return names
 
     def _ask(self, query: str) -> list[str]:
+        require("requests", extra="eval")
         from requests import RequestException
 
         time.sleep(max(0.0, self._last + self.interval - time.monotonic()))

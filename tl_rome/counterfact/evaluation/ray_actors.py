@@ -18,7 +18,7 @@ from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import InputError, MissingPackageError, WorkerError
+from tl_rome.errors import InputError, WorkerError, require
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60
@@ -90,10 +90,9 @@ def evaluate_on_ray(
 
 @contextmanager
 def _ray() -> Iterator[ModuleType]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError(f'Ray cannot be imported ({error}); pip install "tl-rome[ray]"') from error
+    require("ray", extra="ray")
+    import ray
+
     if ray.is_initialized():
         yield ray
         return

