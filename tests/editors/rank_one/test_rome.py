@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from support.edits import CONTEXTS, LAYER, REQUEST, covariance, editor
-from support.families import FAMILIES, KINDS, SENTENCES
+from support.families import FAMILIES, FAMILY_KINDS, KINDS, SENTENCES
 
 from tl_rome.editors import KeyCovariance, Rome, default_layer, rome
 from tl_rome.editors.covariance.estimation import estimate_covariance
@@ -27,8 +27,7 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_edit_maps_the_key_to_the_value_and_raises_the_target(tiny, family, kind):
     model = tiny(family, kind)
     edit = editor(model)(model, REQUEST)
