@@ -1,17 +1,17 @@
 """How a trace is made, apart from the model, the fact and the draws."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 
 from tl_rome.errors import InputError
+from tl_rome.patching.choices import Clipping, Direction, Method, MetricName, Sever, check_choice
 from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
-from tl_rome.patching.patch import SEVERED, Units
-from tl_rome.patching.windows import Clipping
+from tl_rome.patching.patch import Units
+from tl_rome.sites import component_name
 
-Direction = Literal["denoising", "noising"]
 _METRICS = {"prob": TargetProbability, "logprob": TargetLogprob}
 
 
@@ -28,29 +28,29 @@ class TraceConfig:
     clipping: Clipping = "released"
     """Which layers a window covers."""
     corruption: Corruption | None = None
-    """What is done to the subject's embeddings; None is Gaussian noise at the measured scale."""
-    metric: str | Metric = "prob"
+    """What is done to the subject's embeddings; None is `GaussianNoise()`."""
+    metric: MetricName | Metric = "prob"
     """"prob", "logprob", or a function of logits."""
     direction: Direction = "denoising"
     """Which run is patched."""
-    sever: str | None = None
+    sever: Sever | None = None
     """Component that is frozen at the patched position: "mlp" or "attn"."""
     units: Units = None
     """How states are split."""
     whole_target: bool = False
     """Whether all tokens of the target are scored, not only its first."""
-    method: str = "sweep"
-    """"sweep" or "plain"."""
+    method: Method = "incremental"
+    """"incremental" or "plain"."""
     max_batch_tokens: int = 4096
     """Bound on rows x positions run at once."""
 
     def __post_init__(self) -> None:
-        choices = {"direction": ("denoising", "noising"), "method": ("sweep", "plain"), "sever": (None, *SEVERED)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                shown = " or ".join(repr(choice) for choice in allowed)
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {shown}")
-        if not callable(self.metric) and self.metric not in _METRICS:
+        check_choice("clipping", self.clipping, Clipping)
+        check_choice("direction", self.direction, Direction)
+        check_choice("method", self.method, Method)
+        if self.sever is not None:
+            check_choice("sever", self.sever, Sever)
+        if not callable(self.metric) and self.metric not in get_args(MetricName):
             raise InputError(f"metric {self.metric!r} is unknown; choose 'prob', 'logprob' or a function of logits")
         if self.max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens is {self.max_batch_tokens}; allow at least 1")
@@ -63,7 +63,9 @@ class TraceConfig:
 
     def width(self, component: str) -> int:
         """Layers patched together."""
-        return self.window if self.window is not None else (1 if component == "resid_post" else 10)
+        if self.window is not None:
+            return self.window
+        return 1 if component_name(component) == "resid_post" else 10
 
     def describe(self) -> dict[str, Any]:
         """The settings that decide the scores, as JSON can hold them."""

@@ -59,12 +59,12 @@ def trace(
     from tl_rome.cli.output import check_folder, save_figure
     from tl_rome.cli.tables import trace_table
     from tl_rome.facts import Fact
-    from tl_rome.patching import GaussianNoise, causal_trace, noise_scale
+    from tl_rome.patching import GaussianNoise, causal_trace
 
     fact = Fact(template, subject, target)
     check_folder(out)
     loaded = load(model, kind, dtype, device, prepend_bos)
-    noise = GaussianNoise(noise_scale(loaded), samples)
+    noise = GaussianNoise(samples=samples)
     traces = {}
     for name in COMPONENTS if component == Component.all else [component.value]:
         rng = torch.Generator().manual_seed(seed)
@@ -110,13 +110,11 @@ def average(
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     asked = [found[index] for index in order]
     known = patching.collect_known_facts(loaded, asked, store=store / "known.jsonl", limit=prompts)
-    noise = patching.GaussianNoise(float(f"{patching.noise_scale(loaded):.6g}"), samples)
-    config = patching.TraceConfig(corruption=noise)
+    config = patching.TraceConfig(corruption=patching.GaussianNoise(samples=samples))
     chosen = [one.fact for one in known]
-    traces = patching.trace_facts(loaded, chosen, store=store, seed=seed, config=config, together=together)
-    rng = torch.Generator().manual_seed(seed)
-    averages = {name: patching.average_traces(results, generator=rng) for name, results in traces.items()}
+    traces = patching.trace_facts(loaded, chosen, store=store, seed=seed, config=config, batch_size=together)
+    averages = {name: patching.average_traces(results, seed=seed) for name, results in traces.items()}
     console.out.print(frame_table(patching.summary_frame(averages.values()).round(3)))
-    console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], generator=rng)}")
+    console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], seed=seed)}")
     files = [result.save(store / f"average_{name}.safetensors") for name, result in averages.items()]
     console.say_written([save_averages(list(averages.values()), store / "average.png"), *files])
