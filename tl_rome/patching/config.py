@@ -1,17 +1,28 @@
 """How a trace is made, apart from the model, the fact and the draws."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from tl_rome.errors import InputError
-from tl_rome.patching.choices import Clipping, Direction, Method, MetricName, Sever, check_choice
 from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
-from tl_rome.patching.patch import Units
 from tl_rome.sites import component_name
 
+Clipping = Literal["released", "draft"]
+"""Which layers a window covers, see `layer_window`."""
+Direction = Literal["denoising", "noising"]
+"""Whether clean states are restored in corrupted runs, or corrupted states put into a clean run."""
+MetricName = Literal["prob", "logprob"]
+"""The target's probability, in [0, 1], or its logarithm, in nats."""
+Sever = Literal["mlp", "attn"]
+"""Whose outputs are frozen at the patched position."""
+Method = Literal["incremental", "plain"]
+"""How an exact trace is computed: nothing twice, or the whole model for each cell."""
+Units = str | int | Sequence[Sequence[int]] | None
+"""How a state's features are split: not at all, "heads" (one by one), groups of so many, or groups of given indices."""
 _METRICS = {"prob": TargetProbability, "logprob": TargetLogprob}
 
 
@@ -72,6 +83,17 @@ class TraceConfig:
         skipped = ("method", "max_batch_tokens")
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
         return {name: value if _plain(value) else described(value) for name, value in found.items()}
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a value that is not one of a `Literal`'s.
+
+    Raises:
+        InputError: If it is not; the message lists the choices.
+    """
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InputError(f"{name} {value!r} is unknown; choose {' or '.join(map(repr, allowed))}")
 
 
 def _plain(value: object) -> bool:

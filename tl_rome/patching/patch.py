@@ -13,12 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError, UnsupportedModelError
-from tl_rome.patching.choices import Clipping, Sever, check_choice
+from tl_rome.patching.config import Clipping, Sever, Units, check_choice
 from tl_rome.patching.windows import layer_window
 from tl_rome.sites import HookedModel, Site, check_hooks, component_name
-
-Units = str | int | Sequence[Sequence[int]] | None
-"""How a state's features are split: not at all, "heads" (one by one), groups of so many, or groups of given indices."""
 
 _QUERY_FIRST = ("attn.hook_pattern", "attn.hook_attn_scores")
 """Hook points whose axis 2, not 1, is the position."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError, StorageError
-from tl_rome.patching.choices import Clipping, Direction, Method, Sever
+from tl_rome.patching.config import Clipping, Direction, Method, Sever
 from tl_rome.storage.files import load, save
 from tl_rome.tokens import SubjectSpan
 

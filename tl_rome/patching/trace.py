@@ -18,12 +18,11 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
-from tl_rome.patching.choices import Clipping, Direction, Method, MetricName, Sever
-from tl_rome.patching.config import TraceConfig
+from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
 from tl_rome.patching.corruption import Corruption, at_scale_of
 from tl_rome.patching.incremental import needed_names, trace_incremental
 from tl_rome.patching.metrics import Metric
-from tl_rome.patching.patch import Patch, Units
+from tl_rome.patching.patch import Patch
 from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching.choices import Method
-from tl_rome.patching.config import TraceConfig, described
+from tl_rome.patching.config import Method, TraceConfig, described
 from tl_rome.patching.metrics import Metric, per_row
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult

@@ -5,7 +5,7 @@ edges, where windows are narrower.
 """
 
 from tl_rome.errors import InputError
-from tl_rome.patching.choices import Clipping, check_choice
+from tl_rome.patching.config import Clipping, check_choice
 
 
 def layer_window(layer: int, n_layers: int, width: int, clipping: Clipping = "released") -> range:

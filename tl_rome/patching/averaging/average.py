@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError, StorageError
 from tl_rome.patching.averaging.roles import ROLES, Role, by_role, role_index
-from tl_rome.patching.choices import Clipping, Direction, Sever
+from tl_rome.patching.config import Clipping, Direction, Sever
 from tl_rome.patching.result import TraceResult
 from tl_rome.storage.files import load, save
 
