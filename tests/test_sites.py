@@ -155,8 +155,8 @@ def test_spellings_of_one_component_are_equal():
 @each_kind
 def test_close_names_are_of_the_same_block(tiny, kind):
     with pytest.raises(InputError, match=r"closest: (blocks.2.[\w.]+(, )?)+$") as caught:
-        Site("attn.hook_zz", 2).check(tiny("gpt2", kind))
-    assert "blocks.2.attn.hook_z" in str(caught.value)
+        Site("mlp_outt", 2).check(tiny("gpt2", kind))
+    assert "blocks.2.hook_mlp_out" in str(caught.value)
 
 
 @each_kind

@@ -22,7 +22,7 @@ Sever = Literal["mlp", "attn"]
 Method = Literal["incremental", "plain"]
 """How an exact trace is computed: nothing twice, or the whole model for each cell."""
 Units = str | int | Sequence[Sequence[int]] | None
-"""How a state's features are split: not at all, "heads" (one by one), groups of so many, or groups of given indices."""
+"""How a state's features are split: not at all, "heads" (one by one), groups of a size, or groups of given indices."""
 _METRICS = {"prob": TargetProbability, "logprob": TargetLogprob}
 
 

@@ -111,7 +111,7 @@ def trace_incremental(
 
 
 def _is_traced(one: TracedPrompt, carried: int, positions: Collection[int] | None) -> bool:
-    """Whether the position that so many carried ones begin with can change the prompt's score, and is wanted."""
+    """Whether the first of the carried positions is wanted and, patched, can change the prompt's score."""
     runs, position = one.runs, len(one.runs.tokens) - carried
     inside = runs.span.start <= position < len(runs.prompt.tokens)
     return inside and (positions is None or position in positions)

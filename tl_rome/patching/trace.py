@@ -72,8 +72,8 @@ def causal_trace(
             run.
         sever: "mlp" or "attn": also keep all those outputs at the patched position as they are in the run that is
             patched, as in the authors' `trace_with_repatch`. What the patch does then does not pass through them.
-        units: Patch parts of each state, one at a time: "heads", groups of so many features, or lists of indices. The
-            scores then have a third axis.
+        units: Patch parts of each state, one at a time: "heads", groups of a number of features, or lists of indices.
+            The scores then have a third axis.
         whole_target: Whether to score all tokens of the fact's target, each at its own position, not only the first.
         method: "incremental" computes nothing twice; "plain" runs the whole model for each cell. The numbers are the
             same. What the first does not cover, a hook point or a model, goes the plain way; this is logged and

@@ -222,7 +222,7 @@ def test_impossible_requests_are_refused_before_anything_is_written(tiny, tmp_pa
 
 
 def test_a_folder_that_is_no_store_is_refused(tiny, tmp_path):
-    with pytest.raises(StorageError, match="is no store of traces"):
+    with pytest.raises(StorageError, match="is not a store of traces"):
         load_traces(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"kind": "other", "schema": 1, "settings": {}}))
     with pytest.raises(StorageError, match="holds 'other' in schema 1"):

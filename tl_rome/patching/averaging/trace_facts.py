@@ -1,8 +1,8 @@
 """Tracing many prompts, with every result kept as soon as it is there (appendix A.1).
 
 What a store has is not done again, so a run that ended, however it ended, goes on where it was and loses at most the
-prompts in hand. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are traced, in
-which order, or by how many processes; all components of a prompt share it.
+prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are
+traced, in which order, or by how many processes; all components of a prompt share it.
 """
 
 import logging
@@ -98,10 +98,10 @@ class _Work:
     seed: int
     config: TraceConfig
     busy: list[Fact] = field(default_factory=list)
-    """Facts that another process had in hand."""
+    """Facts that another process was tracing."""
 
     def do(self, facts: Sequence[Fact], batch_size: int, *, wait: bool, tick: Callable[[int], object]) -> None:
-        """Trace what is missing of some facts, without those that others have in hand or waiting for them."""
+        """Trace what is missing of some facts; those that other processes are tracing are left out or waited for."""
         with closing(self._claimed(facts, batch_size, wait)) as groups:
             for group in groups:
                 self._attempt(group)
