@@ -1,10 +1,10 @@
-"""Cost of the three tracing maps: the sweep against one full forward pass per cell, and against the arithmetic minimum.
+"""Cost of the three tracing maps: `incremental` against one full run per cell, and against the arithmetic minimum.
 
 Both are measured in this one process, in CPU-seconds. Every plain cell costs the same, so the plain twin is timed on
-some cells and extrapolated to all; with `--every` the sweep too is timed on a part of the cells, for large models. The
+some cells and extrapolated to all; with `--every` it too is timed on a part of the cells, for large models. The
 minimum counts the multiply-adds of the weights alone, for the cells that can differ from the corrupted run, at the
 layers and positions that can differ, at the rate of a large matrix product. It counts clipped windows and the last
-layer in full, which the sweep does not.
+layer in full, which tracing does not.
 
 `--model gpt2-xl-random` builds a GPT-2 XL with random weights. The last line is one JSON object.
 """
@@ -20,12 +20,13 @@ import torch
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 import tl_rome
+from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, noise_scale
-from tl_rome.patching.incremental import needed_names, trace_sweep
-from tl_rome.patching.metrics import TargetProbability
+from tl_rome.patching.incremental import needed_names, trace_incremental
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.runs import Runs
+from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.tokens import encode_fact
 
 COMPONENTS = {"resid_post": 1, "mlp_out": 10, "attn_out": 10}
@@ -50,20 +51,19 @@ def timed_map(model: Any, runs: Runs, component: str, layers: Sequence[int], cel
     patch = replace(whole, windows=tuple(whole.windows[layer] for layer in layers))
     n_pos = len(runs.prompt.tokens)
     started = time.process_time()
-    recorded = runs.record(needed_names(model, patch), attended=True)
-    metric = TargetProbability((int(recorded.clean_logits[0, -1].argmax()),))
-    swept = trace_sweep([runs], [recorded], patch, [metric], max_batch_tokens=bound)[0]
+    traced = TracedPrompt.record(runs, TraceConfig(), needed_names(model, patch), attended=True)
+    found = trace_incremental([traced], patch, max_batch_tokens=bound)[0]
     seconds = time.process_time() - started
     few = [index * len(layers) // max(1, cells // n_pos) for index in range(max(1, cells // n_pos))]
     sample = replace(patch, windows=tuple(patch.windows[index] for index in few))
     started = time.process_time()
-    twin = trace_plain(runs, recorded, sample, metric, max_batch_tokens=runs.samples * n_pos)
+    twin = trace_plain(traced, sample, max_batch_tokens=runs.samples * n_pos)
     each = (time.process_time() - started) / twin.numel()
     return {
         "seconds": seconds,
         "plain": each * len(layers) * n_pos,
         "least": minimum_flops(model, runs, patch),
-        "worst": (twin - swept[few]).abs().max().item(),
+        "worst": (twin - found[few]).abs().max().item(),
         "timed": f"plain on {twin.numel()} of {len(layers) * n_pos} cells",
     }
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="In Kingdom of Bulgaria, the language spoken is")
     parser.add_argument("--subject", default="Kingdom of Bulgaria")
     parser.add_argument("--cells", type=int, default=9, help="cells on which the plain twin is timed, per map")
-    parser.add_argument("--every", type=int, default=1, help="time the sweep on the windows of every n-th layer only")
+    parser.add_argument("--every", type=int, default=1, help="time tracing on the windows of every n-th layer only")
     parser.add_argument("--components", nargs="+", choices=COMPONENTS, default=list(COMPONENTS))
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
@@ -95,7 +95,7 @@ def main() -> None:
             found = timed_map(model, runs, name, layers, options.cells, options.max_batch_tokens)
             maps.append(found)
             print(
-                f"{name}: sweep {found['seconds'] * part:.1f}, plain {found['plain'] * part:.1f} CPU-seconds "
+                f"{name}: incremental {found['seconds'] * part:.1f}, plain {found['plain'] * part:.1f} CPU-seconds "
                 f"({found['timed']}, windows of {len(layers)} of {model.cfg.n_layers} layers)",
                 flush=True,
             )

@@ -95,7 +95,7 @@ def test_check_passes_what_a_run_recorded_and_refuses_anything_else(tiny, kind):
 def test_blocks_whose_output_is_unpacked_by_the_model(tmp_path, monkeypatch):
     """GPT-J takes the first part of what a block returns; it has more layers here than a stream has axes."""
     monkeypatch.setitem(CONFIGS, "gptj", lambda config=CONFIGS["gptj"]: deepened(config()))
-    model = load_model(str(build_family("gptj", tmp_path)), kind="bridge", device="cpu", progress=False)
+    model = load_model(str(build_family("gptj", tmp_path)), model_class="bridge", device="cpu", progress=False)
     found, attended = record(model, TOKENS, [Site("resid_pre", 0).hook, last_resid(model)])
     runner = BlockRunner(model, TOKENS[:1], 3)
     runner.check(found[Site("resid_pre", 0).hook][:, 3:], attended, found[last_resid(model)][:, 3:])

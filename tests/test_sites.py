@@ -125,12 +125,38 @@ def test_another_class_is_refused_with_a_remedy():
         ("resid_post", "blocks.3.hook_resid_post"),
         ("attn.hook_z", "blocks.3.attn.hook_z"),
         ("mlp.hook_post", key_hook(3)),
+        ("hook_resid_post", "blocks.3.hook_resid_post"),
+        ("hook_mlp_out", "blocks.3.hook_mlp_out"),
+        ("z", "blocks.3.attn.hook_z"),
+        ("hook_z", "blocks.3.attn.hook_z"),
+        ("pattern", "blocks.3.attn.hook_pattern"),
+        ("attn_scores", "blocks.3.attn.hook_attn_scores"),
+        ("q", "blocks.3.attn.hook_q"),
+        ("post", key_hook(3)),
+        ("pre", "blocks.3.mlp.hook_pre"),
+        ("ln1.hook_normalized", "blocks.3.ln1.hook_normalized"),
+        ("blocks.3.attn.hook_z", "blocks.3.attn.hook_z"),
+        ("z3", "blocks.3.attn.hook_z"),
     ],
 )
 @each_kind
 def test_components_are_named_as_transformer_lens_names_them(tiny, kind, component, hook):
     assert Site(component, 3).hook == hook
     assert Site(component, 3).check(tiny("gpt2", kind)) == hook
+
+
+def test_spellings_of_one_component_are_equal():
+    assert Site("z", 3) == Site("hook_z", 3) == Site("attn.hook_z", 3) == Site("blocks.3.attn.hook_z", 3)
+    assert Site("hook_mlp_out", 3).component == Site("blocks.3.hook_mlp_out", 3).component == "mlp_out"
+    with pytest.raises(InputError, match=r"'blocks.2.attn.hook_z' is not a hook point of layer 3"):
+        Site("blocks.2.attn.hook_z", 3)
+
+
+@each_kind
+def test_close_names_are_of_the_same_block(tiny, kind):
+    with pytest.raises(InputError, match=r"closest: (blocks.2.[\w.]+(, )?)+$") as caught:
+        Site("mlp_outt", 2).check(tiny("gpt2", kind))
+    assert "blocks.2.hook_mlp_out" in str(caught.value)
 
 
 @each_kind

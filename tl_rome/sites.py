@@ -10,6 +10,7 @@ Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from tl_rome.errors import InputError, UnsupportedModelError
 
 EMBED = "hook_embed"
 """Hook point of the token embeddings, before positions are added."""
+
+_BLOCK = re.compile(r"blocks\.\d+\.")
+"""How the name of a block's hook point begins."""
 
 ActivationHook = Callable[..., Tensor | None]
 """A TransformerLens forward hook: called as `hook_function(activation, hook=hook_point)`; may return a replacement."""
@@ -92,9 +96,34 @@ def check_hooks(model: HookedModel, names: Iterable[str]) -> list[str]:
     checked = list(names)
     for name in checked:
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
-            raise InputError(f"this model has no hook point {name!r}; closest: {', '.join(close) or 'none'}")
+            close = ", ".join(_closest(name, known)) or "none"
+            raise InputError(f"this model has no hook point {name!r}; closest: {close}")
     return checked
+
+
+def _closest(name: str, known: Iterable[str]) -> list[str]:
+    """Hook points of a similar name, in the same block or outside the blocks, without what all names have in common."""
+    block = _BLOCK.match(name)
+    start = block[0] if block else "blocks.0."
+    names = [other for other in known if other.startswith(start) or not _BLOCK.match(other)]
+    short = {other.removeprefix(start).replace("hook_", ""): other for other in names}
+    close = difflib.get_close_matches(name.removeprefix(start).replace("hook_", ""), short, n=4, cutoff=0.5)
+    return [short[other] for other in close]
+
+
+def component_name(component: str) -> str:
+    """The one spelling of a component: "z", "hook_z" and "attn.hook_z" are "attn.hook_z", "hook_mlp_out" is "mlp_out".
+
+    Args:
+        component: A hook point of a block by TransformerLens's shorthand, see its `get_act_name`, or by its name inside
+            the block, with or without `hook_`. A full name, as in "blocks.5.attn.hook_z", is its own spelling.
+    """
+    if "." in component:
+        return component
+    from transformer_lens.utilities.components_utils import get_act_name
+
+    name = get_act_name(component.removeprefix("hook_"), "n").removeprefix("blocks.n.")
+    return name.removeprefix("hook_")
 
 
 @dataclass(frozen=True)
@@ -102,13 +131,23 @@ class Site:
     """A component of one layer, named as TransformerLens names its hook points.
 
     Args:
-        component: "resid_post", "mlp_out", "attn_out", or any other `hook_*` of a block without its prefix;
-            a dotted name reaches inside, as in "attn.hook_z" or "mlp.hook_post".
+        component: "resid_post", "mlp_out", "attn_out", or any other hook point of a block, in any of the spellings that
+            `component_name` makes one.
         layer: Block index from 0.
+
+    Raises:
+        InputError: If the component is the full name of another block's hook point.
     """
 
     component: str
     layer: int
+
+    def __post_init__(self) -> None:
+        component, block = component_name(self.component), f"blocks.{self.layer}."
+        inside = component.removeprefix(block)
+        if _BLOCK.match(inside):
+            raise InputError(f"{self.component!r} is not a hook point of layer {self.layer}; name it inside its block")
+        object.__setattr__(self, "component", component_name(inside))
 
     @property
     def hook(self) -> str:

@@ -162,7 +162,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "function", "command"),
     [
-        ("tl_rome.patching.trace", "trace_sweep", "trace"),
+        ("tl_rome.patching.trace", "trace_incremental", "trace"),
         ("tl_rome.editors.rank_one.value", "_optimise", "edit"),
         ("os", "replace", "trace"),
         ("os", "replace", "edit"),

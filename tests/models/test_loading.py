@@ -287,7 +287,7 @@ def test_models_that_look_ahead_are_refused(family_dir, tmp_path):
     BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="BertLMHeadModel predicts a token from what follows"):
-        load_model(str(tmp_path), kind="bridge", progress=False)
+        load_model(str(tmp_path), model_class="bridge", progress=False)
 
 
 def biased_llama(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from support.traces import FACT, NOISE, trace
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching import AddedNoise, TraceConfig, agreement, attribution_trace
+from tl_rome.patching import AddedNoise, TraceConfig, attribution_trace, measure_agreement
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -47,16 +47,16 @@ def test_windows_add_up_and_units_split(tiny, kind):
 def test_agreement_with_the_exact_trace(tiny, kind):
     model = tiny("gpt2", kind)
     found, exact = attribute(model, "mlp_out"), trace(model, "mlp_out", window=1)
-    measured = agreement(found, exact)
+    measured = measure_agreement(found, exact)
     start = exact.subject.start
     pairs = torch.stack([found.effects[:, start:].flatten(), exact.effects[:, start:].flatten()])
     assert measured.pearson == pytest.approx(torch.corrcoef(pairs)[0, 1].item(), rel=1e-6)
     assert -1 <= measured.spearman <= 1
     assert measured.cells == pairs.shape[1]
     assert str(measured).startswith("Pearson")
-    assert agreement(found, found).spearman == pytest.approx(1)
+    assert measure_agreement(found, found).spearman == pytest.approx(1)
     with pytest.raises(InputError, match="differ in window"):
-        agreement(found, trace(model, "mlp_out", window=2))
+        measure_agreement(found, trace(model, "mlp_out", window=2))
 
 
 @each_kind

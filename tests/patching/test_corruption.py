@@ -12,7 +12,9 @@ from tl_rome.patching import (
     GaussianNoise,
     HeavyTailedNoise,
     ReleasedNoise,
+    TraceConfig,
     UniformNoise,
+    attribution_trace,
     causal_trace,
     example_subjects,
     noise_scale,
@@ -57,6 +59,43 @@ def test_draws_do_not_depend_on_dtype_or_scale():
 def test_noise_that_is_none_is_refused(sigma, samples):
     with pytest.raises(InputError, match=f"sigma > 0 and at least 1 sample, got {sigma} and {samples}"):
         GaussianNoise(sigma, samples)
+
+
+KINDS_OF_NOISE = (GaussianNoise, UniformNoise, HeavyTailedNoise, ReleasedNoise)
+
+
+@pytest.mark.parametrize("noise", KINDS_OF_NOISE)
+def test_noise_without_sigma_is_at_the_models_own_scale(tiny, noise):
+    model, fact = tiny("gpt2", KINDS[0]), Fact("In {} is", "Paris")
+    given, measured = (
+        causal_trace(model, fact, generator=seeded(), corruption=corruption, progress=False)
+        for corruption in (noise(noise_scale(model), samples=2), noise(samples=2))
+    )
+    assert torch.equal(given.scores, measured.scores)
+    assert given.corruption == measured.corruption
+    with pytest.raises(InputError, match="has no scale yet; give sigma"):
+        noise(samples=2)(EMBEDDINGS, seeded())
+
+
+@each_kind
+def test_a_generator_is_needed_only_where_something_is_drawn(tiny, kind):
+    model, fact = tiny("gpt2", kind), Fact("In {} is", "Paris")
+    rome = replaced_subject(model, fact, "Rome")
+    added = AddedNoise(torch.ones(2, 1, model.cfg.d_model))
+    for corruption in (rome, added, ReleasedNoise(samples=2)):
+        with_one = causal_trace(model, fact, generator=seeded(), corruption=corruption, progress=False)
+        assert torch.equal(causal_trace(model, fact, corruption=corruption, progress=False).scores, with_one.scores)
+    config = TraceConfig(corruption=rome)
+    assert attribution_trace(model, fact, config=config).samples == 1
+    for options in (
+        {},
+        {"corruption": UniformNoise(1.0)},
+        {"corruption": lambda embeddings, generator: embeddings[None]},
+    ):
+        with pytest.raises(InputError, match=r"draws at random; give generator=torch.Generator\(\)"):
+            causal_trace(model, fact, progress=False, **options)
+    with pytest.raises(InputError, match="GaussianNoise draws at random"):
+        attribution_trace(model, fact)
 
 
 def test_added_noise_is_added_as_given():

@@ -21,8 +21,8 @@ PARALLEL = ("gptj", "neox")
 INERT_PATTERN = ("gptj",)
 
 
-def check_both_ways(model, component, expected_method="sweep", **options):
-    swept, plain = (trace(model, component, method=method, **options) for method in ("sweep", "plain"))
+def check_both_ways(model, component, expected_method="incremental", **options):
+    swept, plain = (trace(model, component, method=method, **options) for method in ("incremental", "plain"))
     assert (swept.method, plain.method) == (expected_method, "plain")
     assert plain.effects.abs().max() > 1e-3 * abs(plain.base_score), "patching has no effect to compare"
     # 1e-5: the norms of some Hugging Face models compute in single precision whatever their weights are.
@@ -97,7 +97,7 @@ def test_parallel_models_have_no_middle(tiny, family, kind):
 @each_kind
 @pytest.mark.parametrize(
     ("component", "method"),
-    [("blocks.2.attn.hook_z", "sweep"), ("blocks.1.hook_mlp_out", "sweep"), ("hook_embed", "plain")],
+    [("blocks.2.attn.hook_z", "incremental"), ("blocks.1.hook_mlp_out", "incremental"), ("hook_embed", "plain")],
 )
 def test_a_full_name_is_patched_alone(tiny, kind, component, method, caplog):
     model = tiny("gpt2", kind, torch.float64)
@@ -249,11 +249,11 @@ def test_a_whole_target_is_scored_at_all_its_positions(tiny, kind, direction):
         ("mlp_out", {"units": 33}, "units of 33 do not fit 'mlp_out', which has 32"),
         ("mlp_out", {"units": [[0], [32]]}, "do not name features 0 to 31"),
         ("mlp_out", {"sever": "mlp"}, "'mlp_out' cannot be patched while 'mlp' is frozen"),
-        ("mlp_out", {"sever": "norm"}, "sever 'norm' is unknown; choose None or 'mlp' or 'attn'"),
-        ("mlp_out", {"metric": "rank"}, "metric 'rank' is unknown; choose 'prob', 'logprob' or a function"),
         ("mlp_out", {"whole_target": True}, "no target to score the whole of"),
         ("mlp_out", {"max_batch_tokens": 0}, "allow at least 1"),
-        ("hook_embedd", {}, "no hook point 'blocks.0.hook_hook_embedd'"),
+        ("hook_embedd", {}, "no hook point 'blocks.0.hook_embedd'; closest: .*hook_embed"),
+        ("patern", {}, "no hook point 'blocks.0.hook_patern'; closest: .*blocks.0.attn.hook_pattern"),
+        ("blocks.9.hook_mlp_out", {}, "no hook point 'blocks.9.hook_mlp_out'"),
     ],
 )
 def test_impossible_choices_are_refused(tiny, kind, component, options, message):
@@ -261,9 +261,44 @@ def test_impossible_choices_are_refused(tiny, kind, component, options, message)
         trace(tiny("gpt2", kind), component, **options)
 
 
-def test_an_unknown_direction_is_refused():
-    with pytest.raises(InputError, match="direction 'both' is unknown; choose 'denoising' or 'noising'"):
-        inspect.unwrap(TraceConfig.__post_init__)(SimpleNamespace(direction="both"))  # type checks would be first
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("clipping", "none", "choose 'released' or 'draft'"),
+        ("direction", "both", "choose 'denoising' or 'noising'"),
+        ("method", "sweep", "choose 'incremental' or 'plain'"),
+        ("sever", "norm", "choose 'mlp' or 'attn'"),
+        ("metric", "rank", "choose 'prob', 'logprob' or a function of logits"),
+    ],
+)
+def test_unknown_choices_are_refused(name, value, choices):
+    settings = SimpleNamespace(**{**vars(TraceConfig()), name: value})
+    with pytest.raises(InputError, match=f"{name} '{value}' is unknown; {choices}"):
+        inspect.unwrap(TraceConfig.__post_init__)(settings)  # type checks would be first
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("spellings", "name"),
+    [
+        (("z", "hook_z", "attn.hook_z"), "attn.hook_z"),
+        (("post", "mlp_post", "mlp.hook_post"), "mlp.hook_post"),
+        (("resid_post", "hook_resid_post"), "resid_post"),
+        (("mlp_out", "hook_mlp_out"), "mlp_out"),
+    ],
+)
+def test_every_spelling_gives_one_trace(tiny, kind, spellings, name):
+    first, *others = (trace(tiny("gpt2", kind), spelling) for spelling in spellings)
+    assert first.component == name
+    for other in others:
+        assert (other.component, other.window, other.method) == (name, first.window, "incremental")
+        assert torch.equal(other.scores, first.scores)
+
+
+@each_kind
+def test_a_shorthand_is_refused_with_what_severs_it(tiny, kind):
+    with pytest.raises(InputError, match=r"'attn.hook_z' cannot be patched while 'attn' is frozen"):
+        trace(tiny("gpt2", kind), "z", sever="attn")
 
 
 @each_kind

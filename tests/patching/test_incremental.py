@@ -18,8 +18,8 @@ each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 
 def both_ways(model, component, **options):
     """Relative difference of the two methods' scores, which must not be all alike."""
-    swept, plain = (trace(model, component, method=method, **options) for method in ("sweep", "plain"))
-    assert (swept.method, plain.method) == ("sweep", "plain")
+    swept, plain = (trace(model, component, method=method, **options) for method in ("incremental", "plain"))
+    assert (swept.method, plain.method) == ("incremental", "plain")
     assert plain.effects.abs().max() > 0.02 * plain.corrupted_score, "restoring has no effect to compare"
     return relative_error(swept.scores, plain.scores)
 
@@ -46,7 +46,7 @@ def test_sweep_equals_plain_for_every_window(tiny, component, clipping, window):
 
 
 @pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("attn_out", 2)])
-@pytest.mark.parametrize("method", ["sweep", "plain"])
+@pytest.mark.parametrize("method", ["incremental", "plain"])
 def test_the_bound_on_rows_does_not_change_scores(tiny, component, window, method):
     model = tiny("llama", KINDS[0], torch.float64)
     expected = trace(model, component, window=window, method=method).scores
@@ -108,7 +108,7 @@ def test_the_sweep_equals_the_definition(tiny, family, kind, component, window, 
     noise = 0.7 * torch.randn(2, len(span), model.cfg.d_model, generator=generator, dtype=torch.float64)
     expected, clean, corrupted = trace_by_definition(model, fact, component, window, noise)
     result = trace(model, component, fact=fact, window=window, corruption=AddedNoise(noise))
-    assert result.method == "sweep"
+    assert result.method == "incremental"
     assert result.clean_score == pytest.approx(clean, rel=1e-6)
     assert result.corrupted_score == pytest.approx(corrupted, rel=1e-6)
     assert relative_error(result.scores[:, span.start :], expected) < 1e-6
@@ -123,12 +123,12 @@ def test_the_sweep_leaves_positions_before_the_subject_exactly_at_the_corrupted_
 @each_kind
 def test_the_sweep_runs_less(tiny, kind):
     model, work = tiny("gpt2", kind), {}
-    for method in ("sweep", "plain"):
+    for method in ("incremental", "plain"):
         sizes = []
         with model.hooks([("blocks.1.hook_resid_pre", lambda x, hook, sizes=sizes: sizes.append(len(x.flatten())))]):
             trace(model, "mlp_out", window=2, method=method)
         work[method] = sum(sizes)
-    assert work["sweep"] < 0.6 * work["plain"]
+    assert work["incremental"] < 0.6 * work["plain"]
 
 
 @each_kind

@@ -35,7 +35,7 @@ def test_traces_of_the_reference_implementation(smollm2, shared_data, name, comp
         options = {"generators": [torch.Generator()], "positions": positions, "progress": False}
         (result,) = trace_together(model, [fact], component, config, **options)
         assert result.answer == str(golden["answer"])
-        assert result.method == "sweep"
+        assert result.method == "incremental"
         assert result.clean_score == pytest.approx(float(golden["high_score"]), abs=1.5e-6)
         assert result.corrupted_score == pytest.approx(float(golden["low_score"]), abs=1.5e-6)
         scores = torch.from_numpy(golden["scores"]).double().T

@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.trace_example import RESULT
 
-from tl_rome import storage
 from tl_rome.errors import NumericsError, StorageError
 from tl_rome.patching import TraceResult
+from tl_rome.storage import files as storage
 
 
 def test_effects_are_differences_from_the_corrupted_score():
@@ -37,6 +37,13 @@ def test_round_trip(tmp_path):
     for name in (field.name for field in fields(TraceResult) if field.name != "scores"):
         assert getattr(found, name) == getattr(result, name)
         assert type(getattr(found, name)) is type(getattr(result, name))
+
+
+def test_a_trace_saved_under_the_methods_earlier_name_is_read(tmp_path):
+    path = RESULT.save(tmp_path / "trace.safetensors")
+    tensors, header = storage.load(path, "trace")
+    storage.save(path, "trace", tensors, {**header, "method": "sweep"})
+    assert TraceResult.load(path).method == "incremental"
 
 
 def test_damaged_and_other_files_are_refused(tmp_path):

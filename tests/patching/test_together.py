@@ -6,6 +6,7 @@ from support.compare import relative_error
 from support.families import FAMILY_KINDS, KINDS
 from support.traces import NOISE
 
+from tl_rome.blocks import BlockRunner
 from tl_rome.facts import Fact
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.trace import trace_together
@@ -30,7 +31,7 @@ def test_prompts_of_any_length_climb_together(tiny, family, kind, component, win
     config = TraceConfig(window=window, corruption=NOISE)
     results = together(model, FACTS, component, config)
     assert len({len(result.labels) for result in results}) > 1
-    assert {result.method for result in results} == {"sweep"}
+    assert {result.method for result in results} == {"incremental"}
     for fact, result in zip(FACTS, results, strict=True):
         alone = together(model, [fact], component, config)[0]
         assert result.prompt == alone.prompt == fact.prompt
@@ -61,17 +62,22 @@ def test_patterns_of_prompts_of_other_lengths_are_traced_one_by_one(tiny, kind, 
     assert "other features for prompts of another length" in caplog.text
     for fact, result in zip(FACTS, results, strict=False):
         alone = together(model, [fact], "attn.hook_pattern", config)[0]
-        assert alone.method == "sweep"
+        assert alone.method == "incremental"
         assert relative_error(result.scores, alone.scores) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_chosen_positions(tiny, kind):
+@pytest.mark.parametrize("method", ["incremental", "plain", "fallback"])
+def test_chosen_positions(tiny, kind, method, monkeypatch):
     model = tiny("gpt2", kind, torch.float64)
-    config = TraceConfig(window=2, corruption=NOISE)
+    config = TraceConfig(window=2, corruption=NOISE, method="plain" if method == "plain" else "incremental")
+    if method == "fallback":
+        run = BlockRunner.__call__
+        monkeypatch.setattr(BlockRunner, "__call__", lambda *args: 1.2 * run(*args))
     whole = together(model, FACTS[:1], "mlp_out", config)[0]
     last = whole.subject.last
     some = together(model, FACTS[:1], "mlp_out", config, positions=[last])[0]
     assert relative_error(some.scores[:, last], whole.scores[:, last]) < 1e-9
     others = [position for position in range(len(some.labels)) if position != last]
     assert bool((some.scores[:, others] == some.corrupted_score).all())
+    assert some.method == whole.method == ("incremental" if method == "incremental" else "plain")

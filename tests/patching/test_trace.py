@@ -38,7 +38,7 @@ def test_the_result_says_what_was_done(tiny, kind):
     result = trace(model, "attn_out", clipping="draft")
     assert result.scores.shape == (N_LAYERS, len(prompt.tokens))
     assert result.scores.dtype == torch.float64
-    assert (result.component, result.window, result.clipping, result.method) == ("attn_out", 10, "draft", "sweep")
+    assert (result.component, result.window, result.clipping, result.method) == ("attn_out", 10, "draft", "incremental")
     assert (result.labels, result.subject, result.prepend_bos) == (prompt.labels, prompt.subject, False)
     assert (result.samples, result.corruption) == (2, "GaussianNoise(sigma=0.7, samples=2)")
     assert result.model == fingerprint(model)
@@ -107,8 +107,8 @@ def test_a_model_of_attention_alone(tiny):
     model.cfg.default_prepend_bos = False
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
-    swept, plain = (trace(model, "attn_out", window=2, method=method) for method in ("sweep", "plain"))
-    assert (swept.method, plain.method) == ("sweep", "plain")
+    swept, plain = (trace(model, "attn_out", window=2, method=method) for method in ("incremental", "plain"))
+    assert (swept.method, plain.method) == ("incremental", "plain")
     assert relative_error(swept.scores, plain.scores) < 1e-4
     with pytest.raises(UnsupportedModelError, match="hook_mlp_out"):
         trace(model, "mlp_out")
@@ -150,7 +150,7 @@ def test_a_corruption_that_helps_the_answer_is_logged(tiny, kind, caplog):
 
 
 @each_kind
-@pytest.mark.parametrize("method", ["sweep", "plain"])
+@pytest.mark.parametrize("method", ["incremental", "plain"])
 def test_progress_counts_positions_and_is_shown_only_when_asked_for(tiny, kind, method, capsys):
     result = trace(tiny("gpt2", kind), method=method)
     assert capsys.readouterr() == ("", "")
@@ -171,7 +171,7 @@ def boom(*_args):
 
 @each_kind
 @pytest.mark.parametrize(
-    ("component", "method"), [*((component, "sweep") for component in SWEPT), ("mlp.hook_post", "plain")]
+    ("component", "method"), [*((component, "incremental") for component in SWEPT), ("mlp.hook_post", "plain")]
 )
 def test_the_model_is_left_as_it_was(fresh_tiny, kind, component, method):
     model = fresh_tiny("gemma2", kind)
@@ -183,7 +183,7 @@ def test_the_model_is_left_as_it_was(fresh_tiny, kind, component, method):
 
 
 @each_kind
-@pytest.mark.parametrize("method", ["sweep", "plain"])
+@pytest.mark.parametrize("method", ["incremental", "plain"])
 def test_the_model_is_left_as_it_was_after_an_exception(tiny, kind, method):
     model = tiny("gpt2", kind)
     found = Found(model)
@@ -213,7 +213,6 @@ def test_the_model_is_left_as_it_was_after_an_exception(tiny, kind, method):
     [
         ("mlp_outt", {}, r"no hook point 'blocks.0.hook_mlp_outt'; closest: .*hook_mlp_out"),
         ("mlp_out", {"window": 0}, "at least 1 layer, got 0"),
-        ("mlp_out", {"method": "fast"}, "method 'fast' is unknown; choose 'sweep' or 'plain'"),
         ("mlp_out", {"fact": Fact("the " * N_CTX + "{} is", "Rome")}, f"context only {N_CTX}; shorten the text"),
         ("mlp_out", {"fact": Fact("{}n is", "Rome", "x")}, "ends inside the token"),
         ("mlp_out", {"corruption": AddedNoise(torch.zeros(2, 7, 32))}, r"noise is for \(7, 32\) .*, the subject has"),
@@ -246,7 +245,7 @@ def test_another_class_of_model_is_refused():
 
 
 @each_kind
-@pytest.mark.parametrize("method", ["sweep", "plain"])
+@pytest.mark.parametrize("method", ["incremental", "plain"])
 def test_weights_and_corruptions_that_are_not_finite_are_refused(fresh_tiny, kind, method):
     model = fresh_tiny("gpt2", kind)
     with pytest.raises(NumericsError, match=r"score is not finite.*corruption"):

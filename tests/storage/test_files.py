@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from support.families import FAMILIES, KINDS, build_family
 
-from tl_rome import storage
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.models.loading import load_model
 from tl_rome.sites import w_in, w_out
+from tl_rome.storage import files as storage
 from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
 
 each_kind = pytest.mark.parametrize("kind", KINDS)

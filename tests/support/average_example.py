@@ -28,14 +28,14 @@ def made_trace(start=1, end=4, length=8, *, seed=0, **changes):
         "prepend_bos": False,
         "samples": 10,
         "corruption": "noise",
-        "method": "sweep",
+        "method": "incremental",
         "model": "0123456789abcdef",
     }
     return TraceResult(**settings | changes)
 
 
 def average_of(results, seed=0, **options):
-    return average_traces(results, generator=torch.Generator().manual_seed(seed), **{"resamples": 300, **options})
+    return average_traces(results, seed=seed, **{"resamples": 300, **options})
 
 
 def peaked(layer, *, height=0.5, seed=0, role_position=3, **changes):

@@ -20,6 +20,6 @@ RESULT = TraceResult(
     prepend_bos=False,
     samples=10,
     corruption="GaussianNoise(sigma=0.1, samples=10)",
-    method="sweep",
+    method="incremental",
     model="0123456789abcdef",
 )

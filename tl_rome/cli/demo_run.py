@@ -19,7 +19,7 @@ from tl_rome.editors import Edit, KeyCovariance, rome
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import continue_texts
-from tl_rome.patching import GaussianNoise, TraceResult, causal_trace, noise_scale
+from tl_rome.patching import TraceResult, causal_trace
 from tl_rome.patching.averaging.trace_facts import COMPONENTS
 from tl_rome.scoring import score_targets
 from tl_rome.sites import HookedModel
@@ -163,10 +163,10 @@ def run_demo(
     asked.extend(("landmark", Fact(FACT.template, landmark).prompt) for landmark in LANDMARKS)
     prompts = [prompt for _, prompt in asked]
     before, said = ask(model, prompts, targets), _continue(model, OPEN_PROMPT)
-    traces, noise = {}, GaussianNoise(noise_scale(model))
+    traces = {}
     for component in COMPONENTS:
         rng = torch.Generator().manual_seed(seed)
-        traces[component] = causal_trace(model, FACT, component, generator=rng, corruption=noise, progress=progress)
+        traces[component] = causal_trace(model, FACT, component, generator=rng, progress=progress)
     options = {"covariance": covariance, "seed": seed, "progress": progress}
     edit = rome(model, FACT.rewrite(NEW), **options)
     with edit.applied(model):

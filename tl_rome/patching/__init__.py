@@ -5,8 +5,8 @@ from tl_rome.fact_files import load_pararel as load_pararel
 from tl_rome.fact_files import load_sample_facts as load_sample_facts
 from tl_rome.fact_files import save_facts as save_facts
 from tl_rome.patching.attribution import Agreement as Agreement
-from tl_rome.patching.attribution import agreement as agreement
 from tl_rome.patching.attribution import attribution_trace as attribution_trace
+from tl_rome.patching.attribution import measure_agreement as measure_agreement
 from tl_rome.patching.averaging.average import AverageTrace as AverageTrace
 from tl_rome.patching.averaging.average import average_traces as average_traces
 from tl_rome.patching.averaging.known import KnownFact as KnownFact

@@ -2,13 +2,14 @@
 
     score(patched) ~ score(base) + (source - base) . d score / d activation, at the base run
 
-The gradient says how the score changes for small changes of a state; patching is no small change, so this is a guess
-whose worth has to be measured: `agreement` compares it with an exact trace. After Nanda (2023), "Attribution patching".
+The gradient says how the score changes for small changes of a state. Patching is a large change, so this is a
+heuristic: check it with `measure_agreement`, against an exact trace. After Nanda (2023), "Attribution patching".
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,9 +17,11 @@ from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, hooked, last_resid
 from tl_rome.patching.config import TraceConfig
+from tl_rome.patching.corruption import at_scale_of
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
-from tl_rome.patching.trace import Case, by_layer, default_corruption, split
+from tl_rome.patching.trace import split
+from tl_rome.patching.traced_prompt import TracedPrompt, prepare
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.storage.files import fingerprint
 
@@ -29,7 +32,7 @@ def attribution_trace(
     component: str = "resid_post",
     config: TraceConfig | None = None,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> TraceResult:
     """Approximate `causal_trace` by one forward and one backward pass of the runs that it would patch.
 
@@ -38,7 +41,8 @@ def attribution_trace(
         fact: Prompt and subject.
         component: As in `causal_trace`.
         config: Settings; `sever` and `method` do not apply.
-        generator: Source of the noise: the same seed as an exact trace's gives the same noise.
+        generator: Source of the noise: the same seed as an exact trace's gives the same noise. Not needed by a
+            corruption that draws nothing.
 
     Returns:
         A trace with `method` "attribution"; effects of a window are the sums of its layers' effects.
@@ -49,29 +53,27 @@ def attribution_trace(
     config = config or TraceConfig()
     if config.sever is not None:
         raise InputError("attribution patching cannot sever; leave it out, or use causal_trace")
-    identity = fingerprint(model)
     with torch.no_grad():
-        config = replace(config, corruption=default_corruption(model, config))
+        config = replace(config, corruption=at_scale_of(model, config.corruption))
         patch = Patch.make(model, component, config.width(component), config.clipping)
-        case = Case.make(model, fact, config, generator)
-        case.record(patch.names, attended=False)
-        patch, labels = split(patch, [case], config.units)
-    gradients = _gradients(case, patch)
+        runs = prepare(model, fact, config, generator)
+        traced = TracedPrompt.record(runs, config, patch.names, attended=False)
+        patch = split(patch, [traced], config.units)
+    gradients = _gradients(traced, patch)
     with torch.no_grad():
         effects = {}
         for layer, name in patch.points.items():
-            change = patch.states(case.recorded.source(name)) - patch.states(case.recorded.base(name))
-            products = (change * patch.states(gradients[name]))[:, : len(case.runs.prompt.tokens)].cpu().double()
+            change = patch.states(traced.recorded.source(name)) - patch.states(traced.recorded.base(name))
+            products = (change * patch.states(gradients[name]))[:, : len(runs.prompt.tokens)].cpu().double()
             effects[layer] = _by_unit(products, patch).mean(1)
         rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
-        scores = case.recorded.baseline(case.metric) + torch.stack(rows)  # type: ignore[arg-type]
-    settings = {"component": component, "method": "attribution", "units": labels, "model": identity}
-    return case.result(by_layer(scores, labels), config, settings)
+        scores = traced.base_score + torch.stack(rows)  # type: ignore[arg-type]
+        return traced.result(scores, patch, config, method="attribution", model=fingerprint(model))
 
 
-def _gradients(case: Case, patch: Patch) -> dict[str, Tensor]:
+def _gradients(traced: TracedPrompt, patch: Patch) -> dict[str, Tensor]:
     """Gradient of each sample's score with respect to the base run's states, by hook name."""
-    runs, model, found = case.runs, case.runs.model, {}
+    runs, model, found = traced.runs, traced.runs.model, {}
 
     def keep(name: str):
         def hook_function(activation: Tensor, hook: object) -> Tensor:
@@ -83,18 +85,20 @@ def _gradients(case: Case, patch: Patch) -> dict[str, Tensor]:
     # Without a leaf to start from, frozen weights would leave nothing to differentiate.
     names = list(dict.fromkeys([EMBED, *patch.points.values()]))
     last = last_resid(model)
-    hooks = [*runs.base_hooks(1), *((name, keep(name)) for name in names if name != last), (last, keep(last))]
+    tokens, hooks = runs.base_batch(1)
+    hooks = [*hooks, *((name, keep(name)) for name in names if name != last), (last, keep(last))]
     with torch.enable_grad(), hooked(model, hooks):
-        model(runs.tokens.repeat(runs.samples, 1))
+        model(tokens)
         logits = final_logits(model, found[last][:, -runs.scored :])
-        gradients = torch.autograd.grad(case.metric(logits).sum(), [found[name] for name in patch.points.values()])
+        gradients = torch.autograd.grad(traced.metric(logits).sum(), [found[name] for name in patch.points.values()])
     return dict(zip(patch.points.values(), gradients, strict=True))
 
 
 def _by_unit(products: Float[Tensor, "samples pos ..."], patch: Patch) -> Float[Tensor, "unit samples pos"]:
     if patch.units is None:
-        return products.flatten(2).sum(-1)[None]
-    return torch.stack([products[:, :, unit].flatten(2).sum(-1) for unit in patch.units])
+        return reduce(products, "sample pos ... -> 1 sample pos", "sum")
+    parts = [reduce(products[:, :, unit], "sample pos ... -> sample pos", "sum") for unit in patch.units]
+    return torch.stack(parts)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Agreement:
         return f"Pearson {self.pearson:.2f}, Spearman {self.spearman:.2f} over {self.cells} cells"
 
 
-def agreement(approximate: TraceResult, exact: TraceResult) -> Agreement:
+def measure_agreement(approximate: TraceResult, exact: TraceResult) -> Agreement:
     """Compare an approximation with the exact trace of the same experiment.
 
     Raises:

@@ -1,17 +1,28 @@
 """How a trace is made, apart from the model, the fact and the draws."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from tl_rome.errors import InputError
 from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
-from tl_rome.patching.patch import SEVERED, Units
-from tl_rome.patching.windows import Clipping
+from tl_rome.sites import component_name
 
+Clipping = Literal["released", "draft"]
+"""Which layers a window covers, see `layer_window`."""
 Direction = Literal["denoising", "noising"]
+"""Whether clean states are restored in corrupted runs, or corrupted states put into a clean run."""
+MetricName = Literal["prob", "logprob"]
+"""The target's probability, in [0, 1], or its logarithm, in nats."""
+Sever = Literal["mlp", "attn"]
+"""Whose outputs are frozen at the patched position."""
+Method = Literal["incremental", "plain"]
+"""How an exact trace is computed: nothing twice, or the whole model for each cell."""
+Units = str | int | Sequence[Sequence[int]] | None
+"""How a state's features are split: not at all, "heads" (one by one), groups of a size, or groups of given indices."""
 _METRICS = {"prob": TargetProbability, "logprob": TargetLogprob}
 
 
@@ -28,29 +39,29 @@ class TraceConfig:
     clipping: Clipping = "released"
     """Which layers a window covers."""
     corruption: Corruption | None = None
-    """What is done to the subject's embeddings; None is Gaussian noise at the measured scale."""
-    metric: str | Metric = "prob"
+    """What is done to the subject's embeddings; None is `GaussianNoise()`."""
+    metric: MetricName | Metric = "prob"
     """"prob", "logprob", or a function of logits."""
     direction: Direction = "denoising"
     """Which run is patched."""
-    sever: str | None = None
+    sever: Sever | None = None
     """Component that is frozen at the patched position: "mlp" or "attn"."""
     units: Units = None
     """How states are split."""
     whole_target: bool = False
     """Whether all tokens of the target are scored, not only its first."""
-    method: str = "sweep"
-    """"sweep" or "plain"."""
+    method: Method = "incremental"
+    """"incremental" or "plain"."""
     max_batch_tokens: int = 4096
     """Bound on rows x positions run at once."""
 
     def __post_init__(self) -> None:
-        choices = {"direction": ("denoising", "noising"), "method": ("sweep", "plain"), "sever": (None, *SEVERED)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                shown = " or ".join(repr(choice) for choice in allowed)
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {shown}")
-        if not callable(self.metric) and self.metric not in _METRICS:
+        check_choice("clipping", self.clipping, Clipping)
+        check_choice("direction", self.direction, Direction)
+        check_choice("method", self.method, Method)
+        if self.sever is not None:
+            check_choice("sever", self.sever, Sever)
+        if not callable(self.metric) and self.metric not in get_args(MetricName):
             raise InputError(f"metric {self.metric!r} is unknown; choose 'prob', 'logprob' or a function of logits")
         if self.max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens is {self.max_batch_tokens}; allow at least 1")
@@ -63,13 +74,26 @@ class TraceConfig:
 
     def width(self, component: str) -> int:
         """Layers patched together."""
-        return self.window if self.window is not None else (1 if component == "resid_post" else 10)
+        if self.window is not None:
+            return self.window
+        return 1 if component_name(component) == "resid_post" else 10
 
     def describe(self) -> dict[str, Any]:
         """The settings that decide the scores, as JSON can hold them."""
         skipped = ("method", "max_batch_tokens")
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
         return {name: value if _plain(value) else described(value) for name, value in found.items()}
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a value that is not one of a `Literal`'s.
+
+    Raises:
+        InputError: If it is not; the message lists the choices.
+    """
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InputError(f"{name} {value!r} is unknown; choose {' or '.join(map(repr, allowed))}")
 
 
 def _plain(value: object) -> bool:

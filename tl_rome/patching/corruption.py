@@ -1,4 +1,4 @@
-"""Corrupting the subject's embeddings, so that the model no longer knows of whom the prompt speaks (section 3, step 1).
+"""Corrupting the subject's embeddings, so that the model can no longer identify the subject (section 3, step 1).
 
 A corruption is a callable on the clean embeddings of the subject's tokens, before positions are added. It returns one
 corrupted copy per noise sample; every cell of a trace shares these copies, so cells differ by what is restored alone.
@@ -9,8 +9,9 @@ deviation of subject-token embeddings, which carries over to models of another e
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import encode, encode_fact
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
+"""Corrupted copies of the subject's embeddings. One that draws nothing can say so by `needs_generator = False`."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,32 @@ class GaussianNoise:
     """Adds independent N(0, sigma^2) noise to every coordinate of the subject's embeddings.
 
     Args:
-        sigma: Standard deviation, in units of the model's embeddings; `noise_scale` measures a good one.
+        sigma: Standard deviation, in units of the model's embeddings; None is the model's own `noise_scale`, which a
+            trace measures.
         samples: Independent draws to average over.
 
     Raises:
         InputError: If sigma is not positive, or there is no sample.
     """
 
-    sigma: float
+    needs_generator: ClassVar[bool] = True
+    sigma: float | None = None
     samples: int = 10
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.samples < 1:
+        if self.samples < 1 or (self.sigma is not None and not self.sigma > 0):
             raise InputError(f"noise needs sigma > 0 and at least 1 sample, got {self.sigma} and {self.samples}")
 
     def __call__(
         self, embeddings: Float[Tensor, "span d_model"], generator: torch.Generator
     ) -> Float[Tensor, "samples span d_model"]:
-        """Corrupted copies; drawn on the CPU in float64 so that devices and dtypes agree."""
+        """Corrupted copies; drawn on the CPU in float64 so that devices and dtypes agree.
+
+        Raises:
+            InputError: If sigma has not been measured.
+        """
+        if self.sigma is None:
+            raise InputError(f"{self} has no scale yet; give sigma=noise_scale(model), or hand it to a trace")
         draws = self.draw((self.samples, *embeddings.shape), generator)
         return AddedNoise(self.sigma * draws)(embeddings, generator)
 
@@ -89,6 +99,8 @@ class HeavyTailedNoise(GaussianNoise):
 class ReleasedNoise(GaussianNoise):
     """Gaussian noise with the very draws of the authors' code, which seeds numpy anew for every run."""
 
+    needs_generator: ClassVar[bool] = False
+
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """`RandomState(1).randn`; the generator is not used."""
         return torch.from_numpy(np.random.RandomState(1).randn(*shape))
@@ -103,6 +115,7 @@ class ReplacedSubject:
         name: The other subject.
     """
 
+    needs_generator: ClassVar[bool] = False
     embeddings: Float[Tensor, "span d_model"]
     name: str
 
@@ -156,6 +169,7 @@ class AddedNoise:
         noise: One draw per sample.
     """
 
+    needs_generator: ClassVar[bool] = False
     noise: Float[Tensor, "samples span d_model"]
 
     def __call__(
@@ -198,3 +212,38 @@ def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, mu
     if not rows:
         raise InputError("no subjects to measure embeddings on")
     return multiple * torch.cat(rows).cpu().double().std().item()
+
+
+def at_scale_of(model: HookedModel, corruption: Corruption | None) -> Corruption:
+    """The corruption with its noise, where that has no sigma, at the model's own scale; None is `GaussianNoise()`."""
+    corruption = GaussianNoise() if corruption is None else corruption
+    if isinstance(corruption, GaussianNoise) and corruption.sigma is None:
+        return replace(corruption, sigma=noise_scale(model))
+    return corruption
+
+
+def corrupt(
+    embeddings: Float[Tensor, "span d_model"], corruption: Corruption, generator: torch.Generator | None
+) -> Float[Tensor, "samples span d_model"]:
+    """Corrupted copies in the embeddings' dtype and on their device.
+
+    Args:
+        embeddings: Clean embeddings of the subject's tokens.
+        corruption: What is done to them.
+        generator: Source of its draws; not needed by a corruption that says it draws nothing.
+
+    Raises:
+        InputError: If the corruption needs a generator and there is none, or returns another shape.
+    """
+    if generator is None:
+        if getattr(corruption, "needs_generator", True):
+            name = getattr(corruption, "__qualname__", type(corruption).__name__)
+            raise InputError(f"{name} draws at random; give generator=torch.Generator().manual_seed(0)")
+        generator = torch.Generator()
+    corrupted = corruption(embeddings, generator)
+    if corrupted.ndim != 3 or corrupted.shape[1:] != embeddings.shape or not len(corrupted):
+        raise InputError(
+            f"corruption returned shape {tuple(corrupted.shape)}; it must be (samples, {embeddings.shape[0]}, "
+            f"{embeddings.shape[1]}), like the subject's embeddings with a leading samples axis"
+        )
+    return corrupted.to(embeddings)

@@ -1,4 +1,4 @@
-"""Tracing with nothing computed twice: one sweep up the layers per position.
+"""Tracing with nothing computed twice: one climb up the layers per position.
 
 Patching a state at layer l and position t leaves everything below l and everything before t as in the base run. So for
 each t one batch climbs the layers, carrying only positions from t on; the attention keys and values of earlier
@@ -14,20 +14,21 @@ Several prompts climb together, aligned at their ends by padding on the left, wh
 `plain` to float tolerance, by test on every family.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import hooked
-from tl_rome.patching.metrics import Metric
+from tl_rome.forward import Hooks, hooked
 from tl_rome.patching.patch import Cell, Patch
-from tl_rome.patching.runs import Recorded, Runs, mean_scores
-from tl_rome.sites import ActivationHook, HookedModel, Site
+from tl_rome.patching.runs import Recorded, mean_scores
+from tl_rome.patching.traced_prompt import TracedPrompt
+from tl_rome.sites import HookedModel, Site
 
 _ADDED = ("resid_post", "mlp_out")
 """Components whose patch changes the block's output by just their own change, at their own position."""
@@ -36,7 +37,7 @@ _SUM_TOLERANCE = 0.02
 
 
 def needed_names(model: HookedModel, patch: Patch) -> list[str]:
-    """Hook points that a sweep must know of the two runs."""
+    """Hook points that must be known of the two runs."""
     layers = range(model.cfg.n_layers)
     parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
     known = model.hook_dict  # a bridge makes it anew at every look
@@ -64,23 +65,19 @@ def _joins_after(model: HookedModel, recorded: Recorded, patch: Patch) -> bool:
     return True
 
 
-def trace_sweep(
-    runs: Sequence[Runs],
-    recorded: Sequence[Recorded],
+def trace_incremental(
+    traced: Sequence[TracedPrompt],
     patch: Patch,
-    metrics: Sequence[Metric],
     *,
     max_batch_tokens: int,
     tick: Callable[[], object] = lambda: None,
-    positions: Iterable[int] | None = None,
+    positions: Collection[int] | None = None,
 ) -> list[Float[Tensor, "cell pos"]]:
     """As `trace_plain`, for several prompts at once.
 
     Args:
-        runs: The prompts and their corruptions.
-        recorded: Their runs, with keys and values and `needed_names`.
+        traced: The prompts and their runs, with keys and values and `needed_names`.
         patch: What is patched; its hook points must lie in blocks.
-        metrics: Score of the logits, for each prompt.
         max_batch_tokens: Bound on rows x positions run at once; at least one cell of every prompt runs at a time.
         tick: Called after each column, of which there are as many as the longest prompt has positions.
         positions: Positions to trace, by default all; others keep the score of the base run.
@@ -88,36 +85,36 @@ def trace_sweep(
     Raises:
         UnsupportedModelError: If the model's blocks cannot be run one by one, or the hook point shows other positions.
     """
+    model = traced[0].runs.model
     cells = sorted(range(len(patch.cells)), key=lambda cell: patch.cells[cell].window.start)
     scores = [
-        torch.full((len(cells), len(run.prompt.tokens)), record.baseline(metric), dtype=torch.float64)
-        for run, record, metric in zip(runs, recorded, metrics, strict=True)
+        torch.full((len(cells), len(one.runs.prompt.tokens)), one.base_score, dtype=torch.float64) for one in traced
     ]
-    wanted = None if positions is None else set(positions)
-    joins_after = _joins_after(runs[0].model, recorded[0], patch)
+    joins_after = _joins_after(model, traced[0].recorded, patch)
     checked: set[int] = set()
-    for carried in range(max(len(run.tokens) for run in runs), 0, -1):
-        inside = [
-            index
-            for index, run in enumerate(runs)
-            if run.span.start <= len(run.tokens) - carried < len(run.prompt.tokens)
-            and (wanted is None or len(run.tokens) - carried in wanted)
-        ]
+    for carried in range(max(len(one.runs.tokens) for one in traced), 0, -1):
+        inside = [index for index, one in enumerate(traced) if _is_traced(one, carried, positions)]
         if inside:
-            chosen = [runs[index] for index in inside], [recorded[index] for index in inside]
-            column = _Column(*chosen, patch, carried, int(joins_after))
+            column = _Column([traced[index] for index in inside], patch, carried, int(joins_after))
             if not checked.issuperset(inside):
                 column.check()
                 checked.update(inside)
-            together = max(1, max_batch_tokens // (carried * column.samples))
-            for first in range(0, len(cells), together):
-                chunk = cells[first : first + together]
+            at_once = max(1, max_batch_tokens // (carried * column.samples))
+            for first in range(0, len(cells), at_once):
+                chunk = cells[first : first + at_once]
                 final = column.climb([patch.cells[cell] for cell in chunk])
                 for index, rows in zip(inside, column.by_prompt(final), strict=True):
-                    position = len(runs[index].tokens) - carried
-                    scores[index][chunk, position] = mean_scores(column.model, metrics[index], rows)
+                    position = len(traced[index].runs.tokens) - carried
+                    scores[index][chunk, position] = mean_scores(model, traced[index].metric, rows)
         tick()
     return scores
+
+
+def _is_traced(one: TracedPrompt, carried: int, positions: Collection[int] | None) -> bool:
+    """Whether the first of the carried positions is wanted and, patched, can change the prompt's score."""
+    runs, position = one.runs, len(one.runs.tokens) - carried
+    inside = runs.span.start <= position < len(runs.prompt.tokens)
+    return inside and (positions is None or position in positions)
 
 
 @dataclass
@@ -131,14 +128,23 @@ class _Branch:
     """First layer that is no longer patched."""
 
 
+@dataclass
+class _Writing:
+    """Where the hooks of one climb write at the layer that is run: index and unit of branches."""
+
+    patched: list[tuple[int, int]] = field(default_factory=list)
+    """Branches whose window covers the layer."""
+    frozen: list[tuple[int, int]] = field(default_factory=list)
+    """Branches in which what is severed is kept; each with a 0 that stands for all features."""
+
+
 class _Column:
     """The cells of one position, counted from the end, in one or several prompts: a batch that grows as it climbs."""
 
-    def __init__(
-        self, runs: Sequence[Runs], recorded: Sequence[Recorded], patch: Patch, carried: int, joins_after: int
-    ) -> None:
+    def __init__(self, traced: Sequence[TracedPrompt], patch: Patch, carried: int, joins_after: int) -> None:
+        self.runs, self.recorded = [one.runs for one in traced], [one.recorded for one in traced]
+        runs = self.runs
         self.model, self.patch, self.carried, self.joins_after = runs[0].model, patch, carried, joins_after
-        self.runs, self.recorded = runs, recorded
         self.n_layers = self.model.cfg.n_layers
         self.samples = sum(run.samples for run in runs)
         self.scored = max(run.scored for run in runs)
@@ -155,15 +161,11 @@ class _Column:
         counts = torch.tensor([run.samples for run in runs], device=tokens.device)
         self.prompt_of = torch.repeat_interleave(torch.arange(len(runs), device=tokens.device), counts)
         self.past = [
-            self.runner.align([record.attended(layer) for record in recorded], missing)
+            self.runner.align([record.attended(layer) for record in self.recorded], missing)
             for layer in range(self.n_layers)
         ]
         self.source = {layer: self._at(name, base=False)[:, 0] for layer, name in patch.points.items()}
-        self.active: list[tuple[int, int]] = []
-        """Branch and unit of what is patched at the layer that is run."""
-        self.frozen: list[tuple[int, int]] = []
-        """Branches in which what is severed is kept; each with a 0 that stands for all features."""
-        self.hooks = self._hooks()
+        self.kept = {name: self._at(name, base=True)[:, 0] for name in patch.frozen.values()}
 
     def _at(self, name: str, *, base: bool) -> Float[Tensor, "samples pos ..."]:
         """An activation at the carried positions, every prompt's samples below one another."""
@@ -197,7 +199,8 @@ class _Column:
         branches: list[_Branch] = []
         waiting = _shared(cells)
         resid: Tensor | None = None
-        with hooked(self.model, self.hooks):
+        writing = _Writing()
+        with hooked(self.model, self._hooks(writing)):
             for layer in range(min(branch.start for branch in waiting) + self.joins_after, self.n_layers + 1):
                 joining = [branch for branch in waiting if branch.start + self.joins_after == layer]
                 if joining:
@@ -208,9 +211,9 @@ class _Column:
                 resid = self._fork(branches, cells, resid, layer)
                 if layer == self.n_layers:
                     break
-                self.active = [(index, branch.unit) for index, branch in enumerate(branches) if layer < branch.stop]
-                self.frozen = [(index, 0) for index in range(len(branches))]
-                resid = self._run(layer, resid)
+                writing.patched = [(index, branch.unit) for index, branch in enumerate(branches) if layer < branch.stop]
+                writing.frozen = [(index, 0) for index in range(len(branches))]
+                resid = self._run(layer, resid, writing)
         assert resid is not None
         rows = {cell: index for index, branch in enumerate(branches) for cell in branch.cells}
         return resid[[rows[cell] for cell in range(len(cells))], :, -self.scored :]
@@ -227,19 +230,21 @@ class _Column:
         return torch.cat([resid, resid[copies]]) if copies else resid
 
     def _run(
-        self, layer: int, resid: Float[Tensor, "branches samples pos d_model"]
+        self, layer: int, resid: Float[Tensor, "branches samples pos d_model"], writing: _Writing
     ) -> Float[Tensor, "branches samples more d_model"]:
         """One block for all rows; the last one for the scored positions only, and for nothing that is patched there."""
         count = len(resid)
-        keys, values = (part.repeat(count, *[1] * (part.ndim - 1)) for part in self.past[layer])
-        rows, prompts = resid.flatten(0, 1), self.prompt_of.repeat(count)
+        past = self.past[layer]
+        keys, values = (repeat(part, "sample ... -> (branch sample) ...", branch=count) for part in past)
+        rows = rearrange(resid, "branch sample pos d -> (branch sample) pos d")
+        prompts = repeat(self.prompt_of, "sample -> (branch sample)", branch=count)
         if layer < self.n_layers - 1 or self.tail is None:
             output = self.runner(layer, rows, (keys, values), prompts)
         else:
             joined = self.runner.attended(layer, rows, (keys, values), prompts)
-            self.active, self.frozen = [], []
+            writing.patched, writing.frozen = [], []
             output = self.tail(layer, rows[:, -self.scored :], self.tail.crop(joined), prompts)
-        return output.unflatten(0, (count, -1))
+        return rearrange(output, "(branch sample) pos d -> branch sample pos d", branch=count)
 
     def _entry(self, branch: _Branch, layer: int) -> Float[Tensor, "samples pos d_model"]:
         """Residual stream with which a branch joins before `layer`."""
@@ -254,9 +259,9 @@ class _Column:
                 resid[:, 0, unit] += change[:, unit]
         return resid
 
-    def _hooks(self) -> list[tuple[str, ActivationHook]]:
-        """Hooks that patch the active branches and freeze what is severed; which ones changes from layer to layer."""
-        hooks: list[tuple[str, ActivationHook]] = []
+    def _hooks(self, writing: _Writing) -> Hooks:
+        """Hooks that patch and freeze what `writing` says when they are called; it changes from layer to layer."""
+        hooks = []
 
         def put(patch: Patch, name: str, value: Tensor, groups: Callable[[], list[tuple[int, int]]]) -> None:
             def hook_function(activation: Tensor, hook: object) -> Tensor:
@@ -266,10 +271,10 @@ class _Column:
             hooks.append((name, hook_function))
 
         for layer, name in self.patch.points.items():
-            put(self.patch, name, self.source[layer], lambda: self.active)
+            put(self.patch, name, self.source[layer], lambda: writing.patched)
         whole = Patch("frozen", {}, ())
-        for name in self.patch.frozen.values():
-            put(whole, name, self._at(name, base=True)[:, 0], lambda: self.frozen)
+        for name, value in self.kept.items():
+            put(whole, name, value, lambda: writing.frozen)
         return hooks
 
 

@@ -3,19 +3,55 @@
 A metric gets logits [rows, pos, d_vocab] and returns one number per row. The positions are those that are scored: the
 prompt's last, or, when a whole object is scored, those that predict each of its tokens. So `logits[:, -1]` is the
 prediction after the prompt, as in TransformerLens's own patching metrics (which average over rows; here rows are the
-draws of a corruption, averaged afterwards).
+draws of a corruption, averaged afterwards). A metric that gives a single number, as TransformerLens's do, is called row
+by row.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.errors import InputError
 from tl_rome.tokens import TokenizedModel, encode_target
 
 Metric = Callable[[Float[Tensor, "rows scored d_vocab"]], Float[Tensor, " rows"]]
 """A score from logits, one per row."""
+
+
+def per_row(metric: Callable[[Tensor], Tensor], clean_logits: Float[Tensor, "1 scored d_vocab"]) -> Metric:
+    """Check on the clean run that a metric gives one number per row, or call it row by row if it gives one in all.
+
+    Args:
+        metric: The user's function of logits.
+        clean_logits: Logits of the clean run.
+
+    Returns:
+        The metric itself, or one that hands it a single row [1, scored, d_vocab] at a time.
+
+    Raises:
+        InputError: If it returns anything else.
+    """
+    rows = clean_logits
+    found = metric(rows)
+    if _shape(found) == ():
+        return lambda logits: torch.stack([metric(row[None]) for row in logits])
+    if _shape(found) == (1,):  # two rows tell one number per row from a mean that keeps its axis
+        rows = clean_logits.repeat(2, 1, 1)
+        found = metric(rows)
+        if _shape(found) == (2,):
+            return metric
+    what = f"a {type(found).__name__}" if _shape(found) is None else f"shape {_shape(found)}"
+    raise InputError(
+        f"the metric returned {what} for logits of shape {tuple(rows.shape)}; return a tensor with one number per row, "
+        "as `logits[:, -1, token]` is, or a single number, as its mean is"
+    )
+
+
+def _shape(score: object) -> tuple[int, ...] | None:
+    return tuple(score.shape) if isinstance(score, Tensor) else None
 
 
 @dataclass(frozen=True)

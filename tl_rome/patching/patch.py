@@ -5,25 +5,24 @@ attention patterns are [batch, head, query, key], where the query is the positio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError, UnsupportedModelError
-from tl_rome.patching.windows import Clipping, layer_window
-from tl_rome.sites import HookedModel, Site, check_hooks
-
-Units = str | int | Sequence[Sequence[int]] | None
-"""How a state's features are split: not at all, "heads" (one by one), groups of so many, or groups of given indices."""
+from tl_rome.patching.config import Clipping, Sever, Units, check_choice
+from tl_rome.patching.windows import layer_window
+from tl_rome.sites import HookedModel, Site, check_hooks, component_name
 
 _QUERY_FIRST = ("attn.hook_pattern", "attn.hook_attn_scores")
 """Hook points whose axis 2, not 1, is the position."""
 _IN_PLACE = "resid_mid"
 """A bridge hooks the middle of a block as its second norm's input, which the stream passes by. Written in place, the
 state changes in the stream too, as in HookedTransformer."""
-SEVERED = {"mlp": "mlp_out", "attn": "attn_out"}
+SEVERED: dict[Sever, str] = {"mlp": "mlp_out", "attn": "attn_out"}
 """What a severed trace freezes, by its name."""
 
 
@@ -40,10 +39,11 @@ class Patch:
     """Hook points to patch and the cells to patch them in.
 
     Attributes:
-        component: As the user named it.
+        component: In the spelling of `component_name`, or a full name.
         points: Hook name by layer; a hook point outside the blocks stands alone, as layer 0.
         windows: Layers patched together, for each row of the result.
         units: Indices of each unit's features, or None for whole states.
+        labels: Name of each unit.
         frozen: Hook name by layer of what is kept as in the base run at the patched position.
     """
 
@@ -51,17 +51,18 @@ class Patch:
     points: dict[int, str]
     windows: tuple[range, ...]
     units: tuple[Int[Tensor, " _"], ...] | None = None
+    labels: tuple[str, ...] = ()
     frozen: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def make(
-        cls, model: HookedModel, component: str, width: int, clipping: Clipping, sever: str | None = None
+        cls, model: HookedModel, component: str, width: int, clipping: Clipping, sever: Sever | None = None
     ) -> "Patch":
         """Name the hook points of a component.
 
         Args:
             model: The model.
-            component: A component of `Site`, or a full hook name, which is patched alone.
+            component: A component, see `component_name`, or a full hook name, which is patched alone.
             width: Layers per window.
             clipping: See `layer_window`.
             sever: "mlp" or "attn", or None.
@@ -71,14 +72,16 @@ class Patch:
         """
         n_layers = model.cfg.n_layers
         layer_window(0, n_layers, width, clipping)
-        if sever is not None and sever not in SEVERED:
-            raise InputError(f"cannot sever {sever!r}; choose 'mlp' or 'attn'")
-        if sever is not None and component.startswith(sever):
-            raise InputError(f"{component!r} cannot be patched while {sever!r} is frozen; sever the other one")
-        frozen = {} if sever is None else {layer: Site(SEVERED[sever], layer).hook for layer in range(n_layers)}
-        if component in model.hook_dict:
-            inside, _, rest = component.removeprefix("blocks.").partition(".")
-            layer = int(inside) if component.startswith("blocks.") and rest else 0
+        component = component if component in (known := model.hook_dict) else component_name(component)
+        frozen = {}
+        if sever is not None:
+            check_choice("sever", sever, Sever)
+            if component.startswith(sever):
+                raise InputError(f"{component!r} cannot be patched while {sever!r} is frozen; sever the other one")
+            frozen = {layer: Site(SEVERED[sever], layer).hook for layer in range(n_layers)}
+        if component in known or component.startswith("blocks."):
+            check_hooks(model, [component])
+            layer = int(component.split(".")[1]) if component.startswith("blocks.") else 0
             return cls(component, {layer: component}, (range(layer, layer + 1),), frozen=frozen)
         points = {layer: Site(component, layer).hook for layer in range(n_layers)}
         check_hooks(model, points.values())
@@ -104,6 +107,17 @@ class Patch:
     def names(self) -> list[str]:
         """Hook points that are patched, and those that are frozen."""
         return [*self.points.values(), *self.frozen.values()]
+
+    def split(self, units: Units, features: Sequence[int]) -> "Patch":
+        """The same patch of parts of each state, as `split_units` does it."""
+        indices, labels = split_units(units, features, self.component)
+        return replace(self, units=indices, labels=labels)
+
+    def by_layer(self, scores: Float[Tensor, "cell pos"]) -> Float[Tensor, "layer pos *unit"]:
+        """Scores of `cells`, laid out as results are."""
+        if not self.labels:
+            return scores
+        return rearrange(scores, "(layer unit) pos -> layer pos unit", unit=len(self.labels))
 
     def states(self, activation: Tensor) -> Float[Tensor, "rows pos ..."]:
         """A view of an activation with positions on axis 1.

@@ -1,60 +1,60 @@
 """Tracing by the definition: every cell is a full forward pass of the base run with some states patched.
 
-Slow, short and obviously right. `sweep` gives the same numbers with a fraction of the work; this is its twin in the
-tests and what runs where `sweep` cannot.
+Slow, short and obviously right. `incremental` gives the same numbers with a fraction of the work; this is its twin in
+the tests and what runs where `incremental` cannot.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import hooked
-from tl_rome.patching.metrics import Metric
+from tl_rome.forward import Hooks, hooked
 from tl_rome.patching.patch import Cell, Patch
-from tl_rome.patching.runs import Recorded, Runs
-from tl_rome.sites import ActivationHook
+from tl_rome.patching.traced_prompt import TracedPrompt
 
 
 def trace_plain(
-    runs: Runs,
-    recorded: Recorded,
+    traced: TracedPrompt,
     patch: Patch,
-    metric: Metric,
     *,
     max_batch_tokens: int,
     tick: Callable[[], object] = lambda: None,
+    positions: Collection[int] | None = None,
 ) -> Float[Tensor, "cell pos"]:
     """Mean score over samples of every cell at every position.
 
     Args:
-        runs: The prompt and its corruption.
-        recorded: Its two runs, with `patch.names`.
+        traced: The prompt and its two runs, with `patch.names`.
         patch: What is patched.
-        metric: Score of the logits.
         max_batch_tokens: Bound on rows x positions run at once; at least one cell runs at a time.
         tick: Called after each position.
+        positions: Positions to trace, by default all; others keep the score of the base run.
     """
-    cells, n_pos = patch.cells, len(runs.prompt.tokens)
-    together = max(1, max_batch_tokens // (runs.samples * len(runs.tokens)))
-    scores = torch.zeros(len(cells), n_pos, dtype=torch.float64)
+    cells, runs = patch.cells, traced.runs
+    n_pos = len(runs.prompt.tokens)
+    at_once = max(1, max_batch_tokens // (runs.samples * len(runs.tokens)))
+    scores = torch.full((len(cells), n_pos), traced.base_score, dtype=torch.float64)
     for position in range(n_pos):
-        for first in range(0, len(cells), together):
-            chunk = cells[first : first + together]
-            tokens = runs.tokens.repeat(len(chunk) * runs.samples, 1)
-            with hooked(runs.model, _hooks(runs, recorded, patch, chunk, position)):
+        here = cells if positions is None or position in positions else []
+        for first in range(0, len(here), at_once):
+            chunk = here[first : first + at_once]
+            tokens, hooks = runs.base_batch(len(chunk))
+            with hooked(runs.model, [*hooks, *_patching(traced, patch, chunk, position)]):
                 logits = runs.model(tokens)[:, -runs.scored :]
-            scores[first : first + together, position] = metric(logits).cpu().double().view(len(chunk), -1).mean(1)
+            each = traced.metric(logits).cpu().double()
+            means = reduce(each, "(cell sample) -> cell", "mean", cell=len(chunk))
+            scores[first : first + at_once, position] = means
         tick()
     return scores
 
 
-def _hooks(
-    runs: Runs, recorded: Recorded, patch: Patch, cells: Sequence[Cell], position: int
-) -> list[tuple[str, ActivationHook]]:
-    n_pos = len(runs.tokens)
-    hooks = [*runs.base_hooks(len(cells))]
+def _patching(traced: TracedPrompt, patch: Patch, cells: Sequence[Cell], position: int) -> Hooks:
+    """Hooks that patch each cell's rows, and freeze what is severed in all of them."""
+    n_pos, recorded = len(traced.runs.tokens), traced.recorded
+    hooks = []
 
     def put(patch: Patch, name: str, groups: list[tuple[int, int]], value: Tensor) -> None:
         state = patch.states(value)[:, position]

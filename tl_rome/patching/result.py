@@ -2,12 +2,14 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.patching.config import Clipping, Direction, Method, Sever
 from tl_rome.storage.files import load, save
 from tl_rome.tokens import SubjectSpan
 
@@ -29,10 +31,10 @@ class TraceResult:
     corrupted_score: float
     """Mean metric of the corrupted runs with nothing restored."""
     component: str
-    """What was patched, as in `Site`."""
+    """What was patched, in the spelling of `component_name`."""
     window: int
     """Layers patched together, before clipping at the edges."""
-    clipping: str
+    clipping: Clipping
     """Which layers a window covers, as in `layer_window`."""
     prompt: str
     """The prompt, without BOS."""
@@ -50,16 +52,16 @@ class TraceResult:
     """Corrupted runs that the scores are averaged over."""
     corruption: str
     """Description of the corruption."""
-    method: str
-    """"sweep" or "plain", which give the same numbers, or "attribution", which approximates them."""
+    method: Method | Literal["attribution"]
+    """"incremental" or "plain", which give the same numbers, or "attribution", which approximates them."""
     model: str
     """Fingerprint of the model."""
     metric: str = "prob"
     """What is scored: "prob", "logprob" (nats), or a description of the user's own function."""
-    direction: str = "denoising"
+    direction: Direction = "denoising"
     """"denoising": clean states were restored in corrupted runs; "noising": corrupted states were put into a clean one.
     """
-    severed: str | None = None
+    severed: Sever | None = None
     """"mlp" or "attn" if those outputs were frozen at the patched position."""
     units: tuple[str, ...] = ()
     """Labels of the last axis, where states were split into heads or groups of features."""
@@ -125,6 +127,7 @@ class TraceResult:
         try:
             fields["subject"] = SubjectSpan(**header["subject"])
             fields["labels"], fields["units"] = tuple(header["labels"]), tuple(header["units"])
+            fields["method"] = "incremental" if header["method"] == "sweep" else header["method"]  # its earlier name
             return cls(scores=tensors["scores"].to(torch.float64), **fields)
         except (KeyError, TypeError) as error:
             raise StorageError(f"{path} lacks part of a trace ({error}); make it again") from error

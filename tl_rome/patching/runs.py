@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import InputError, NumericsError
+from tl_rome.errors import NumericsError
 from tl_rome.forward import Attended, Hooks, device_of, final_logits, last_resid, read, record
-from tl_rome.patching.corruption import Corruption
+from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import Prompt
@@ -31,34 +32,31 @@ class Runs:
         model: The model, left as found.
         prompt: Tokens and subject span.
         corruption: What is done to the subject's embeddings.
-        generator: Source of the corruption's draws.
-        continuation: Tokens of the object that are read after the prompt, when a whole object is scored: all but the
-            last one.
+        generator: Source of the corruption's draws; None if it draws nothing.
+        target: Tokens of the answer, each scored at its own position; None if the clean model's first choice is scored.
         noising: Whether the clean run is the base, and corrupted states are put into it.
+
+    Raises:
+        InputError: As `corrupt`.
     """
 
     model: HookedModel
     prompt: Prompt
     corruption: Corruption
-    generator: torch.Generator
-    continuation: Int[Tensor, " more"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    generator: torch.Generator | None = None
+    target: Int[Tensor, " scored"] | None = None
     noising: bool = False
     corrupted_embeddings: Float[Tensor, "samples span d_model"] = field(init=False)
 
     def __post_init__(self) -> None:
         embeddings = read(self.model, self.tokens[None], [EMBED])[EMBED][0, self.span]
-        corrupted = self.corruption(embeddings, self.generator)
-        if corrupted.ndim != 3 or corrupted.shape[1:] != embeddings.shape or not len(corrupted):
-            raise InputError(
-                f"corruption returned shape {tuple(corrupted.shape)}; it must be (samples, {embeddings.shape[0]}, "
-                f"{embeddings.shape[1]}), like the subject's embeddings with a leading samples axis"
-            )
-        object.__setattr__(self, "corrupted_embeddings", corrupted.to(embeddings))
+        object.__setattr__(self, "corrupted_embeddings", corrupt(embeddings, self.corruption, self.generator))
 
     @property
     def tokens(self) -> Int[Tensor, " pos"]:
-        """Prompt and continuation, on the model's device."""
-        return torch.cat([self.prompt.tokens, self.continuation]).to(device_of(self.model))
+        """The prompt and all tokens of the target but its last, on the model's device."""
+        parts = [self.prompt.tokens] if self.target is None else [self.prompt.tokens, self.target[:-1]]
+        return torch.cat(parts).to(device_of(self.model))
 
     @property
     def span(self) -> slice:
@@ -73,21 +71,25 @@ class Runs:
     @property
     def scored(self) -> int:
         """Positions at the end whose logits are scored."""
-        return 1 + len(self.continuation)
+        return 1 if self.target is None else len(self.target)
 
     def corrupting(self, embeddings: Float[Tensor, "rows span d_model"]) -> Hooks:
         """Hooks that give the last rows of a batch these embeddings for the subject."""
 
-        def corrupt(activation: Tensor, hook: object) -> Tensor:
+        def hook_function(activation: Tensor, hook: object) -> Tensor:
             activation = activation.clone()
             activation[-len(embeddings) :, self.span] = embeddings
             return activation
 
-        return [(EMBED, corrupt)]
+        return [(EMBED, hook_function)]
 
-    def base_hooks(self, repeats: int) -> Hooks:
-        """Hooks that make a batch of `repeats` times the samples, samples innermost, into base runs."""
-        return [] if self.noising else self.corrupting(self.corrupted_embeddings.repeat(repeats, 1, 1))
+    def base_batch(self, cells: int) -> tuple[Int[Tensor, "rows pos"], Hooks]:
+        """Tokens of base runs for some cells, samples innermost, and the hooks that make them base runs."""
+        tokens = repeat(self.tokens, "pos -> rows pos", rows=cells * self.samples)
+        if self.noising:
+            return tokens, []
+        each = repeat(self.corrupted_embeddings, "sample span d -> (cell sample) span d", cell=cells)
+        return tokens, self.corrupting(each)
 
     def record(self, names: Iterable[str], *, attended: bool) -> "Recorded":
         """Run both, keeping activations.
@@ -100,7 +102,8 @@ class Runs:
             NumericsError: If the clean run's logits are not finite.
         """
         last = last_resid(self.model)
-        tokens, hooks = self.tokens.repeat(1 + self.samples, 1), self.corrupting(self.corrupted_embeddings)
+        tokens = repeat(self.tokens, "pos -> rows pos", rows=1 + self.samples)
+        hooks = self.corrupting(self.corrupted_embeddings)
         names = list(dict.fromkeys([*names, last]))
         if attended:
             found, cached = record(self.model, tokens, names, hooks=hooks)
@@ -137,10 +140,6 @@ class Recorded:
         keys, values = self.cached[layer]
         return self._rows(keys, clean=self.noising), self._rows(values, clean=self.noising)
 
-    def baseline(self, metric: Metric) -> float:
-        """Score of the base run, nothing patched."""
-        return metric(self.clean_logits if self.noising else self.corrupted_logits).cpu().double().mean().item()
-
     @staticmethod
     def _rows(value: Tensor, *, clean: bool) -> Tensor:
         return value[:1].expand(len(value) - 1, *value.shape[1:]) if clean else value[1:]
@@ -150,8 +149,7 @@ def mean_scores(
     model: HookedModel, metric: Metric, resid: Float[Tensor, "cells samples scored d_model"]
 ) -> Float[Tensor, " cells"]:
     """Score of each cell, the mean over its samples, from its last residual streams; float64, on the CPU."""
-    rows = resid.flatten(0, 1)
-    parts = [
-        metric(final_logits(model, part)).cpu().double() for part in rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))
-    ]
-    return torch.cat(parts).view(resid.shape[:2]).mean(1)
+    rows = rearrange(resid, "cell sample scored d -> (cell sample) scored d")
+    parts = rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))
+    scores = torch.cat([metric(final_logits(model, part)).cpu().double() for part in parts])
+    return reduce(scores, "(cell sample) -> cell", "mean", cell=len(resid))

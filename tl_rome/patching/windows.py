@@ -4,11 +4,8 @@ The paper (A.1) prints l-4 ... l+5 around the plotted layer l; the authors' code
 edges, where windows are narrower.
 """
 
-from typing import Literal
-
 from tl_rome.errors import InputError
-
-Clipping = Literal["released", "draft"]
+from tl_rome.patching.config import Clipping, check_choice
 
 
 def layer_window(layer: int, n_layers: int, width: int, clipping: Clipping = "released") -> range:
@@ -25,7 +22,6 @@ def layer_window(layer: int, n_layers: int, width: int, clipping: Clipping = "re
     """
     if width < 1:
         raise InputError(f"a window needs a width of at least 1 layer, got {width}")
-    if clipping not in ("released", "draft"):
-        raise InputError(f"clipping {clipping!r} is unknown; choose 'released' or 'draft'")
+    check_choice("clipping", clipping, Clipping)
     start = layer - (width // 2 if clipping == "released" else (width - 1) // 2)
     return range(max(0, start), min(n_layers, start + width))

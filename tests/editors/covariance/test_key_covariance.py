@@ -68,7 +68,7 @@ def test_own_samples_follow_the_seed_and_leave_the_global_one(tiny):
     before = torch.random.get_rng_state()
     first, again, other = (
         covariance_from_samples(
-            model, LAYER, generator=torch.Generator().manual_seed(seed), tokens=300, batch=2, progress=False
+            model, LAYER, generator=torch.Generator().manual_seed(seed), tokens=300, batch_size=2, progress=False
         )
         for seed in (0, 0, 1)
     )

@@ -6,10 +6,10 @@ import pytest
 import torch
 from support.average_example import LAYERS, average_of, made_trace
 
-from tl_rome import storage
 from tl_rome.errors import InputError, StorageError
 from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.roles import ROLES
+from tl_rome.storage import files as storage
 
 # With and without middle tokens, a one-token subject, a single following token, subjects at the start.
 RESULTS = [
@@ -100,7 +100,7 @@ def test_intervals_hold_the_mean_and_narrow_with_more_prompts():
     assert (wide.high - wide.low).mean() > (few.high - few.low).mean()
 
 
-def test_the_generator_decides_the_intervals():
+def test_the_seed_decides_the_intervals():
     first, again, other = (average_of(RESULTS, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.low, again.low)
     assert not torch.equal(first.low, other.low)
@@ -142,4 +142,4 @@ def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(InputError, match=r"third axis of units; average `result\.of_unit"):
         average_of([split])
     with pytest.raises(InputError, match="confidence is 95"):
-        average_traces(RESULTS, generator=torch.Generator(), confidence=95.0)
+        average_traces(RESULTS, confidence=95.0)

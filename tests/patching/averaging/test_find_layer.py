@@ -29,7 +29,7 @@ def test_the_layer_is_that_of_the_full_traces_average(tiny, kind):
         )
         for fact, seed in zip(facts, seeds, strict=True)
     ]  # fmt: skip
-    average = average_traces(traces, generator=rng)
+    average = average_traces(traces)
     peak = average.peak("last subject token")
     assert (found.layer, found.n) == (peak.layer, len(facts))
     assert choose_layer(model, found)[0] == found.layer

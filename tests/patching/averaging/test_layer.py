@@ -9,7 +9,7 @@ from tl_rome.patching.averaging.layer import suggest_layer
 
 
 def suggest(average, seed=0, **options):
-    return suggest_layer(average, generator=torch.Generator().manual_seed(seed), **{"resamples": 400, **options})
+    return suggest_layer(average, seed=seed, **{"resamples": 400, **options})
 
 
 def test_a_clear_peak_is_certain():

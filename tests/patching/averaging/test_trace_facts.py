@@ -15,12 +15,13 @@ from support.traces import NOISE
 
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
 from tl_rome.facts import Fact
-from tl_rome.patching import causal_trace
+from tl_rome.patching import GaussianNoise, causal_trace, noise_scale
 from tl_rome.patching.averaging import trace_facts as module
 from tl_rome.patching.averaging.trace_facts import prompt_seed, trace_facts
 from tl_rome.patching.averaging.trace_store import TraceStore, fact_id, load_traces
 from tl_rome.patching.config import TraceConfig
 from tl_rome.sites import w_out
+from tl_rome.storage.files import load, save
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 CONFIG = TraceConfig(corruption=NOISE, window=2)
@@ -41,10 +42,10 @@ def files(store):
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in Path(store).glob("*/*.safetensors")}
 
 
-@pytest.mark.parametrize(("together", "kind"), [(1, KINDS[0]), (3, KINDS[-1])])
-def test_each_trace_is_that_of_the_prompt_alone(tiny, tmp_path, kind, together):
+@pytest.mark.parametrize(("batch_size", "kind"), [(1, KINDS[0]), (3, KINDS[-1])])
+def test_each_trace_is_that_of_the_prompt_alone(tiny, tmp_path, kind, batch_size):
     model = tiny("llama", kind)
-    found = trace_all(model, tmp_path, components=("resid_post", "attn_out"), together=together, seed=5)
+    found = trace_all(model, tmp_path, components=("resid_post", "attn_out"), batch_size=batch_size, seed=5)
     assert list(found) == ["resid_post", "attn_out"]
     for component, results in found.items():
         for fact, result in zip(FACTS, results, strict=True):
@@ -83,6 +84,26 @@ def test_what_is_there_is_not_done_again(tiny, tmp_path, monkeypatch):
     assert not calls
 
 
+def test_a_store_of_the_methods_earlier_name_goes_on(tiny, tmp_path):
+    model = tiny("gpt2", KINDS[0])
+    before = trace_all(model, tmp_path, FACTS[:1])["mlp_out"][0]
+    (path,) = tmp_path.glob("mlp_out/*.safetensors")
+    tensors, header = load(path, "trace")
+    save(path, "trace", tensors, {**header, "method": "sweep"})
+    old, new = trace_all(model, tmp_path, FACTS[:2])["mlp_out"]
+    assert (old.method, new.method) == ("incremental", "incremental")
+    assert torch.equal(old.scores, before.scores)
+
+
+def test_components_of_every_spelling_share_a_store(tiny, tmp_path):
+    model = tiny("gpt2", KINDS[0])
+    first = trace_all(model, tmp_path, FACTS[:1], components=("z", "hook_mlp_out", "attn.hook_z"))
+    kept = files(tmp_path)
+    assert list(first) == ["attn.hook_z", "mlp_out"]
+    assert list(trace_all(model, tmp_path, FACTS[:1], components=("hook_z",))) == ["attn.hook_z"]
+    assert files(tmp_path) == kept
+
+
 def test_traces_are_read_without_a_model(tiny, tmp_path):
     found = trace_all(tiny("gpt2", KINDS[0]), tmp_path, components=("mlp_out", "attn.hook_z"))
     read = load_traces(tmp_path)
@@ -95,11 +116,11 @@ def test_traces_are_read_without_a_model(tiny, tmp_path):
 
 
 @each_kind
-@pytest.mark.parametrize("together", [1, 4])
-def test_a_bad_fact_is_logged_and_recorded_and_ends_nothing(tiny, tmp_path, caplog, kind, together):
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_bad_fact_is_logged_and_recorded_and_ends_nothing(tiny, tmp_path, caplog, kind, batch_size):
     model = tiny("llama", kind)
     with caplog.at_level(logging.WARNING):
-        found = trace_all(model, tmp_path, [FACTS[0], BAD, FACTS[1]], together=together)["mlp_out"]
+        found = trace_all(model, tmp_path, [FACTS[0], BAD, FACTS[1]], batch_size=batch_size)["mlp_out"]
     assert [result.prompt for result in found] == [FACTS[0].prompt, FACTS[1].prompt]
     assert "left out 'in Paris is': subject 'Pari' ends inside the token" in caplog.text
     ((fact, why),) = TraceStore(tmp_path).failures()
@@ -182,26 +203,26 @@ def test_both_classes_share_a_store(tiny, tmp_path):
     assert len(second) == 4
 
 
-def test_the_default_noise_is_measured_once_and_rounded(tiny, tmp_path):
+@pytest.mark.parametrize(("corruption", "samples"), [(None, 10), (GaussianNoise(samples=2), 2)])
+def test_noise_at_the_models_scale_is_measured_and_rounded(tiny, tmp_path, corruption, samples):
     model = tiny("gpt2", KINDS[0])
-    trace_all(model, tmp_path, FACTS[:1], config=TraceConfig(window=1))
-    corruption = TraceStore(tmp_path).settings["corruption"]
-    sigma = float(corruption.partition("sigma=")[2].partition(",")[0])
-    assert sigma == pytest.approx(module.noise_scale(model), rel=1e-5)
-    assert len(f"{sigma}") <= 8
+    trace_all(model, tmp_path, FACTS[:1], config=TraceConfig(window=1, corruption=corruption))
+    sigma = float(f"{noise_scale(model):.6g}")
+    assert sigma != noise_scale(model)
+    assert TraceStore(tmp_path).settings["corruption"] == f"GaussianNoise(sigma={sigma}, samples={samples})"
 
 
 def test_impossible_requests_are_refused_before_anything_is_written(tiny, tmp_path):
     model = tiny("gpt2", KINDS[0])
     no_layer = {"config": TraceConfig(window=0)}
-    for options in ({"components": ()}, {"together": 0}, {"components": ("mlp_outt",)}, no_layer):
+    for options in ({"components": ()}, {"batch_size": 0}, {"components": ("mlp_outt",)}, no_layer):
         with pytest.raises(InputError):
             trace_all(model, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_folder_that_is_no_store_is_refused(tiny, tmp_path):
-    with pytest.raises(StorageError, match="is no store of traces"):
+    with pytest.raises(StorageError, match="is not a store of traces"):
         load_traces(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"kind": "other", "schema": 1, "settings": {}}))
     with pytest.raises(StorageError, match="holds 'other' in schema 1"):
@@ -281,11 +302,11 @@ def test_two_processes_share_the_work_and_one_takes_over_when_the_other_dies(tin
     waited = []
     do = module._Work.do
 
-    def kill_first(self, facts, together, *, wait, tick):
+    def kill_first(self, facts, batch_size, *, wait, tick):
         if wait:
             waited.extend(facts)
             other.kill()
-        do(self, facts, together, wait=wait, tick=tick)
+        do(self, facts, batch_size, wait=wait, tick=tick)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module._Work, "do", kill_first)

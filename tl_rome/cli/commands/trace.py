@@ -41,13 +41,13 @@ def trace(
     from tl_rome.cli.output import check_folder, save_figure
     from tl_rome.cli.tables import trace_table
     from tl_rome.facts import Fact
-    from tl_rome.patching import GaussianNoise, causal_trace, noise_scale
+    from tl_rome.patching import GaussianNoise, causal_trace
     from tl_rome.patching.averaging.trace_facts import COMPONENTS
 
     fact = Fact(template, subject, target)
     check_folder(out)
     model = load()
-    noise = GaussianNoise(noise_scale(model), samples)
+    noise = GaussianNoise(samples=samples)
     traces = {}
     for name in dict.fromkeys(component or COMPONENTS):
         rng = torch.Generator().manual_seed(seed)

@@ -40,13 +40,11 @@ def trace_many(
     asked = [found[index] for index in order]
     model = load()
     known = patching.collect_known_facts(model, asked, store=out / "known.jsonl", limit=prompts)
-    noise = patching.GaussianNoise(float(f"{patching.noise_scale(model):.6g}"), samples)
-    config = patching.TraceConfig(corruption=noise)
+    config = patching.TraceConfig(corruption=patching.GaussianNoise(samples=samples))
     chosen = [one.fact for one in known]
-    traces = patching.trace_facts(model, chosen, store=out, seed=seed, config=config, together=batch_size)
-    rng = torch.Generator().manual_seed(seed)
-    averages = {name: patching.average_traces(results, generator=rng) for name, results in traces.items()}
+    traces = patching.trace_facts(model, chosen, store=out, seed=seed, config=config, batch_size=batch_size)
+    averages = {name: patching.average_traces(results, seed=seed) for name, results in traces.items()}
     console.out.print(frame_table(patching.summary_frame(averages.values()).round(3)))
-    console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], generator=rng)}")
+    console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], seed=seed)}")
     files = [result.save(out / f"average_{name}.safetensors") for name, result in averages.items()]
     console.say_written([save_averages(list(averages.values()), out / "average.png"), *files])

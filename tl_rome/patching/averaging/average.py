@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError, StorageError
 from tl_rome.patching.averaging.roles import ROLES, Role, by_role, role_index
+from tl_rome.patching.config import Clipping, Direction, Sever
 from tl_rome.patching.result import TraceResult
 from tl_rome.storage.files import load, save
 
@@ -79,13 +80,13 @@ class AverageTrace:
     """What was patched."""
     window: int
     """Layers patched together, before clipping."""
-    clipping: str
+    clipping: Clipping
     """Which layers a window covers."""
-    direction: str
+    direction: Direction
     """"denoising" or "noising"."""
     metric: str
     """What is scored."""
-    severed: str | None
+    severed: Sever | None
     """What was frozen at the patched position."""
     samples: int
     """Corrupted runs per prompt."""
@@ -197,7 +198,7 @@ class AverageTrace:
 def average_traces(
     results: Sequence[TraceResult],
     *,
-    generator: torch.Generator,
+    seed: int = 0,
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> AverageTrace:
@@ -205,7 +206,7 @@ def average_traces(
 
     Args:
         results: One trace per prompt, all made in the same way.
-        generator: Source of the bootstrap's draws.
+        seed: Of the bootstrap.
         confidence: Of the intervals.
         resamples: Bootstrap draws.
 
@@ -227,6 +228,7 @@ def average_traces(
                     f"traces differ in {name}: {value!r} and {getattr(result, name)!r}; average those that agree"
                 )
     curves, present = map(torch.stack, zip(*(by_role(r.effects, r.subject) for r in results), strict=True))
+    generator = torch.Generator().manual_seed(seed)
     draws = resampled_means(curves, present, resamples=resamples, generator=generator)
     low, high = interval(draws, confidence)
     return AverageTrace(

@@ -68,7 +68,7 @@ def collect_known_facts(
         model: Left as found.
         facts: Facts with their objects; read no further than needed.
         store: Append-only JSONL file of every fact looked at, known or not; those in it are not looked at again.
-        limit: End as soon as so many are known.
+        limit: Stop once this many known facts have been found.
         max_new_tokens: Tokens that the model may write.
         batch_size: Bound on the prompts run together.
         progress: Whether to show a progress bar over facts.

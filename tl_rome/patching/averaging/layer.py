@@ -7,7 +7,7 @@ edges windows are clipped: the one plotted at layer 0 covers the layers above it
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.known import collect_known_facts
 from tl_rome.patching.averaging.roles import Role, role_index
 from tl_rome.patching.config import TraceConfig
-from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.corruption import GaussianNoise, at_scale_of
 from tl_rome.patching.trace import trace_together
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode_fact
@@ -67,7 +67,7 @@ class LayerSuggestion:
 def suggest_layer(
     average: AverageTrace,
     *,
-    generator: torch.Generator,
+    seed: int = 0,
     role: Role = "last subject token",
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -76,7 +76,7 @@ def suggest_layer(
 
     Args:
         average: Average over prompts with `component="mlp_out"`, in windows as the paper's or single.
-        generator: Source of the bootstrap's draws over prompts.
+        seed: Of the bootstrap over prompts.
         role: Where to look for the peak.
         confidence: Of the intervals.
         resamples: Bootstrap draws.
@@ -95,6 +95,7 @@ def suggest_layer(
         raise InputError(f"{n} prompts with a {role!r} say nothing about uncertainty; average at least two")
     having = average.present[:, index]
     curves, present = average.curves[having, :, index, None], having[having, None]
+    generator = torch.Generator().manual_seed(seed)
     draws = resampled_means(curves, present, resamples=resamples, generator=generator)[..., 0]
     peaks = draws.argmax(dim=1)
     low, high = interval(peaks.double(), confidence)
@@ -132,7 +133,7 @@ def find_layer(
         model: Left as found.
         facts: Facts with their objects, of which those that the model knows are traced; by default the package's own.
         prompts: Known facts to trace at most.
-        config: How they are traced; by default windows of ten, and five draws of noise at the measured scale.
+        config: How they are traced; by default windows of ten, and five draws of noise.
         seed: Of the choice among the facts, of the noise, and of the bootstrap.
         progress: Whether to show progress bars.
 
@@ -146,11 +147,12 @@ def find_layer(
     known = collect_known_facts(model, facts, limit=prompts, progress=progress)
     if len(known) < 2:
         raise InputError(f"the model knows {len(known)} of the facts; give facts that it knows, or name a layer")
-    config = config or TraceConfig(corruption=GaussianNoise(noise_scale(model), samples=5))
+    config = config or TraceConfig(corruption=GaussianNoise(samples=5))
+    config = replace(config, corruption=at_scale_of(model, config.corruption))  # measured once
     traces = []
     for found in tqdm(known, desc="trace facts", unit="fact", disable=not progress):
         last = encode_fact(model, found.fact).subject.last
         rngs = [torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))]
         options = {"generators": rngs, "positions": [last], "progress": False}
         traces += trace_together(model, [found.fact], "mlp_out", config, **options)
-    return suggest_layer(average_traces(traces, generator=generator), generator=generator)
+    return suggest_layer(average_traces(traces, seed=seed), seed=seed)

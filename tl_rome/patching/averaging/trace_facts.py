@@ -1,8 +1,8 @@
 """Tracing many prompts, with every result kept as soon as it is there (appendix A.1).
 
 What a store has is not done again, so a run that ended, however it ended, goes on where it was and loses at most the
-prompts in hand. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are traced, in
-which order, or by how many processes; all components of a prompt share it.
+prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are
+traced, in which order, or by how many processes; all components of a prompt share it.
 """
 
 import logging
@@ -19,11 +19,11 @@ from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact
 from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
-from tl_rome.patching.corruption import GaussianNoise, noise_scale
+from tl_rome.patching.corruption import GaussianNoise, at_scale_of
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import trace_together
-from tl_rome.sites import HookedModel
+from tl_rome.sites import HookedModel, component_name
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
 
@@ -40,7 +40,7 @@ def trace_facts(
     store: str | Path,
     seed: int = 0,
     config: TraceConfig | None = None,
-    together: int = 1,
+    batch_size: int = 1,
     progress: bool = True,
 ) -> dict[str, list[TraceResult]]:
     """Trace many facts, or go on with an earlier run; several processes may call this on one store.
@@ -53,30 +53,32 @@ def trace_facts(
         components: What is patched, as in `causal_trace`; more can be added to a store later.
         store: Folder of results, made if needed.
         seed: Of the noise.
-        config: How each is traced; the defaults of `causal_trace`, with the noise scale rounded to six digits.
-        together: Prompts traced in one go, which keeps a large device busy, and are lost together when the run dies.
+        config: How each is traced; the defaults of `causal_trace`, with a noise scale that is measured rounded to six
+            digits.
+        batch_size: Prompts traced in one go, which keeps a large device busy, and are lost together when the run dies.
         progress: Whether to show a progress bar over facts.
 
     Returns:
-        Traces by component, in the order of the facts.
+        Traces by component, in the spelling of `component_name`, in the order of the facts.
 
     Raises:
         InputError: If there is no component, one that the model lacks, or an impossible window or bound.
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
-    if not components or together < 1:
-        raise InputError(f"{components=} and {together=} leave nothing to do; give at least one component and prompt")
+    if not components or batch_size < 1:
+        raise InputError(f"{components=} and {batch_size=} leave nothing to do; give at least one component and prompt")
     config = config or TraceConfig()
+    components = tuple(dict.fromkeys(map(component_name, components)))
     for component in components:
         Patch.make(model, component, config.width(component), config.clipping, config.sever)
-    config = config if config.corruption else replace(config, corruption=_default_noise(model))
+    config = _measured(model, config)
     kept = TraceStore.begin(store, {**model_settings(model), "seed": seed, **config.describe()})
-    work = _Work(model, kept, tuple(components), seed, config)
+    work = _Work(model, kept, components, seed, config)
     unique = list(dict.fromkeys(facts))
     with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:
         bar.update(sum(not kept.missing(fact, components) for fact in unique))
-        work.do(unique, together, wait=False, tick=bar.update)
+        work.do(unique, batch_size, wait=False, tick=bar.update)
         work.do(work.busy, 1, wait=True, tick=bar.update)  # should another process die, its work is left to us
     return {component: [r for fact in unique if (r := kept.get(fact, component))] for component in components}
 
@@ -96,22 +98,22 @@ class _Work:
     seed: int
     config: TraceConfig
     busy: list[Fact] = field(default_factory=list)
-    """Facts that another process had in hand."""
+    """Facts that another process was tracing."""
 
-    def do(self, facts: Sequence[Fact], together: int, *, wait: bool, tick: Callable[[int], object]) -> None:
-        """Trace what is missing of some facts, without those that others have in hand or waiting for them."""
-        with closing(self._claimed(facts, together, wait)) as groups:
+    def do(self, facts: Sequence[Fact], batch_size: int, *, wait: bool, tick: Callable[[int], object]) -> None:
+        """Trace what is missing of some facts; those that other processes are tracing are left out or waited for."""
+        with closing(self._claimed(facts, batch_size, wait)) as groups:
             for group in groups:
                 self._attempt(group)
                 tick(len(group))
 
-    def _claimed(self, facts: Sequence[Fact], together: int, wait: bool) -> Generator[list[Fact], None, None]:
+    def _claimed(self, facts: Sequence[Fact], batch_size: int, wait: bool) -> Generator[list[Fact], None, None]:
         """Groups of facts that are not done; a group's locks are held until the next is asked for."""
         pending = deque(fact for fact in facts if self.kept.missing(fact, self.components))
         while pending:
             with ExitStack() as locks:
                 group: list[Fact] = []
-                while pending and len(group) < together:
+                while pending and len(group) < batch_size:
                     fact = pending.popleft()
                     if not locks.enter_context(self.kept.claim(fact, wait=wait)):
                         self.busy.append(fact)
@@ -144,6 +146,10 @@ class _Work:
             self.kept.put_failure(group[0], error)
 
 
-def _default_noise(model: HookedModel) -> GaussianNoise:
-    # Six digits: machines and thread counts may differ in the last ones, and should share a store.
-    return GaussianNoise(float(f"{noise_scale(model):.6g}"))
+def _measured(model: HookedModel, config: TraceConfig) -> TraceConfig:
+    """The settings with noise at the model's own scale, where it has none."""
+    corruption = at_scale_of(model, config.corruption)
+    if corruption is not config.corruption and isinstance(corruption, GaussianNoise):
+        # Six digits: machines, thread counts and classes may differ in the last ones, and should share a store.
+        corruption = replace(corruption, sigma=float(f"{corruption.sigma:.6g}"))
+    return replace(config, corruption=corruption)

@@ -30,7 +30,7 @@ class TraceStore:
         folder: Where they are.
 
     Raises:
-        StorageError: If the folder is no store; `begin` makes one.
+        StorageError: If the folder is not a store; `begin` makes one.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -104,7 +104,7 @@ def load_traces(folder: str | Path) -> dict[str, list[TraceResult]]:
     """All traces of a store by component; no model is needed.
 
     Raises:
-        StorageError: If the folder is no store, or a file damaged.
+        StorageError: If the folder is not a store, or a file is damaged.
     """
     return TraceStore(folder).traces()
 
@@ -136,7 +136,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         header = json.loads((folder / "settings.json").read_text("utf-8"))
         found, settings = (header["kind"], header["schema"]), dict(header["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{folder} is no store of traces ({error!r}); name another folder") from error
+        raise StorageError(f"{folder} is not a store of traces ({error!r}); name another folder") from error
     if found != (_KIND, SCHEMA_VERSION):
         raise StorageError(f"{folder} holds {found[0]!r} in schema {found[1]}; name another folder")
     return settings

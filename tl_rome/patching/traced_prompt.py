@@ -1,0 +1,151 @@
+"""A prompt on its way through a trace: its two runs, what is scored in them, and the result that comes of it."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_rome.errors import InputError
+from tl_rome.facts import Fact
+from tl_rome.patching.config import Method, TraceConfig, described
+from tl_rome.patching.metrics import Metric, per_row
+from tl_rome.patching.patch import Patch
+from tl_rome.patching.result import TraceResult
+from tl_rome.patching.runs import Recorded, Runs
+from tl_rome.sites import HookedModel
+from tl_rome.tokens import encode_fact, encode_target, token_labels
+
+_log = logging.getLogger(__name__)
+_NOTHING = 1e-6
+"""Relative change of a score that rounding makes by itself."""
+
+
+def prepare(model: HookedModel, fact: Fact, config: TraceConfig, generator: torch.Generator | None) -> Runs:
+    """Tokenise a fact, and corrupt its subject.
+
+    Raises:
+        InputError: If the whole target is to be scored and there is none, and as `encode_fact` and `corrupt`.
+    """
+    prompt = encode_fact(model, fact)
+    target = None if fact.target is None else encode_target(model, fact.target, prompt.text)
+    if config.whole_target and target is None:
+        raise InputError(f"{fact} has no target to score the whole of; give it one")
+    if target is not None and not config.whole_target:
+        target = target[:1]
+    assert config.corruption is not None
+    return Runs(model, prompt, config.corruption, generator, target, config.direction == "noising")
+
+
+@dataclass(frozen=True, eq=False)
+class TracedPrompt:
+    """A prompt whose clean and corrupted runs are recorded, and whose score is settled; `record` makes it."""
+
+    runs: Runs
+    """The prompt and its corruption."""
+    recorded: Recorded
+    """What the runs held."""
+    predicted: Int[Tensor, "1"]
+    """The token that the clean model thinks most likely."""
+    answer: Int[Tensor, " scored"]
+    """Tokens of the answer: the target's, or `predicted`."""
+    metric: Metric
+    """One score per row."""
+
+    @classmethod
+    def record(cls, runs: Runs, config: TraceConfig, names: Iterable[str], *, attended: bool) -> "TracedPrompt":
+        """Run clean and corrupted, and settle what is scored.
+
+        Args:
+            runs: The prompt and its corruption.
+            config: Settings, of which the metric is used.
+            names: Hook points to keep.
+            attended: Whether to keep attention keys and values too.
+
+        Raises:
+            InputError: If the metric gives neither one number per row nor one in all.
+            NumericsError: If the clean run's logits are not finite.
+        """
+        recorded = runs.record(names, attended=attended)
+        predicted = recorded.clean_logits[0, 0].argmax().cpu()[None]
+        answer = predicted if runs.target is None else runs.target
+        metric = per_row(config.metric_for(answer), recorded.clean_logits)
+        return cls(runs, recorded, predicted, answer, metric)
+
+    @property
+    def clean_score(self) -> float:
+        """Score of the clean run."""
+        return self.metric(self.recorded.clean_logits).item()
+
+    @property
+    def corrupted_score(self) -> float:
+        """Mean score of the corrupted runs."""
+        return self.metric(self.recorded.corrupted_logits).cpu().double().mean().item()
+
+    @property
+    def base_score(self) -> float:
+        """Score of the run that is patched, nothing patched."""
+        return self.clean_score if self.runs.noising else self.corrupted_score
+
+    def result(
+        self,
+        scores: Float[Tensor, "cell pos"],
+        patch: Patch,
+        config: TraceConfig,
+        *,
+        method: Method | Literal["attribution"],
+        model: str,
+    ) -> TraceResult:
+        """Put scores together with what they are of, and warn of a trace that explains nothing.
+
+        Args:
+            scores: Of `patch.cells`.
+            patch: What was patched.
+            config: Settings.
+            method: How the scores were computed.
+            model: The model's fingerprint.
+        """
+        prompt, tokenizer = self.runs.prompt, self.runs.model.tokenizer
+        labels = token_labels(self.runs.model, torch.cat([self.answer[:1], self.predicted]))
+        result = TraceResult(
+            scores=patch.by_layer(scores),
+            clean_score=self.clean_score,
+            corrupted_score=self.corrupted_score,
+            component=patch.component,
+            window=config.width(patch.component),
+            clipping=config.clipping,
+            prompt=prompt.text,
+            answer=tokenizer.decode(self.answer.tolist()) if len(self.answer) > 1 else labels[0],
+            predicted=labels[1],
+            labels=prompt.labels,
+            subject=prompt.subject,
+            prepend_bos=prompt.prepend_bos,
+            samples=self.runs.samples,
+            corruption=described(config.corruption),
+            method=method,
+            model=model,
+            metric=config.metric if isinstance(config.metric, str) else described(config.metric),
+            direction=config.direction,
+            severed=config.sever,
+            units=patch.labels,
+        )
+        _warn(result, surprised=bool(self.answer[0] != self.predicted[0]), own_metric=callable(config.metric))
+        return result
+
+
+def _warn(result: TraceResult, *, surprised: bool, own_metric: bool) -> None:
+    if result.effects.abs().max() < _NOTHING * abs(result.base_score):
+        _log.warning("nothing changed anywhere: this model shows %r but does not use it", result.component)
+    if surprised:
+        _log.warning("the model's first choice is %r, not the traced answer %r", result.predicted, result.answer)
+    if result.total_effect <= 0 and not own_metric:
+        _log.warning(
+            "corrupting the subject did not lower the score of %r: %.3g clean, %.3g corrupted; the trace has "
+            "nothing to explain",
+            result.answer,
+            result.clean_score,
+            result.corrupted_score,
+        )
