@@ -25,8 +25,8 @@ def editor(model: Any, layer: int = LAYER) -> Any:
 
 
 def rank_one(edit: Edit) -> RankOneUpdate:
-    """The only update of an edit."""
-    (update,) = edit.updates
+    """The first update of an edit."""
+    update = edit.updates[0]
     assert isinstance(update, RankOneUpdate)
     return update
 
