@@ -65,7 +65,7 @@ def main() -> None:
     forward_seconds(model, options.layers, [texts[:2]])
     moments = KeyMoments.zeros(model, options.layers)
     started = time.process_time()
-    for _ in stream_moments(model, moments, texts, batch_tokens=options.batch_tokens, progress=False):
+    for _ in stream_moments(model, moments, texts, max_batch_tokens=options.batch_tokens, progress=False):
         pass
     spent = time.process_time() - started
     own = forward_seconds(model, options.layers, _batches(texts, options.batch_tokens))

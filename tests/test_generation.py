@@ -7,7 +7,7 @@ import torch
 from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
-from tl_rome.generation import continue_texts, fill_up, sample_tokens
+from tl_rome.generation import continue_texts, generate_to_length, sample_tokens
 from tl_rome.tokens import encode
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +84,7 @@ def test_rows_of_any_length_are_filled_up_as_if_alone(tiny, family, kind):
     model = tiny(family, kind)
     prompts = [TOKENS[0, :n] for n in (3, 58, 1, 70, 20)]
     draws = [seeded(row) for row in range(5)]
-    together = fill_up(model, prompts, 64, generator=draws)
+    together = generate_to_length(model, prompts, 64, generator=draws)
     for row, prompt in enumerate(prompts):
         alone = sample_tokens(model, prompt[None, :64], 64 - min(64, len(prompt)), generator=seeded(row))
         assert torch.equal(together[row], alone[0])
@@ -92,9 +92,9 @@ def test_rows_of_any_length_are_filled_up_as_if_alone(tiny, family, kind):
 
 def test_long_prompts_are_run_in_parts(tiny, monkeypatch):
     model = tiny("gpt2", KINDS[0])
-    whole = fill_up(model, list(TOKENS), 64, generator=seeded())
+    whole = generate_to_length(model, list(TOKENS), 64, generator=seeded())
     monkeypatch.setattr("tl_rome.generation._PREFILL", 14)
-    assert torch.equal(fill_up(model, list(TOKENS), 64, generator=seeded()), whole)
+    assert torch.equal(generate_to_length(model, list(TOKENS), 64, generator=seeded()), whole)
 
 
 @each_kind

@@ -8,7 +8,7 @@ from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
 from tl_rome.forward import final_logits
-from tl_rome.scoring import Continued, TargetScores, score_continued, score_targets
+from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts, score_targets
 from tl_rome.sites import EMBED
 from tl_rome.tokens import encode, encode_target
 
@@ -41,8 +41,8 @@ def test_scores_equal_one_by_one_scoring(tiny, family, kind):
     logprob, n_tokens, _ = zip(*scores_one_by_one(model, PROMPTS, TARGETS), strict=True)
     assert len(set(n_tokens)) > 2, "the targets should differ in length"
     expected = torch.tensor(logprob, dtype=torch.float64)
-    for max_tokens in (1, 40, 4096):
-        scores = score_targets(model, PROMPTS, TARGETS, max_tokens=max_tokens)
+    for max_batch_tokens in (1, 40, 4096):
+        scores = score_targets(model, PROMPTS, TARGETS, max_batch_tokens=max_batch_tokens)
         torch.testing.assert_close(scores.logprob, expected, rtol=1e-5, atol=0)
         assert scores.n_tokens.tolist() == list(n_tokens)
 
@@ -52,13 +52,13 @@ def test_scores_equal_one_by_one_scoring(tiny, family, kind):
 def test_targets_of_one_prompt_share_rows_and_a_pass_with_its_state(tiny, family, kind):
     model, shapes = tiny(family, kind), []
     targets = ("Rome", "Paris", "the capital of Italy", "a city in France", "a", "the")
-    given = [Continued.texts(model, PROMPTS[0], targets), Continued(encode(model, PROMPTS[2]))]
+    given = [ScoringPrompt.texts(model, PROMPTS[0], targets), ScoringPrompt(encode(model, PROMPTS[2]))]
 
     def note(embeddings, hook):
         shapes.append(embeddings.shape[:2])
 
     with model.hooks([(EMBED, note)]):
-        scores, states = score_continued(model, given)
+        scores, states = score_prompts(model, given)
     assert sum(rows for rows, _ in shapes) == 3, "two long targets that differ, and a prompt without any"
     expected = zip(*scores_one_by_one(model, [PROMPTS[0]] * len(targets), targets), strict=True)
     logprob, n_tokens, is_argmax = map(torch.tensor, expected)
@@ -78,21 +78,21 @@ def test_the_likeliest_tokens_are_noticed(tiny, kind):
         tokens = torch.cat([tokens, model(tokens[None])[0, -1].argmax()[None]])
     said = tokens[len(start) :]
     ends = (said, said[:1], torch.cat([said[:2], said[2:] + 1]), torch.cat([said[:1] + 1, said[1:]]))
-    assert score_continued(model, [Continued(start, ends)])[0].is_argmax.tolist() == [True, True, False, False]
+    assert score_prompts(model, [ScoringPrompt(start, ends)])[0].is_argmax.tolist() == [True, True, False, False]
 
 
 @each_kind
-@pytest.mark.parametrize(("max_tokens", "n_runs"), [(1, 5), (40, 2), (4096, 1)])
-def test_the_bound_holds_but_for_single_rows(tiny, kind, max_tokens, n_runs):
+@pytest.mark.parametrize(("max_batch_tokens", "n_runs"), [(1, 5), (40, 2), (4096, 1)])
+def test_the_bound_holds_but_for_single_rows(tiny, kind, max_batch_tokens, n_runs):
     model, shapes = tiny("gpt2", kind), []
 
     def note(embeddings, hook):
         shapes.append(embeddings.shape[:2])
 
     with model.hooks([(EMBED, note)]):
-        score_targets(model, PROMPTS, TARGETS, max_tokens=max_tokens)
+        score_targets(model, PROMPTS, TARGETS, max_batch_tokens=max_batch_tokens)
     assert len(shapes) == n_runs
-    assert all(rows * length <= max_tokens or rows == 1 for rows, length in shapes)
+    assert all(rows * length <= max_batch_tokens or rows == 1 for rows, length in shapes)
     assert sum(rows for rows, _ in shapes) == len(PROMPTS)
 
 
@@ -106,15 +106,15 @@ def test_probability_and_mean_loss_follow_from_the_log_probability():
 
 def test_full_batches_are_not_padded(tiny):
     model, shapes = tiny("gpt2", KINDS[0]), []
-    given = [Continued(torch.full((length,), 5)) for length in (9, 3, 9, 3, 4) * 40]
+    given = [ScoringPrompt(torch.full((length,), 5)) for length in (9, 3, 9, 3, 4) * 40]
 
     def note(embeddings, hook):
         shapes.append(tuple(embeddings.shape[:2]))
 
     with model.hooks([(EMBED, note)]):
-        states = score_continued(model, given)[1]
+        states = score_prompts(model, given)[1]
     assert shapes == [(80, 3), (40, 4), (80, 9)]
-    torch.testing.assert_close(states[2], score_continued(model, given[2:3])[1][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states[2], score_prompts(model, given[2:3])[1][0], rtol=1e-4, atol=1e-4)
 
 
 @each_kind

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import Attended, device_of, left_mask, new_cache, run_cached
+from tl_rome.forward import KeysValues, device_of, left_mask, new_cache, run_cached
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05
@@ -31,18 +31,18 @@ class _Past:
     It answers to the names that Hugging Face's caches (`update`) and TransformerLens's entries (`append`) have.
     """
 
-    def __init__(self, past: Attended, axis: int, *, stop: bool = False) -> None:
+    def __init__(self, past: KeysValues, axis: int, *, stop: bool = False) -> None:
         self.past_keys, self.past_values = past
         self._axis, self._stop = axis, stop
 
-    def append(self, keys: Tensor, values: Tensor) -> Attended:
+    def append(self, keys: Tensor, values: Tensor) -> KeysValues:
         """Past and new, joined along positions."""
         joined = tuple(torch.cat(pair, self._axis) for pair in ((self.past_keys, keys), (self.past_values, values)))
         if self._stop:
             raise _Known(joined)
         return joined[0], joined[1]
 
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Attended:
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KeysValues:
         """As `append`."""
         return self.append(key, value)
 
@@ -86,7 +86,7 @@ class BlockRunner:
         self,
         layer: int,
         resid: Float[Tensor, "rows pos d_model"],
-        past: Attended,
+        past: KeysValues,
         prompts: Int[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows pos d_model"]:
         """Run one block.
@@ -103,9 +103,9 @@ class BlockRunner:
         self,
         layer: int,
         resid: Float[Tensor, "rows pos d_model"],
-        past: Attended,
+        past: KeysValues,
         prompts: Int[Tensor, " rows"] | None = None,
-    ) -> Attended:
+    ) -> KeysValues:
         """The keys and values that the block attends to, at all positions, without the rest of its work."""
         try:
             self._run(layer, resid, _Past(past, self._axis, stop=True), prompts)
@@ -129,7 +129,7 @@ class BlockRunner:
     def check(
         self,
         resid: Float[Tensor, "rows pos d_model"],
-        cached: Sequence[Attended],
+        cached: Sequence[KeysValues],
         expected: Float[Tensor, "rows pos d_model"],
     ) -> None:
         """Make sure that running block by block gives what the model itself computed.
@@ -147,14 +147,14 @@ class BlockRunner:
         check_blocks(resid, expected)
 
     def crop(
-        self, cached: Attended, rows: Int[Tensor, " chosen"] | slice = slice(None)
+        self, cached: KeysValues, rows: Int[Tensor, " chosen"] | slice = slice(None)
     ) -> tuple[Float[Tensor, "chosen ..."], Float[Tensor, "chosen ..."]]:
         """The part of a recorded layer's keys and values before `start`, for the rows given."""
         keys, values = (part[rows].narrow(self._axis, 0, self.start) for part in cached)
         return keys, values
 
     def align(
-        self, cached: Sequence[Attended], missing: Sequence[int]
+        self, cached: Sequence[KeysValues], missing: Sequence[int]
     ) -> tuple[Float[Tensor, "all ..."], Float[Tensor, "all ..."]]:
         """Several recorded prompts' keys and values before `start`, one below the other.
 

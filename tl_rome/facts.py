@@ -35,17 +35,22 @@ class Fact:
         template: Prompt with one `{}` in the subject's place, ending just before the object.
         subject: Name of the entity, as it should appear in the prompt.
         target: The object o, without a leading space; None where only the model's own answer matters.
+        joiner: What stands between prompt and object, `" "` or `""`; by default the prompt's end decides, see
+            `tl_rome.tokens.joiner_after`.
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, or the target is empty.
+        InputError: If the template does not have exactly one `{}`, the target is empty, or the joiner is neither.
     """
 
     template: str
     subject: str
     target: str | None = None
+    joiner: str | None = None
 
     def __post_init__(self) -> None:
+        if self.joiner not in (None, "", " "):
+            raise InputError(f"joiner is {self.joiner!r}; use ' ', '', or None to let the prompt's end decide")
         _check_template(self.template)
         _check_text("subject", self.subject)
         if self.target is not None:
@@ -75,7 +80,7 @@ class Fact:
         Raises:
             InputError: If it is empty.
         """
-        return EditRequest(self.template, self.subject, target_new, self.target)
+        return EditRequest(self.template, self.subject, target_new, self.target, self.joiner)
 
     @property
     def prompt(self) -> str:
@@ -98,19 +103,21 @@ class EditRequest:
         subject: The entity to rewrite.
         target_new: The object o* that the model should say, without a leading space.
         target_true: The object o^c it says now; only used to report, never to edit.
+        joiner: What stands between prompt and object, see `Fact`.
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, or a target is empty.
+        InputError: If the template does not have exactly one `{}`, a target is empty, or the joiner is neither.
     """
 
     template: str
     subject: str
     target_new: str
     target_true: str | None = None
+    joiner: str | None = None
 
     def __post_init__(self) -> None:
-        Fact(self.template, self.subject)
+        Fact(self.template, self.subject, joiner=self.joiner)
         _check_text("target_new", self.target_new)
         if self.target_true is not None:
             _check_text("target_true", self.target_true)
@@ -118,4 +125,4 @@ class EditRequest:
     @property
     def fact(self) -> Fact:
         """The statement that should become true: the same prompt and subject, with the new object."""
-        return Fact(self.template, self.subject, self.target_new)
+        return Fact(self.template, self.subject, self.target_new, self.joiner)

@@ -17,7 +17,7 @@ from tl_rome.errors import UnsupportedModelError
 from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, is_hooked_transformer
 
 Hooks = Sequence[tuple[str, ActivationHook]]
-Attended = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
+KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 """One layer's cached attention keys and values, in the model class's own layout; rows come first."""
 
 
@@ -179,7 +179,7 @@ def _cached_length(model: HookedModel, cache: Any) -> int:
     return cache[0].past_keys.shape[1] if is_hooked_transformer(model) else cache.get_seq_length()
 
 
-def attended(model: HookedModel, cache: Any) -> list[Attended]:
+def attended(model: HookedModel, cache: Any) -> list[KeysValues]:
     """What a cache holds, per layer."""
     if is_hooked_transformer(model):
         return [(entry.past_keys, entry.past_values) for entry in cache]
@@ -200,7 +200,7 @@ def record(
     *,
     hooks: Hooks = (),
     padding: Int[Tensor, " batch"] | None = None,
-) -> tuple[dict[str, Float[Tensor, "batch ..."]], list[Attended]]:
+) -> tuple[dict[str, Float[Tensor, "batch ..."]], list[KeysValues]]:
     """Activations at hook points and every layer's attention keys and values, from one run.
 
     The run ends after the last block if that block's output is the last thing to be read.

@@ -55,11 +55,11 @@ def sample_tokens(
     if tokens.shape[1] + new_tokens > model.cfg.n_ctx:
         raise InputError(f"{tokens.shape[1]} + {new_tokens} tokens exceed the model's context of {model.cfg.n_ctx}")
     length = tokens.shape[1] + new_tokens
-    return fill_up(model, list(tokens), length, generator=generator, top_k=top_k, progress=progress)
+    return generate_to_length(model, list(tokens), length, generator=generator, top_k=top_k, progress=progress)
 
 
 @torch.no_grad()
-def fill_up(
+def generate_to_length(
     model: HookedModel,
     prompts: Sequence[Int[Tensor, " _"]],
     length: int,
@@ -153,7 +153,7 @@ def continue_texts(
     generator: torch.Generator,
     top_k: int | None = 5,
     progress: bool = False,
-    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
+    row_context: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
 ) -> list[str]:
     """Continuations of texts, without the prompts; prompts of equal token length are run together.
 
@@ -164,8 +164,8 @@ def continue_texts(
         generator: Source of the draws.
         top_k: As in `sample_tokens`.
         progress: Whether to show progress.
-        around: Called with the indices of the prompts that are run together, in the order of the batch's rows; they are
-            run inside the context that it returns.
+        row_context: Called with the indices of the prompts that are run together, in the order of the batch's rows;
+            they are run inside the context that it returns.
 
     Raises:
         InputError: If a prompt cannot be tokenised, or the result would exceed the context.
@@ -177,7 +177,7 @@ def continue_texts(
     texts = [""] * len(prompts)
     for length, rows in by_length.items():
         batch = torch.stack([encoded[row] for row in rows])
-        with around(rows):
+        with row_context(rows):
             sampled = sample_tokens(model, batch, new_tokens, generator=generator, top_k=top_k, progress=progress)
         for row, ids in zip(rows, sampled[:, length:].tolist(), strict=True):
             texts[row] = model.tokenizer.decode(ids)

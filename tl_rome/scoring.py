@@ -25,7 +25,7 @@ _LOGIT_ROWS = 256
 _BUSY = 128
 """Tokens that keep a CPU busy, so that more of them are only worth it where they need no padding."""
 
-Around = Callable[[Sequence[int]], AbstractContextManager]
+RowContext = Callable[[Sequence[int]], AbstractContextManager]
 """Gives the context in which the rows of these prompts are run, by their indices in the order of the batch's rows."""
 
 
@@ -55,7 +55,7 @@ class TargetScores:
 
 
 @dataclass(frozen=True, eq=False)
-class Continued:
+class ScoringPrompt:
     """Tokens and what might follow them."""
 
     start: Int[Tensor, " start"]
@@ -64,13 +64,15 @@ class Continued:
     """Continuations to score; with none, only the state is read."""
 
     @classmethod
-    def texts(cls, model: HookedModel, prompt: str, targets: Sequence[str]) -> "Continued":
+    def texts(
+        cls, model: HookedModel, prompt: str, targets: Sequence[str], joiner: str | None = None
+    ) -> "ScoringPrompt":
         """A prompt and its targets, tokenised.
 
         Raises:
             InputError: See `encode` and `encode_target`.
         """
-        return cls(encode(model, prompt), tuple(encode_target(model, target, prompt) for target in targets))
+        return cls(encode(model, prompt), tuple(encode_target(model, target, prompt, joiner) for target in targets))
 
 
 @dataclass
@@ -91,8 +93,9 @@ def score_targets(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    max_tokens: int = 4096,
-    around: Around = nullcontext,
+    max_batch_tokens: int = 4096,
+    joiner: str | None = None,
+    row_context: RowContext = nullcontext,
 ) -> TargetScores:
     """Score each target as the continuation of its prompt.
 
@@ -100,9 +103,10 @@ def score_targets(
         model: Left as found.
         prompts: Texts to continue.
         targets: One per prompt, without a leading space.
-        max_tokens: Bound on the padded tokens run at once; a longer single row still runs.
-        around: Called with the indices of the prompts that are run together, in the order of the batch's rows; the run
-            is made inside the context that it returns.
+        max_batch_tokens: Bound on the padded tokens run at once; a longer single row still runs.
+        joiner: What stands between each prompt and its target; by default `joiner_after` of the prompt decides.
+        row_context: Called with the indices of the prompts that are run together, in the order of the batch's rows; the
+            run is made inside the context that it returns.
 
     Returns:
         Scores in the order given; float64, on the CPU.
@@ -112,21 +116,26 @@ def score_targets(
     """
     if len(prompts) != len(targets):
         raise InputError(f"{len(prompts)} prompts but {len(targets)} targets; give one target per prompt")
-    given = [Continued.texts(model, prompt, [target]) for prompt, target in zip(prompts, targets, strict=True)]
-    return score_continued(model, given, max_tokens=max_tokens, around=around)[0]
+    pairs = zip(prompts, targets, strict=True)
+    given = [ScoringPrompt.texts(model, prompt, [target], joiner) for prompt, target in pairs]
+    return score_prompts(model, given, max_batch_tokens=max_batch_tokens, row_context=row_context)[0]
 
 
 @torch.no_grad()
-def score_continued(
-    model: HookedModel, given: Sequence[Continued], *, max_tokens: int = 4096, around: Around = nullcontext
+def score_prompts(
+    model: HookedModel,
+    given: Sequence[ScoringPrompt],
+    *,
+    max_batch_tokens: int = 4096,
+    row_context: RowContext = nullcontext,
 ) -> tuple[TargetScores, Float[Tensor, "prompts d_model"]]:
     """Score any number of continuations of each prompt, and read the state after the prompt from the same pass.
 
     Args:
         model: Left as found.
         given: Prompts with their continuations.
-        max_tokens: See `score_targets`.
-        around: See `score_targets`; a prompt's index occurs once for each of its rows.
+        max_batch_tokens: See `score_targets`.
+        row_context: See `score_targets`; a prompt's index occurs once for each of its rows.
 
     Returns:
         Scores of all continuations, one prompt's after the other's; and the last block's output at each prompt's last
@@ -136,10 +145,10 @@ def score_continued(
     n_tokens = torch.tensor([len(end) for prompt in given for end in prompt.ends], dtype=torch.int64)
     logprob, misses = torch.zeros(2, len(n_tokens), dtype=torch.float64)
     states: dict[int, Tensor] = {}
-    busy = _BUSY if device_of(model).type == "cpu" else max_tokens
-    for chunk in _chunks([len(row.tokens) for row in rows], max_tokens, busy):
+    busy = _BUSY if device_of(model).type == "cpu" else max_batch_tokens
+    for chunk in _chunks([len(row.tokens) for row in rows], max_batch_tokens, busy):
         batch = [rows[i] for i in chunk]
-        with around([row.prompt for row in batch]):
+        with row_context([row.prompt for row in batch]):
             resid = read(model, pad([row.tokens for row in batch]).tokens, [last_resid(model)])[last_resid(model)]
         states |= {row.prompt: resid[i, row.start - 1].cpu() for i, row in enumerate(batch)}
         places = [
@@ -157,7 +166,7 @@ def score_continued(
     return TargetScores(logprob, n_tokens, misses == 0), stacked
 
 
-def _rows(given: Sequence[Continued]) -> list[_Row]:
+def _rows(given: Sequence[ScoringPrompt]) -> list[_Row]:
     """The fewest rows in which every continuation can be read."""
     rows: list[_Row] = []
     owner = 0
@@ -189,7 +198,7 @@ def _token_logprobs(
     return torch.cat(parts), torch.cat(hits)
 
 
-def _chunks(lengths: Sequence[int], max_tokens: int, busy: int) -> list[list[int]]:
+def _chunks(lengths: Sequence[int], max_batch_tokens: int, busy: int) -> list[list[int]]:
     """Group row indices, shortest first, so that rows x longest row stays within the bound.
 
     A group that has `busy` tokens takes no longer row, which would pad it.
@@ -198,7 +207,7 @@ def _chunks(lengths: Sequence[int], max_tokens: int, busy: int) -> list[list[int
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length, last = lengths[index], chunks[-1] if chunks else []
         longest = lengths[last[-1]] if last else 0
-        if last and (len(last) + 1) * length <= max_tokens and (length == longest or len(last) * longest < busy):
+        if last and (len(last) + 1) * length <= max_batch_tokens and (length == longest or len(last) * longest < busy):
             last.append(index)
         else:
             chunks.append([index])

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tl_rome.errors import InputError, RecordError
 from tl_rome.fact_files import Target
 from tl_rome.facts import EditRequest
+from tl_rome.tokens import joiner_after
 
 _KINDS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
 
@@ -58,6 +59,9 @@ class CounterFactRecord:
     """Beginnings that make a model reason from the fact: consistency and fluency."""
     pararel_idx: int | None = None
     """Number of the fact in its source."""
+    joiner: str | None = " "
+    """What stands between a prompt and an object: a space, as in the released code; "" for languages without spaces;
+    None to let each prompt's end decide."""
 
     def __post_init__(self) -> None:
         rewrite = self.requested_rewrite
@@ -87,7 +91,9 @@ class CounterFactRecord:
     def request(self) -> EditRequest:
         """What an editor is asked to do."""
         rewrite = self.requested_rewrite
-        return EditRequest(rewrite.prompt, rewrite.subject, rewrite.target_new.str, rewrite.target_true.str)
+        return EditRequest(
+            rewrite.prompt, rewrite.subject, rewrite.target_new.str, rewrite.target_true.str, self.joiner
+        )
 
     def prompts(self, group: PromptGroup) -> tuple[str, ...]:
         """Prompts of one group, to be scored with both targets.
@@ -98,7 +104,8 @@ class CounterFactRecord:
         if group == "rewrite":
             return (rewrite,)
         if group == "neighborhood_plus":
-            stated = f"{rewrite} {self.requested_rewrite.target_new.str}. "
+            joiner = joiner_after(rewrite) if self.joiner is None else self.joiner
+            stated = f"{rewrite}{joiner}{self.requested_rewrite.target_new.str}. "
             return tuple(stated + prompt for prompt in self.neighborhood_prompts)
         return getattr(self, f"{group}_prompts")
 
@@ -110,7 +117,10 @@ class CounterFactRecord:
         }
         for name in ("target_new", "target_true"):
             plain["requested_rewrite"][name] = _known(plain["requested_rewrite"][name])
-        return _known(plain)
+        if self.joiner == " ":
+            del plain["joiner"]  # as in the released data
+            return _known(plain)
+        return {**_known(plain), "joiner": self.joiner}
 
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> "CounterFactRecord":
@@ -143,6 +153,7 @@ class CounterFactRecord:
             attribute_prompts=reader.prompts(data, "attribute_prompts", optional=True),
             generation_prompts=reader.prompts(data, "generation_prompts"),
             pararel_idx=reader.read(data, "pararel_idx", int) if data.get("pararel_idx") is not None else None,
+            joiner=data.get("joiner", " "),
         )
 
 

@@ -235,7 +235,12 @@ def _train(
 def _tokens(model: HookedModel, request: EditRequest) -> Int[Tensor, " pos"]:
     """The prompt with the target, but for its last token."""
     prompt = encode(model, request.fact.prompt)
-    return torch.cat([prompt, encode_target(model, request.target_new, request.fact.prompt)[:-1]])
+    return torch.cat([prompt, _target(model, request)[:-1]])
+
+
+def _target(model: HookedModel, request: EditRequest) -> Int[Tensor, " target"]:
+    """The new object's tokens after the prompt."""
+    return encode_target(model, request.target_new, request.fact.prompt, request.joiner)
 
 
 class _Loss:
@@ -250,7 +255,7 @@ class _Loss:
         changes: Sequence[Float[Tensor, "d_mlp d_model"]],
     ) -> None:
         self.model, self._runner, self._keys, self._changes = model, runner, keys, changes
-        self._targets = [encode_target(model, request.target_new, request.fact.prompt) for request in requests]
+        self._targets = [_target(model, request) for request in requests]
         self._starts = [len(encode(model, request.fact.prompt)) - 1 for request in requests]
         self.left = list(range(len(requests)))
 

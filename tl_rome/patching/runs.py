@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import NumericsError
-from tl_rome.forward import Attended, Hooks, device_of, final_logits, last_resid, read, record
+from tl_rome.forward import Hooks, KeysValues, device_of, final_logits, last_resid, read, record
 from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
 from tl_rome.sites import EMBED, HookedModel
@@ -121,7 +121,7 @@ class Recorded:
 
     found: dict[str, Tensor]
     """By hook name; row 0 is clean."""
-    cached: list[Attended]
+    cached: list[KeysValues]
     """Each layer's attention keys and values, or nothing."""
     clean_logits: Float[Tensor, "1 scored d_vocab"]
     corrupted_logits: Float[Tensor, "samples scored d_vocab"]
@@ -135,7 +135,7 @@ class Recorded:
         """An activation of the run that patches come from, for each sample."""
         return self._rows(self.found[name], clean=not self.noising)
 
-    def attended(self, layer: int) -> Attended:
+    def attended(self, layer: int) -> KeysValues:
         """The base run's keys and values."""
         keys, values = self.cached[layer]
         return self._rows(keys, clean=self.noising), self._rows(values, clean=self.noising)

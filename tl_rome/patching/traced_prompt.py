@@ -31,7 +31,7 @@ def prepare(model: HookedModel, fact: Fact, config: TraceConfig, generator: torc
         InputError: If the whole target is to be scored and there is none, and as `encode_fact` and `corrupt`.
     """
     prompt = encode_fact(model, fact)
-    target = None if fact.target is None else encode_target(model, fact.target, prompt.text)
+    target = None if fact.target is None else encode_target(model, fact.target, prompt.text, fact.joiner)
     if config.whole_target and target is None:
         raise InputError(f"{fact} has no target to score the whole of; give it one")
     if target is not None and not config.whole_target:

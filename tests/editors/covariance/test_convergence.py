@@ -15,7 +15,7 @@ def test_points_are_those_of_statistics_of_that_many_tokens(tiny):
     model = tiny("llama", KIND)
     keys = subject_keys(model, LAYER, REQUEST.fact, CONTEXTS)
     found = measure_convergence(
-        model, LAYER, SENTENCES, keys, max_tokens=700, points=3, batch_tokens=50, progress=False
+        model, LAYER, SENTENCES, keys, max_tokens=700, points=3, max_batch_tokens=50, progress=False
     )
     assert [n // 100 for n in found.tokens] == [1, 3, 7]
     directions = []
@@ -42,7 +42,7 @@ def test_enough():
 def test_singular_points_are_nan_and_the_last_must_not_be(tiny):
     model = tiny("llama", KIND)
     keys = subject_keys(model, LAYER, REQUEST.fact, ("",))
-    settings = {"batch_tokens": 20, "progress": False}
+    settings = {"max_batch_tokens": 20, "progress": False}
     found = measure_convergence(model, LAYER, SENTENCES, keys, max_tokens=600, points=5, **settings)
     assert bool(found.cosine[0].isnan().all())
     assert found.enough(0.0) is not None

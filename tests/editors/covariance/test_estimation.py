@@ -11,7 +11,7 @@ from tl_rome.tokens import encode
 
 KIND = KINDS[0]
 TEXTS = SENTENCES[:24]
-SETTINGS = {"source": "sentences", "batch_tokens": 20, "progress": False}
+SETTINGS = {"source": "sentences", "max_batch_tokens": 20, "progress": False}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +133,7 @@ def test_memory_is_bounded_by_windows(tiny):
     moments = KeyMoments.zeros(model, [1])
     handle = model.blocks[0].register_forward_pre_hook(spy, with_kwargs=True)
     try:
-        for _ in stream_moments(model, moments, texts(), batch_tokens=50, progress=False):
+        for _ in stream_moments(model, moments, texts(), max_batch_tokens=50, progress=False):
             ahead.append(taken[0] - moments.texts)
     finally:
         handle.remove()

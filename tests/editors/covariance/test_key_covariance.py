@@ -26,7 +26,7 @@ def test_streaming_equals_one_text_at_a_time(tiny, family, kind):
             fwd_hooks=[(key_hook(LAYER), lambda value, hook: seen.append(value[0].double()))],
         )
     keys = torch.cat(seen)
-    found = estimate_covariance(model, LAYER, SENTENCES, source="x", batch_tokens=100, progress=False)
+    found = estimate_covariance(model, LAYER, SENTENCES, source="x", max_batch_tokens=100, progress=False)
     assert found.count == len(keys)
     expected = keys.T @ keys / len(keys)
     assert (found.second_moment - expected).norm() < 1e-6 * expected.norm()
@@ -48,11 +48,11 @@ def test_batches_do_not_matter_and_max_tokens_stops_the_stream(tiny):
             read.append(sentence)
             yield sentence
 
-    one = estimate_covariance(model, LAYER, texts(), source="x", batch_tokens=1, progress=False)
+    one = estimate_covariance(model, LAYER, texts(), source="x", max_batch_tokens=1, progress=False)
     assert len(read) == len(SENTENCES)
     torch.testing.assert_close(one.second_moment, covariance(model).second_moment, rtol=1e-5, atol=1e-6)
     read.clear()
-    some = estimate_covariance(model, LAYER, texts(), source="x", batch_tokens=1, max_tokens=50, progress=False)
+    some = estimate_covariance(model, LAYER, texts(), source="x", max_batch_tokens=1, max_tokens=50, progress=False)
     assert 50 <= some.count < 50 + 40
     assert len(read) < len(SENTENCES)
 

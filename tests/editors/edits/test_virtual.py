@@ -116,14 +116,14 @@ def test_generation_with_a_cache_equals_generation_by_edited_weights(fresh_tiny,
 
 
 @each_kind
-@pytest.mark.parametrize("max_tokens", [1, 20, 4096])
-def test_scores_of_many_edited_models_in_any_chunks(fresh_tiny, kind, max_tokens):
+@pytest.mark.parametrize("max_batch_tokens", [1, 20, 4096])
+def test_scores_of_many_edited_models_in_any_chunks(fresh_tiny, kind, max_batch_tokens):
     model = fresh_tiny("llama", kind)
     edits = random_edits(model)
     expected = one_by_one(
         model, edits, PROMPT_ROWS, lambda row: score_targets(model, [PROMPTS[row]], [TARGETS[row]]).logprob
     )
-    found = score_edited(model, edits, PROMPTS, TARGETS, PROMPT_ROWS, max_tokens=max_tokens)
+    found = score_edited(model, edits, PROMPTS, TARGETS, PROMPT_ROWS, max_batch_tokens=max_batch_tokens)
     torch.testing.assert_close(found.logprob, torch.cat(expected), rtol=1e-4, atol=0)
     assert not torch.allclose(found.logprob, score_targets(model, PROMPTS, TARGETS).logprob, rtol=0.01)
 

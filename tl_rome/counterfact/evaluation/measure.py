@@ -25,8 +25,8 @@ from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import device_of, final_logits
-from tl_rome.generation import fill_up
-from tl_rome.scoring import Continued, TargetScores, score_continued
+from tl_rome.generation import generate_to_length
+from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
 from tl_rome.tokens import encode
@@ -113,8 +113,8 @@ def measure(
     sections = [_sections(model, record, config) for record in records]
     owner = [i for i, groups in enumerate(sections) for prompts in groups.values() for _ in prompts]
     given = [prompt for groups in sections for prompts in groups.values() for prompt in prompts]
-    scores, states = score_continued(
-        model, given, around=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
+    scores, states = score_prompts(
+        model, given, row_context=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
     )
     if not bool(scores.logprob.isfinite().all()):
         raise NumericsError("a score is not finite; look for NaN or inf weights, or for an edit that broke the model")
@@ -129,27 +129,30 @@ def measure(
     return readings
 
 
-def _sections(model: HookedModel, record: CounterFactRecord, config: EvaluationConfig) -> dict[str, list[Continued]]:
+def _sections(
+    model: HookedModel, record: CounterFactRecord, config: EvaluationConfig
+) -> dict[str, list[ScoringPrompt]]:
     """Tokens of all prompts that are scored or read, by group; scored ones with o* and o^c."""
     rewrite, request = record.requested_rewrite, record.request
     targets = (rewrite.target_new.str, rewrite.target_true.str)
     plus: list[PromptGroup] = ["neighborhood_plus"] if config.counterfact_plus else []
     attribute: list[PromptGroup] = ["attribute"] if config.attribute else []
     groups: tuple[PromptGroup, ...] = ("rewrite", "paraphrase", "neighborhood", *plus, *attribute)
-    found: dict[str, list[Continued]] = {
-        name: [Continued.texts(model, prompt, targets) for prompt in record.prompts(name)] for name in groups
+    found: dict[str, list[ScoringPrompt]] = {
+        name: [ScoringPrompt.texts(model, prompt, targets, record.joiner) for prompt in record.prompts(name)]
+        for name in groups
     }
     if config.essence_template is not None:
-        found["essence"] = [Continued(encode(model, Fact(config.essence_template, request.subject).prompt))]
+        found["essence"] = [ScoringPrompt(encode(model, Fact(config.essence_template, request.subject).prompt))]
     if request.subject in config.essence_texts:
         tokens = encode(model, config.essence_texts[request.subject], truncate=True)[:_ESSENCE_TOKENS]
         if len(tokens) > 1:
-            found["essence_text"] = [Continued(tokens[:1], (tokens[1:],))]
+            found["essence_text"] = [ScoringPrompt(tokens[:1], (tokens[1:],))]
     return found
 
 
 def _split(
-    sections: Sequence[Mapping[str, Sequence[Continued]]],
+    sections: Sequence[Mapping[str, Sequence[ScoringPrompt]]],
     scores: TargetScores,
     states: Float[Tensor, "prompts d_model"],
 ) -> Iterator[tuple[dict[str, TargetScores], dict[str, Tensor]]]:
@@ -183,7 +186,9 @@ def generate(
         generators = [torch.Generator().manual_seed(int(each, 16) >> 1) for each in seeds]
         starts = [encode(model, text) for _, text in prompts]
         with nullcontext() if edits is None else edits.on([owner for owner, _ in prompts]):
-            filled = fill_up(model, starts, config.generation_length, generator=generators, top_k=config.top_k)
+            filled = generate_to_length(
+                model, starts, config.generation_length, generator=generators, top_k=config.top_k
+            )
         for (owner, text), start, tokens in zip(prompts, starts, filled, strict=True):
             written[owner].append(Generation(text, continuation(model, tokens, len(start))))
     return [tuple(each) for each in written]

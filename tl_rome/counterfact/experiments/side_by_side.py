@@ -14,7 +14,7 @@ from tl_rome.counterfact.evaluation.measure import continuation
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError
-from tl_rome.generation import fill_up
+from tl_rome.generation import generate_to_length
 from tl_rome.grid import Grid
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
@@ -90,7 +90,7 @@ def continue_side_by_side(
     rows = [index - 1 for _ in prompts for index in range(models)]
     length = max(map(len, starts)) + new_tokens
     with VirtualEdits(model, list(edits.values())).on(rows):
-        filled = fill_up(
+        filled = generate_to_length(
             model,
             [start for start in starts for _ in range(models)],
             length,

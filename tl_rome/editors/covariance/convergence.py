@@ -63,7 +63,7 @@ def measure_convergence(
     *,
     max_tokens: int,
     points: int = 6,
-    batch_tokens: int = 4096,
+    max_batch_tokens: int = 4096,
     text_column: str = "text",
     progress: bool = True,
 ) -> Convergence:
@@ -76,7 +76,7 @@ def measure_convergence(
         keys: Of some subjects, as `subject_keys` gives them.
         max_tokens: Tokens at the last point.
         points: How many points, the last included.
-        batch_tokens: Padded tokens per batch.
+        max_batch_tokens: Padded tokens per batch.
         text_column: Where a data set's rows have the text.
         progress: Whether to show a progress bar over tokens.
 
@@ -90,7 +90,7 @@ def measure_convergence(
         model,
         moments,
         encoded_texts(model, texts, text_column),
-        batch_tokens=batch_tokens,
+        max_batch_tokens=max_batch_tokens,
         stops=stops,
         progress=progress,
     )

@@ -43,7 +43,7 @@ def estimate_covariances(
     *,
     source: str,
     max_tokens: int | None = None,
-    batch_tokens: int = 4096,
+    max_batch_tokens: int = 4096,
     text_column: str = "text",
     checkpoint: str | Path | None = None,
     checkpoint_tokens: int = 1_000_000,
@@ -61,8 +61,8 @@ def estimate_covariances(
             over.
         source: Name of the texts, kept with the result.
         max_tokens: Stop with the text in which this many tokens are reached.
-        batch_tokens: Padded tokens per batch; memory is bounded by 16 batches of token ids, one batch of activations,
-            and a float64 matrix [d_mlp, d_mlp] per layer.
+        max_batch_tokens: Padded tokens per batch; memory is bounded by 16 batches of token ids, one batch of
+            activations, and a float64 matrix [d_mlp, d_mlp] per layer.
         text_column: Where a data set's rows have the text.
         checkpoint: File that keeps unfinished work: begun again with the same texts in the same order, the estimate
             goes on where it was, to the same result. It stays when the work is done, so that more tokens can be added.
@@ -80,7 +80,7 @@ def estimate_covariances(
     saved = moments.count
     stops = () if max_tokens is None else (max_tokens,)
     encoded = encoded_texts(model, texts, text_column)
-    for _ in stream_moments(model, moments, encoded, batch_tokens=batch_tokens, stops=stops, progress=progress):
+    for _ in stream_moments(model, moments, encoded, max_batch_tokens=max_batch_tokens, stops=stops, progress=progress):
         if checkpoint is not None and moments.count - saved >= checkpoint_tokens:
             moments.save(checkpoint, model, source)
             saved = moments.count
@@ -147,7 +147,7 @@ def covariance_from_samples(
 
     moments = KeyMoments.zeros(model, [layer])
     for _ in stream_moments(
-        model, moments, texts(), batch_tokens=batch_size * length, stops=(tokens,), progress=progress
+        model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
     ):
         pass
     return covariance_of(model, moments, layer, "own samples")

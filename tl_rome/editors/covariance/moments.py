@@ -126,7 +126,7 @@ def stream_moments(
     moments: KeyMoments,
     texts: Iterable[Encoded],
     *,
-    batch_tokens: int,
+    max_batch_tokens: int,
     stops: Sequence[int] = (),
     progress: bool = True,
 ) -> Iterator[KeyMoments]:
@@ -136,7 +136,7 @@ def stream_moments(
         model: Left as found.
         moments: Where to begin; changed in place. As many texts as it has taken are skipped.
         texts: Token ids; read once, a window at a time.
-        batch_tokens: Padded tokens per forward pass, which bounds memory.
+        max_batch_tokens: Padded tokens per forward pass, which bounds memory.
         stops: Numbers of tokens, rising, at which a window ends; the last one ends the stream. A window ends with the
             text in which it reaches its stop.
         progress: Whether to show a progress bar over tokens.
@@ -148,11 +148,11 @@ def stream_moments(
     title = f"keys of layer {', '.join(map(str, layers))}"
     with tqdm(total=total, initial=moments.count, desc=title, unit="token", disable=not progress) as bar:
         while not stops or moments.count < stops[-1]:
-            budget = min([_WINDOW_BATCHES * batch_tokens, *(n - moments.count for n in stops if n > moments.count)])
+            budget = min([_WINDOW_BATCHES * max_batch_tokens, *(n - moments.count for n in stops if n > moments.count)])
             taken, window = _take(stream, budget)
             if not taken:
                 return
-            for batch in _batches(window, batch_tokens):
+            for batch in _batches(window, max_batch_tokens):
                 _add(model, moments, names, batch)
                 bar.update(sum(map(len, batch)))
             moments.texts += taken
@@ -172,11 +172,11 @@ def _take(stream: Iterator[Encoded], budget: int) -> tuple[int, list[Tensor]]:
     return taken, window
 
 
-def _batches(window: list[Tensor], batch_tokens: int) -> Iterator[list[Tensor]]:
+def _batches(window: list[Tensor], max_batch_tokens: int) -> Iterator[list[Tensor]]:
     """Cut a window into batches of similar lengths, in which rows x longest row stays within the bound."""
     batch: list[Tensor] = []
     for tokens in sorted(window, key=len):
-        if batch and len(tokens) * (len(batch) + 1) > batch_tokens:
+        if batch and len(tokens) * (len(batch) + 1) > max_batch_tokens:
             yield batch
             batch = []
         batch.append(tokens)

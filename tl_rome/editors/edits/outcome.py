@@ -80,7 +80,7 @@ def _questions(model: HookedModel, request: EditRequest) -> list[tuple[Int[Tenso
     """The prompt with each target."""
     prompt = encode(model, request.fact.prompt)
     wanted = [target for target in (request.target_new, request.target_true) if target is not None]
-    return [(prompt, encode_target(model, target, request.fact.prompt)) for target in wanted]
+    return [(prompt, encode_target(model, target, request.fact.prompt, request.joiner)) for target in wanted]
 
 
 def _logprobs(model: HookedModel, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:

@@ -143,7 +143,7 @@ def score_edited(
     targets: Sequence[str],
     rows: Rows,
     *,
-    max_tokens: int = 4096,
+    max_batch_tokens: int = 4096,
 ) -> TargetScores:
     """Score each target after its prompt in the model with that row's edit; see `score_targets` and `edited_rows`.
 
@@ -151,9 +151,13 @@ def score_edited(
         ModelMismatchError: If an edit is for another model.
         InputError: If there is not one row per prompt, or a text cannot be scored.
     """
-    around, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
+    edited, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
     return score_targets(
-        model, prompts, targets, max_tokens=max_tokens, around=lambda chunk: around.on(index[list(chunk)])
+        model,
+        prompts,
+        targets,
+        max_batch_tokens=max_batch_tokens,
+        row_context=lambda chunk: edited.on(index[list(chunk)]),
     )
 
 
@@ -173,14 +177,14 @@ def continue_edited(
         ModelMismatchError: If an edit is for another model.
         InputError: If there is not one row per prompt, or a text cannot be continued.
     """
-    around, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
+    edited, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
     return continue_texts(
         model,
         prompts,
         new_tokens,
         generator=generator,
         top_k=top_k,
-        around=lambda chunk: around.on(index[list(chunk)]),
+        row_context=lambda chunk: edited.on(index[list(chunk)]),
     )
 
 

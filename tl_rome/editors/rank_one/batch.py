@@ -38,7 +38,7 @@ class Rewrite:
         assert fact.target is not None
         prompts = tuple(encode_fact(model, fact, prefix) for prefix in contexts)
         essence = encode_fact(model, Fact(essence_template, fact.subject))
-        target = encode_target(model, fact.target, prompts[0].text)
+        target = encode_target(model, fact.target, prompts[0].text, fact.joiner)
         return cls(prompts, target, essence.tokens[: essence.subject.end])
 
     @property

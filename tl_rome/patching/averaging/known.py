@@ -156,7 +156,7 @@ def _judge(model: HookedModel, fact: Fact, asked: int, tokens: Int[Tensor, " pos
     try:
         traced = Fact(fact.template + lead.removesuffix(" "), fact.subject, target)
         prompt = encode_fact(model, traced)
-        continuation = torch.cat([prompt.tokens, encode_target(model, target, prompt.text)])
+        continuation = torch.cat([prompt.tokens, encode_target(model, target, prompt.text, fact.joiner)])
     except InputError as error:
         return {**record, "why": str(error)}
     if not torch.equal(continuation, tokens[: len(continuation)]):

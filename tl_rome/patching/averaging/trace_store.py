@@ -110,8 +110,8 @@ def load_traces(folder: str | Path) -> dict[str, list[TraceResult]]:
 
 
 def fact_id(fact: Fact) -> str:
-    """Name of a fact's files: 16 hexadecimal digits of its template, subject and target."""
-    return digest([fact.template, fact.subject, fact.target])
+    """Name of a fact's files: 16 hexadecimal digits of its template, subject, target, and of a joiner of its own."""
+    return digest([fact.template, fact.subject, fact.target, *([] if fact.joiner is None else [fact.joiner])])
 
 
 @contextmanager
