@@ -11,10 +11,12 @@ BIN := .venv/bin
 VENV := .venv/.ready
 TL4 := .tl4/.ready-$(TL4_VERSION)
 LOWEST := .lowest/.ready
+# Bytecode of what is imported is written at its first import; that of all packages would take half a minute.
+PIP := $(BIN)/python -m pip install -qq --no-compile
 # One thread per worker: two workers with two threads each would spend their time waiting for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=25 $(ARGS)
 
-.PHONY: demo test test-3.9 test-4 test-lowest lint notebooks setup clean
+.PHONY: demo families test test-3.9 test-4 test-lowest lint notebooks setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
@@ -38,6 +40,11 @@ lint: $(VENV)
 	$(BIN)/pyright
 	$(BIN)/vulture
 
+# One process, since it writes one file.
+families: $(VENV) $(TL4)
+	TL_ROME_WRITE_FAMILIES=1 TL_ROME_LEG=3.9 PYTHONPATH= $(BIN)/python -m pytest tests/test_families.py
+	TL_ROME_WRITE_FAMILIES=1 TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(BIN)/python -m pytest tests/test_families.py
+
 notebooks: $(VENV)
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
@@ -47,17 +54,17 @@ $(VENV): pyproject.toml constraints.txt
 	@echo "Setting up .venv: a few minutes the first time."
 	test -e $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
-	$(BIN)/python -m pip install -qq -e '.[dev]' -c constraints.txt
+	$(PIP) -e '.[dev]' -c constraints.txt
 	@touch $@
 
 $(TL4): | $(VENV)
 	rm -rf .tl4
-	$(BIN)/python -m pip install -qq --no-deps --target .tl4 transformer-lens==$(TL4_VERSION)
+	$(PIP) --no-deps --target .tl4 transformer-lens==$(TL4_VERSION)
 	@touch $@
 
 $(LOWEST): $(OLDEST) | $(VENV)
 	rm -rf .lowest
-	$(BIN)/python -m pip install -qq --no-deps --target .lowest -r $(OLDEST)
+	$(PIP) --no-deps --target .lowest -r $(OLDEST)
 	@touch $@
 
 clean:

@@ -61,6 +61,7 @@ def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[
             at[torch.arange(len(rows)), last] = 1
             return output + at * delta
 
+        losses: list[float] = []
         started = time.process_time()
         for _ in range(repeats):
             with value_hook(model, layer, add):
@@ -69,7 +70,8 @@ def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[
             places = batch.last[:contexts, None] - size + 1 + torch.arange(size)
             loss = -logprobs[torch.arange(contexts)[:, None], places, rewrite.target].mean()
             loss.backward()
-    return (time.process_time() - started) / repeats, loss.item()
+            losses.append(loss.item())
+    return (time.process_time() - started) / repeats, losses[-1]
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support.records import GAZI
 from support.results import case, measurement
 from support.trace_example import RESULT
 
@@ -19,7 +18,7 @@ from tl_rome.counterfact import summarize
 from tl_rome.counterfact.dataset.references import ReferenceText, ReferenceTexts
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors
 from tl_rome.counterfact.metrics.texts import word_tokenizer
-from tl_rome.counterfact.records import CounterFactRecord, Target
+from tl_rome.counterfact.records import Target
 from tl_rome.counterfact.report.page import write_report
 from tl_rome.errors import MissingPackageError, require
 from tl_rome.patching import view_trace
@@ -39,9 +38,7 @@ def wikidata(folder):
 
 def page(folder):
     result = case(1067, measurement(True, [True, True], [True, True]))
-    return write_report(
-        folder / "report.html", [result], summarize([result]), records=[CounterFactRecord.from_dict(GAZI)]
-    )
+    return write_report(folder / "report.html", [result], summarize([result]))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,6 @@ def test_no_public_name_hides_a_module():
     for package in PUBLIC:
         module = importlib.import_module(package)
         submodules = {info.name for info in pkgutil.iter_modules(module.__path__)}
-        names = tl_rome.__all__ if package == "tl_rome" else vars(module)
+        names = vars(tl_rome)["__all__"] if package == "tl_rome" else vars(module)
         hidden += [f"{package}.{name}" for name in names if name in submodules and callable(getattr(module, name))]
     assert not hidden

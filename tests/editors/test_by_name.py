@@ -1,6 +1,7 @@
 """Editors by name: the presets they name, one covariance, and one optimisation where only keys differ."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.families import KINDS, SENTENCES
@@ -17,6 +18,11 @@ KIND = KINDS[0]
 REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
 
 
+def named(*arguments: Any, **options: Any) -> Any:
+    """The editors by name, of whatever class."""
+    return editors_by_name(*arguments, **options)
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     return tiny("llama", KIND)
@@ -29,7 +35,7 @@ def covariance(model):
 
 def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, covariance):
     names = EDITOR_NAMES[::-1]
-    found = editors_by_name(model, names, covariance=covariance)
+    found = named(model, names, covariance=covariance)
     assert tuple(found) == names
     assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
     presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
@@ -45,7 +51,7 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
 def test_one_by_its_name_is_that_of_many(model, covariance, name):
     fine_tuning = name.startswith("ft")
     alone = editor_by_name(model, name, covariance=None if fine_tuning else covariance, seed=3, progress=False)
-    many = editors_by_name(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
+    many = named(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
     assert describe_editor(alone) == describe_editor(many)
     assert (alone.layer_choice, editor_name(alone)) == (many.layer_choice, editor_name(many))
 
@@ -62,20 +68,20 @@ def test_one_by_its_name_takes_a_layer_and_only_what_it_uses(model, covariance):
 
 
 def test_contexts_follow_the_recipe_of_the_preset(model, covariance):
-    found = editors_by_name(model, ("rome", "r_rome", "draft", "neurips"), covariance=covariance, seed=3)
+    found = named(model, ("rome", "r_rome", "draft", "neurips"), covariance=covariance, seed=3)
     assert found["rome"].contexts == found["r_rome"].contexts
     assert found["draft"].contexts == ("",)
     alone = Rome.prepare(model, covariance=covariance, config=NEURIPS, seed=3)
     assert found["neurips"].contexts == alone.contexts
     assert found["neurips"].contexts_choice == alone.contexts_choice
-    given = editors_by_name(model, ("draft", "neurips"), covariance=covariance, contexts=("", "He said. "))
+    given = named(model, ("draft", "neurips"), covariance=covariance, contexts=("", "He said. "))
     assert {editor.contexts for editor in given.values()} == {("", "He said. ")}
 
 
 def test_v_is_optimised_once_for_presets_that_differ_in_keys(model, covariance, monkeypatch):
     asked, make = [], value_module.Rewrite.make
     monkeypatch.setattr(value_module.Rewrite, "make", lambda *args: (asked.append(args[1]), make(*args))[1])
-    found = editors_by_name(model, ("rome", "r_rome", "p_rome"), covariance=covariance)
+    found = named(model, ("rome", "r_rome", "p_rome"), covariance=covariance)
     edits = {name: editor(model, REQUEST) for name, editor in found.items()}
     assert len(asked) == 1
     alone = replace(Rome.prepare(model, covariance=covariance), config=R_ROME)(model, REQUEST)
@@ -85,7 +91,7 @@ def test_v_is_optimised_once_for_presets_that_differ_in_keys(model, covariance, 
 
 def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
     monkeypatch.setattr(Rome, "prepare", None)
-    assert list(editors_by_name(model, ("ft_l", "ft_l", "ft"))) == ["ft_l", "ft"]
+    assert list(named(model, ("ft_l", "ft_l", "ft"))) == ["ft_l", "ft"]
 
 
 @pytest.mark.parametrize(
@@ -94,17 +100,17 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 )
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):
-        editors_by_name(model, names)
+        named(model, names)
 
 
 def test_fewer_contexts_keep_the_empty_one_and_all_lengths(model, covariance):
     names, given = ("rome", "draft", "ft"), {"covariance": covariance, "contexts": "recipe"}
-    every = editors_by_name(model, names, **given)
-    few = editors_by_name(model, names, **given, max_contexts=5)
+    every = named(model, names, **given)
+    few = named(model, names, **given, max_contexts=5)
     empty, *others = every["rome"].contexts
     assert few["rome"].contexts == (empty, *others[::5])
     assert few["rome"].contexts_choice.startswith("5 of 21, ")
     assert few["draft"].contexts == ("",)
-    assert editors_by_name(model, ["rome"], covariance=covariance, max_contexts=1)["rome"].contexts == ("",)
+    assert named(model, ["rome"], covariance=covariance, max_contexts=1)["rome"].contexts == ("",)
     with pytest.raises(InputError, match="max_contexts is 0"):
-        editors_by_name(model, ["rome"], covariance=covariance, max_contexts=0)
+        named(model, ["rome"], covariance=covariance, max_contexts=0)

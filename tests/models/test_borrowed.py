@@ -1,5 +1,7 @@
 """A model gives its own numbers, however its owner left it; the truth is computed by plain transformers."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.compare import Stub, relative_error
@@ -79,7 +81,7 @@ def test_train_mode_is_set_aside_and_left_as_found(family_dir):
 @pytest.mark.parametrize("family", ["gptj", "gpt2"])
 def test_settings_that_add_to_the_output_are_set_aside_and_left_as_found(family_dir, family):
     model = booted(family_dir(family), output_attentions=True, output_hidden_states=True)
-    config = model.original_model.config
+    config: Any = model.original_model.config
     with pytest.raises(KeyboardInterrupt), borrowed(model):
         raise KeyboardInterrupt(config.output_attentions) if not config.output_attentions else AssertionError
     assert (config.output_attentions, config.output_hidden_states) == (True, True)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from support.compare import Found, relative_error
-from support.families import FAMILIES, KINDS, N_CTX, N_LAYERS
+from support.families import FAMILIES, FAMILY_KINDS, KINDS, N_CTX, N_LAYERS
 from support.traces import FACT, trace
 
 from tl_rome.errors import InputError, NumericsError, SubjectError, UnsupportedModelError
@@ -17,11 +17,9 @@ from tl_rome.tokens import encode_fact, encode_target
 
 SWEPT = ("resid_post", "mlp_out", "attn_out")
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@each_kind
-@each_family
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_what_restoring_cannot_or_must_do(tiny, family, kind):
     model = tiny(family, kind)
     result = trace(model)

@@ -1,6 +1,7 @@
 """Comparing tensors, weights and a model's state before and after a call."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def same(left, right):
 class Found:
     """What a trace must leave as it is."""
 
-    model: object
+    model: Any
 
     def __post_init__(self):
         self.state = self._look()

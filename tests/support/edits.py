@@ -19,9 +19,16 @@ def covariance(model: Any, layer: int = LAYER) -> KeyCovariance:
     return estimate_covariance(model, layer, SENTENCES, source="test sentences", progress=False)
 
 
-def editor(model: Any, layer: int = LAYER) -> Rome:
-    """An editor that samples nothing."""
+def editor(model: Any, layer: int = LAYER) -> Any:
+    """A `Rome` that samples nothing."""
     return Rome(covariance(model, layer), CONTEXTS)
+
+
+def rank_one(edit: Edit) -> RankOneUpdate:
+    """The only update of an edit."""
+    (update,) = edit.updates
+    assert isinstance(update, RankOneUpdate)
+    return update
 
 
 def random_edit(edit, layer, seed):

@@ -54,6 +54,7 @@ def test_records_keep_the_rules_of_the_data_set():
         assert all(new in city_of(p) and true not in city_of(p) for p in record.attribute_prompts)
         assert not any(subject in p for p in record.neighborhood_prompts)
         assert record.generation_prompts == (f"Near {subject} are",) * 10
+        assert record.pararel_idx is not None
         assert rewrite.subject == relation().facts[record.pararel_idx].subject
     assert built.left_out == {("P276", "too few subjects share the object"): 1}
 

@@ -28,9 +28,7 @@ FLAT = {
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Keep what `datasets` caches out of the user's own folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def test_json_of_one_record_and_of_a_list(tmp_path):

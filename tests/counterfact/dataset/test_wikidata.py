@@ -35,6 +35,7 @@ class Service(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         service = self.server
+        assert isinstance(service, Service)
         query = parse_qs(urlsplit(self.path).query)["query"][0]
         service.requests.append((time.monotonic(), query, dict(self.headers)))
         status, body = service.replies.pop(0) if len(service.replies) > 1 else service.replies[0]
@@ -43,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def log_message(self, *args):
+    def log_message(self, format, *args):
         pass
 
 

@@ -29,10 +29,6 @@ def run(model, editor=None, records=RECORDS, **options):
     return evaluate(model, records, editor, **{"config": QUICK, "progress": False, "batch_size": 2, **options})
 
 
-def untimed(results):
-    return [replace(result, seconds=0.0) for result in results]
-
-
 def tuned(**changes):
     return FineTune(layer=1, config=replace(FT, max_steps=3, learning_rate=0.01, **changes))
 

@@ -19,6 +19,7 @@ from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
+pytestmark = pytest.mark.leg("3.9")
 OPTIONS = {"config": SHORT, "batch_size": 2, "progress": False}
 
 

@@ -17,6 +17,7 @@ from tl_rome.counterfact.evaluation.ray_actors import evaluate_on_ray
 from tl_rome.errors import InputError, MissingPackageError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
+pytestmark = pytest.mark.leg("4")
 NUMBERS = [record.case_id for record in RECORDS]
 OPTIONS = {"config": SHORT, "batch_size": 1, "progress": False}
 

@@ -35,10 +35,10 @@ def test_each_value_has_the_figures_of_its_editor_alone(tiny, kind):
     editors = finetune_over_layers([2, 0], config)
     curve = swept(model, editors, name="ft")
     assert curve.x == (0, 2)
-    for layer, row in zip(curve.x, curve.rows, strict=True):
+    for layer, row in zip((0, 2), curve.rows, strict=True):
         alone = summarize(evaluate(model, RECORDS, {"e": editors[layer]}, config=SCORES_ONLY, progress=False))
         assert {name: row[name] for name in CURVES} == {name: alone.rows["e"][name] for name in CURVES}
-    assert curve.unedited["ES"] == alone.rows["unedited"]["ES"]
+        assert curve.unedited["ES"] == alone.rows["unedited"]["ES"]
     assert curve.rows[0] != curve.rows[1]
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas
 import pytest
 from support.results import case, measurement, scores
 
@@ -26,6 +27,7 @@ RESULTS = [
 
 def test_figures_are_those_of_the_summary_and_raw_scores_are_beside_them():
     table = to_dataset(RESULTS).to_pandas()
+    assert isinstance(table, pandas.DataFrame)
     row, summary = table.iloc[0], summarize(RESULTS)
     for name, edited in summary.rows["rome"].items():
         if name != "S":

@@ -1,6 +1,7 @@
 """The picture of table 3 shows the table's figures."""
 
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from support.results import case, measurement
 
@@ -23,11 +24,13 @@ def test_points_and_intervals_are_those_of_the_table():
     assert names == [UNEDITED, "rome", "ft"]
     for handle, name in zip(handles, names, strict=True):
         measured = [summary.rows[name][column] for column in ("ES", "PS", "NS") if summary.rows[name][column].n]
+        assert isinstance(handle, ErrorbarContainer)
         points, _, (bars,) = handle.lines
         assert points.get_ydata() == pytest.approx([each.mean for each in measured])
         drawn = [y for (_, low), (_, high) in bars.get_segments() for y in (low, high)]
         assert drawn == pytest.approx([y for each in measured for y in (each.low, each.high)])
-    assert len(handles[-1].lines[0].get_ydata()) == 2, "ft has no paraphrases"
+        if name == "ft":
+            assert len(points.get_ydata()) == 2, "ft has no paraphrases"
     assert "n = 4 records" in ax.get_title()
 
 

@@ -150,9 +150,10 @@ WIDE = summarize(RESULTS).grid()
 @pytest.mark.parametrize("width", [40, *range(76, 100), 400])
 def test_a_terminal_shows_whole_cells_however_narrow_it_is(width):
     grid = WIDE
-    console = rich.console.Console(width=width, file=io.StringIO())
+    out = io.StringIO()
+    console = rich.console.Console(width=width, file=out)
     console.print(*grid.tables(width), sep="\n")
-    shown = console.file.getvalue()
+    shown = out.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert all(cell in shown for row in (grid.header, *grid.rows) for cell in row)
     assert "…" not in shown

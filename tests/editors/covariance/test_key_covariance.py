@@ -19,13 +19,13 @@ KIND = KINDS[0]
 @pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_streaming_equals_one_text_at_a_time(tiny, family, kind):
     model = tiny(family, kind)
-    keys = []
+    seen = []
     for sentence in SENTENCES:
         model.run_with_hooks(
             encode(model, sentence)[None],
-            fwd_hooks=[(key_hook(LAYER), lambda value, hook: keys.append(value[0].double()))],
+            fwd_hooks=[(key_hook(LAYER), lambda value, hook: seen.append(value[0].double()))],
         )
-    keys = torch.cat(keys)
+    keys = torch.cat(seen)
     found = estimate_covariance(model, LAYER, SENTENCES, source="x", max_batch_tokens=100, progress=False)
     assert found.count == len(keys)
     expected = keys.T @ keys / len(keys)

@@ -1,8 +1,10 @@
 """Rows with virtual edits give what the edited weights give, and nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from support.edits import REQUEST
+from support.edits import REQUEST, rank_one
 from support.families import FAMILY_KINDS, KINDS, N_LAYERS
 
 from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt, compose
@@ -151,7 +153,7 @@ def test_one_row_per_edit_by_default_and_a_dense_update_equals_the_rank_one_upda
 def test_composed_edits_are_one(fresh_tiny):
     model = fresh_tiny("llama", KIND)
     first, second, _ = random_edits(model)
-    other = edit_of(model, RankOneUpdate(1, second.updates[0].u, second.updates[0].v))
+    other = edit_of(model, replace(rank_one(second), layer=1))
     with edited_rows(model, [compose([first, other])], [0] * len(TOKENS)):
         found = model(TOKENS)
     with first.applied(model), other.applied(model):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.edits import CONTEXTS, LAYER, REQUEST
-from support.families import FAMILIES, KINDS
+from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import RELEASED
 from tl_rome.editors.rank_one.batch import RewriteBatch
@@ -68,8 +68,7 @@ def plain_value(model, layer, fact, contexts, config):
 
 
 @pytest.mark.parametrize("fact", [REQUEST.fact, TWO_TOKENS], ids=["one-token", "several-tokens"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_equals_the_plain_definition(tiny, family, kind, fact):
     model = tiny(family, kind)
     found = optimise_value(model, LAYER, fact, CONTEXTS, SHORT)
