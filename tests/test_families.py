@@ -21,7 +21,7 @@ from tl_rome.errors import UnsupportedModelError
 from tl_rome.forward import read, run
 from tl_rome.patching import AddedNoise, TraceConfig
 from tl_rome.patching.trace import trace_together
-from tl_rome.sites import EMBED, b_out, key_hook, value_hook, w_out
+from tl_rome.sites import EMBED, Site, b_out, key_hook, value_hook, w_out
 from tl_rome.tokens import encode_fact, encode_target
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -55,9 +55,11 @@ def trace(model, hf):
     options = {"corruption": AddedNoise(noise_for(prompt)), "generator": torch.Generator(), "progress": False}
     found = causal_trace(model, FACT, "resid_post", **options)
     close(found.scores, causal_trace(model, FACT, "resid_post", method="plain", **options).scores)
-    # Granite scales its embeddings: TransformerLens 3.9 shows them before that, 4.3 after it.
-    shown = read(model, prompt.tokens[None], [EMBED])[EMBED][0, 0] / hf.get_input_embeddings()(prompt.tokens[:1])[0]
-    noise = noise_for(prompt) / shown.median().detach()
+    # Granite scales its embeddings before the blocks: TransformerLens 3.9 shows them before that, 4.3 after it.
+    stream = Site("resid_pre", 0).hook
+    one = [(EMBED, lambda embeddings, hook: embeddings + 1)]
+    moved, still = (read(model, prompt.tokens[None], [stream], hooks=hooks)[stream] for hooks in (one, []))
+    noise = noise_for(prompt) * (moved - still).median().detach()
     for layer, position in ((0, subject.start), (1, subject.last), (2, len(tokens) - 1), (3, subject.last)):
         truth = plain.restored(hf, tokens, subject.slice, noise, layer, position)[:, answer].mean()
         close(found.scores[layer, position], truth)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import UnsupportedModelError
+from tl_rome.errors import TLRomeError, UnsupportedModelError
 from tl_rome.forward import KeysValues, device_of, left_mask, new_cache, run_cached
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
@@ -115,16 +115,33 @@ class BlockRunner:
 
     def _run(self, layer: int, resid: Tensor, past: _Past, prompts: Tensor | None) -> Tensor:
         block = self.model.blocks[layer]
-        pick = prompts if self._prompts > 1 else None
+        if prompts is None or self._prompts == 1:  # one prompt stands for all rows
+            prompts = torch.arange(len(resid), device=resid.device) % self._prompts
+
+        def given(value: Any) -> Any:
+            return past if value is _CACHE else self._of_rows(value, prompts)
+
         if self._hooked:
-            return block(resid, past_kv_cache_entry=past, attention_mask=_of_rows(self._mask, self._prompts, pick))
+            return block(resid, past_kv_cache_entry=past, attention_mask=given(self._mask))
         args, kwargs = self._noted[layer]
-        args = [past if value is _CACHE else _of_rows(value, self._prompts, pick) for value in args]
-        kwargs = {
-            name: past if value is _CACHE else _of_rows(value, self._prompts, pick) for name, value in kwargs.items()
-        }
-        output = block(resid, *args, **kwargs)
+        output = block(resid, *map(given, args), **{name: given(value) for name, value in kwargs.items()})
         return output[0] if isinstance(output, tuple) else output
+
+    def _of_rows(self, value: Any, prompts: Int[Tensor, " rows"]) -> Any:
+        """A block's argument for the rows: of tensors with one entry for each prompt, or each head of each, theirs.
+
+        Where there is one prompt, entries that rows can share stay as they are. BLOOM's biases of attention by distance
+        are [prompts x heads, 1, pos]: rows cannot share those.
+        """
+        if isinstance(value, tuple | list):
+            return type(value)(self._of_rows(part, prompts) for part in value)
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        if len(value) == self._prompts:
+            return value if self._prompts == 1 else value[prompts.to(value.device)]
+        if value.ndim == 3 and len(value) == self._prompts * self.model.cfg.n_heads:
+            return value.unflatten(0, (self._prompts, -1))[prompts.to(value.device)].flatten(0, 1)
+        return value
 
     def check(
         self,
@@ -235,15 +252,20 @@ def _block_arguments(
     return noted
 
 
-def _of_rows(value: Any, prompts: int, rows: Int[Tensor, " rows"] | None) -> Any:
-    """A block's argument for each row, where there are several prompts: tensors with one entry each are picked from."""
-    if rows is None:
-        return value
-    if isinstance(value, Tensor):
-        return value[rows.to(value.device)] if value.ndim and len(value) == prompts else value
-    if isinstance(value, tuple | list):
-        return type(value)(_of_rows(part, prompts, rows) for part in value)
-    return value
+@contextmanager
+def first_run() -> Iterator[None]:
+    """Have what a first, trial run of single blocks raises say that they cannot be run so.
+
+    Raises:
+        UnsupportedModelError: For any error of the model's own code but running out of memory.
+    """
+    try:
+        yield
+    except (TLRomeError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UnsupportedModelError(f"the model's blocks cannot be run one by one ({reason})") from error
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Runs from one layer's W_out up give what full runs give with the same thing added there."""
 
+import re
+
 import pytest
 import torch
 from support.compare import relative_error
-from support.families import FAMILIES, KINDS
+from support.families import FAMILIES, FAMILY_KINDS, KINDS
 
+from tl_rome.blocks import first_run, frozen
 from tl_rome.editors.suffix import suffix_runner
-from tl_rome.errors import UnsupportedModelError
+from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.forward import last_resid, read
 from tl_rome.sites import key_hook, value_hook
 
@@ -34,8 +37,12 @@ def full_run(model, row, added):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("span", [1, None])
-def test_equals_full_runs_and_rows_may_leave(tiny, family, kind, span):
-    model = tiny(family, kind)
+def test_equals_full_runs_and_rows_may_leave(tiny, family, kind, span, caplog):
+    check_equals_full_runs(tiny(family, kind), span)
+    assert not caplog.text
+
+
+def check_equals_full_runs(model, span):
     added = torch.randn(3, span or LENGTH - START, model.cfg.d_model, generator=torch.Generator().manual_seed(1))
     options = {"lengths": LENGTHS, "start": START, "span": span, "padding": PADDING, "names": [key_hook(LAYER)]}
     sizes = (LENGTHS - START).tolist()
@@ -52,13 +59,44 @@ def test_equals_full_runs_and_rows_may_leave(tiny, family, kind, span):
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
-def test_a_run_that_cannot_be_gone_on_with_is_refused(tiny, monkeypatch):
-    model = tiny("llama", KINDS[0])
+def broken(monkeypatch):
+    """Blocks that cannot be run by themselves."""
     monkeypatch.setattr(
         "tl_rome.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
     )
-    with (
-        pytest.raises(UnsupportedModelError, match=r"block by block is off by \d+\.\d% from the model itself"),
-        suffix_runner(model, TOKENS, LAYER, lengths=torch.full((3,), LENGTH)),
-    ):
-        pytest.fail("the block must not be entered")
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+@pytest.mark.parametrize("span", [1, None])
+def test_whole_runs_where_blocks_cannot_be_run_one_by_one(tiny, family, kind, span, monkeypatch, caplog):
+    broken(monkeypatch)
+    check_equals_full_runs(tiny(family, kind), span)
+    assert (
+        len(re.findall(r"block by block is off by .*; running the whole model at each step instead", caplog.text)) == 1
+    )
+
+
+def test_gradients_of_whole_runs_are_those_of_suffixes(tiny, monkeypatch):
+    model = tiny("llama", KINDS[0])
+    found = []
+    for patched in (False, True):
+        if patched:
+            broken(monkeypatch)
+        added = torch.zeros(3, 1, model.cfg.d_model, requires_grad=True)
+        options = {"lengths": LENGTHS, "start": START, "span": 1, "padding": PADDING}
+        with frozen(model), suffix_runner(model, BATCH, LAYER, **options) as run:
+            run(added)[torch.arange(3), LENGTHS - START - 1].square().sum().backward()
+        found.append(added.grad)
+    assert relative_error(found[1], found[0]) < 1e-4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), IndexError("dim"), TypeError("argument")])
+def test_what_a_trial_run_raises_is_the_reason(error):
+    with pytest.raises(UnsupportedModelError, match=rf"one by one \({type(error).__name__}: "), first_run():
+        raise error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), NumericsError("NaN"), KeyboardInterrupt()])
+def test_what_says_nothing_about_the_model_is_left_alone(error):
+    with pytest.raises(type(error)), first_run():
+        raise error

@@ -45,13 +45,13 @@ def _first(output: Any) -> Tensor:
 
 @torch.no_grad()
 def restored(hf: Any, tokens: list[int], subject: slice, noise: Tensor, layer: int, position: int) -> Tensor:
-    """Probabilities of the next token, with the subject's embeddings corrupted and one hidden state restored.
+    """Probabilities of the next token, with what the blocks are given of the subject corrupted and one state restored.
 
     Args:
         hf: A plain model.
         tokens: The prompt.
         subject: Positions of the subject.
-        noise: [sample, span, d_model], added to the subject's embeddings.
+        noise: [sample, span, d_model], added to the subject's embeddings as the first block receives them.
         layer: Block whose output is restored.
         position: Where.
 
@@ -64,17 +64,18 @@ def restored(hf: Any, tokens: list[int], subject: slice, noise: Tensor, layer: i
     hf(torch.tensor([tokens]))
     handle.remove()
 
-    def corrupt(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        output = output.clone()
-        output[:, subject] += noise
-        return output
+    def corrupt(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        stream = (args[0] if args else kwargs["hidden_states"]).clone()
+        stream[:, subject] += noise
+        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
 
     def restore(module: nn.Module, args: Any, output: Any) -> Any:
         stream = _first(output).clone()
         stream[:, position] = kept[0][0, position]
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
-    handles = [hf.get_input_embeddings().register_forward_hook(corrupt), block.register_forward_hook(restore)]
+    first = blocks(hf)[0].register_forward_pre_hook(corrupt, with_kwargs=True)
+    handles = [first, block.register_forward_hook(restore)]
     try:
         return hf(torch.tensor([tokens] * len(noise))).logits[:, -1].float().softmax(-1)
     finally:

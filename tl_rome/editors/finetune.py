@@ -30,7 +30,7 @@ from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
-from tl_rome.editors.suffix import SuffixRunner, suffix_runner
+from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.forward import device_of, final_logits
@@ -249,7 +249,7 @@ class _Loss:
     def __init__(
         self,
         model: HookedModel,
-        runner: SuffixRunner,
+        runner: Runner,
         keys: Float[Tensor, "requests pos d_mlp"],
         requests: Sequence[EditRequest],
         changes: Sequence[Float[Tensor, "d_mlp d_model"]],

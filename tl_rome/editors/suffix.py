@@ -2,8 +2,10 @@
 
 Nothing below the layer and nothing before the first changed position depends on what is added. So one run is recorded,
 and each further one begins with the edited block, on the positions at which its output changes, and goes up from there.
+Where a model's blocks cannot be run one by one, `WholeRunner` runs all of it each time: slower, and the same numbers.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -11,9 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.blocks import BlockRunner, check_blocks
-from tl_rome.forward import last_resid, record
+from tl_rome.blocks import BlockRunner, check_blocks, first_run
+from tl_rome.errors import UnsupportedModelError
+from tl_rome.forward import last_resid, read, record
 from tl_rome.sites import HookedModel, Site, value_hook
+
+_log = logging.getLogger(__name__)
 
 
 class SuffixRunner:
@@ -84,6 +89,63 @@ class SuffixRunner:
         check_blocks(found[self._real], self._unedited[self._real])
 
 
+class WholeRunner:
+    """The same by the definition: every run is one of the whole model, without a cache and without padding on the left.
+
+    Rows are moved to the left end for that, and what is found is moved back.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        tokens: Int[Tensor, "rows pos"],
+        layer: int,
+        start: int,
+        span: int | None,
+        padding: Int[Tensor, " rows"] | None,
+        names: Iterable[str],
+    ) -> None:
+        self._model, self._top, outputs = model, last_resid(model), []
+        shift = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device) if padding is None else padding
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        self._tokens = tokens.gather(1, (places + shift[:, None]) % tokens.shape[1])
+        self._places = (places[start:] - shift[:, None]).clamp(min=0)  # of the carried positions in the moved rows
+        self._rows = torch.arange(len(tokens), device=tokens.device)
+        self._span = tokens.shape[1] - start if span is None else span
+        with torch.no_grad(), value_hook(model, layer, outputs.append):
+            found = read(model, self._tokens, [*names, self._top])
+        back = (places - shift[:, None]).clamp(min=0)
+        self.found = {name: found[name][self._rows[:, None], back] for name in names}
+        """What was recorded at `names`."""
+        self.outputs: Float[Tensor, "rows span d_model"] = outputs[0][self._rows[:, None], self._changed]
+        """W_out's output at the positions that may change, bias included, before anything is added."""
+        self._added = torch.zeros_like(self.outputs)
+
+    @property
+    def _changed(self) -> Int[Tensor, "left span"]:
+        """Positions at which W_out's output changes, in the moved rows."""
+        return self._places[:, : self._span]
+
+    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+        """See `SuffixRunner`."""
+        self._added = added
+        resid = read(self._model, self._tokens, [self._top])[self._top]
+        return resid[torch.arange(len(resid), device=resid.device)[:, None], self._places]
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """See `SuffixRunner`."""
+        self._tokens, self._places = self._tokens[rows], self._places[rows]
+
+    def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
+        """What is hooked on W_out's output."""
+        rows = torch.arange(len(output), device=output.device)[:, None]
+        return output.index_put((rows, self._changed), self._added.to(output.dtype), accumulate=True)
+
+
+Runner = SuffixRunner | WholeRunner
+"""Runs of a batch with something added to W_out's output."""
+
+
 @contextmanager
 def suffix_runner(
     model: HookedModel,
@@ -95,8 +157,8 @@ def suffix_runner(
     span: int | None = None,
     padding: Int[Tensor, " rows"] | None = None,
     names: Iterable[str] = (),
-) -> Iterator[SuffixRunner]:
-    """Record a run of a batch and check that it can be gone on with; the runner is good inside the `with` block.
+) -> Iterator[Runner]:
+    """Record a run of a batch and check that it can be continued; the runner is valid inside the `with` block.
 
     Args:
         model: Left as found. A hook is on it inside: putting it there takes a bridge tens of milliseconds, so it is
@@ -111,9 +173,15 @@ def suffix_runner(
 
     Raises:
         InputError: If a hook point does not exist.
-        UnsupportedModelError: If the model's blocks cannot be run one by one.
     """
-    runner = SuffixRunner(model, tokens, layer, lengths, start, span, padding, names)
+    names = list(names)
+    try:
+        with first_run():
+            runner: Runner = SuffixRunner(model, tokens, layer, lengths, start, span, padding, names)
+            with value_hook(model, layer, runner.add):
+                runner.check()
+    except UnsupportedModelError as error:
+        _log.warning("%s; running the whole model at each step instead", error)
+        runner = WholeRunner(model, tokens, layer, start, span, padding, names)
     with value_hook(model, layer, runner.add):
-        runner.check()
         yield runner

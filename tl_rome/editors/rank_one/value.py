@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from tl_rome.blocks import frozen
 from tl_rome.editors.rank_one.batch import Layout, Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.presets import RomeConfig
-from tl_rome.editors.suffix import SuffixRunner, suffix_runner
+from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits
@@ -65,7 +65,6 @@ def optimise_value(
     Raises:
         SubjectError: If the subject does not lie on whole tokens in some context.
         NumericsError: If the loss is not finite.
-        UnsupportedModelError: If the model's blocks cannot be run one by one.
     """
     return optimise_values(model, layer, [fact], contexts, config, progress=progress)[0]
 
@@ -98,7 +97,6 @@ def optimise_values(
     Raises:
         SubjectError: If a subject does not lie on whole tokens in some context.
         NumericsError: If a loss is not finite.
-        UnsupportedModelError: If the model's blocks cannot be run one by one.
     """
     rewrites = [
         Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
@@ -169,7 +167,7 @@ def _chunks(rewrites: Sequence[Rewrite], max_batch_tokens: int) -> Iterator[list
 class _Loss:
     """The losses of v* as a function of delta, with everything that does not depend on delta computed once."""
 
-    def __init__(self, model: HookedModel, runner: SuffixRunner, layout: Layout, config: RomeConfig) -> None:
+    def __init__(self, model: HookedModel, runner: Runner, layout: Layout, config: RomeConfig) -> None:
         self.model, self.config, self.layout, self._runner = model, config, layout, runner
         self.initial = runner.outputs[layout.first, 0].float()
         self.requests = torch.arange(len(self.initial), device=self.initial.device)
