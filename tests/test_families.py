@@ -27,6 +27,7 @@ from tl_rome.tokens import encode_fact, encode_target
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 GENERATION = "3.9" if transformer_lens_major() < 4 else "4"
 COLUMNS = {"hooked": f"HookedTransformer {GENERATION}", "bridge": f"TransformerBridge {GENERATION}"}
+WRITING = bool(os.environ.get("TL_ROME_WRITE_FAMILIES"))
 FACT = Fact("{} is located in the city of", "The Eiffel Tower", "Paris")
 OTHER = Fact("In {} is", "Rome", "Italy")
 NOISE = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(3))
@@ -155,13 +156,26 @@ def cell(text: str, family: str, column: str) -> tuple[int, int]:
     return row.start() + bars[place - 1] + 1, row.start() + bars[place]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_CONFIGS])
+def cases() -> list[tuple[str, str]]:
+    """Families and classes of this leg: all of them when the page is written.
+
+    Otherwise TransformerBridge 3.9 is tried with the families that HookedTransformer lacks, since the other leg has the
+    bridge of all, and this leg's other tests have those of `FAMILIES`.
+    """
+    text = PAGE.read_text("utf-8")
+    found = []
+    for family in (*FAMILIES, *MORE_CONFIGS):
+        hooked = "hooked" in KINDS and text[slice(*cell(text, family, COLUMNS["hooked"]))].strip() != "-"
+        found += [(family, kind) for kind in KINDS if WRITING or kind == "hooked" or not hooked]
+    return found
+
+
+@pytest.mark.parametrize(("family", "kind"), cases())
 def test_the_table_of_families(family, kind, tiny, family_dir, tmp_path):
     found, reasons = capabilities(family, kind, tiny, family_dir, tmp_path / "edited")
     text = PAGE.read_text("utf-8")
     start, end = cell(text, family, COLUMNS[kind])
-    if os.environ.get("TL_ROME_WRITE_FAMILIES"):
+    if WRITING:
         PAGE.write_text(f"{text[:start]} {found} {text[end:]}", encoding="utf-8")
     else:
         assert found == text[start:end].strip(), reasons
