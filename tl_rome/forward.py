@@ -119,6 +119,8 @@ def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> F
 def check_final_logits(model: HookedModel) -> None:
     """Make sure that `final_logits` gives the logits of the model itself, on two tokens.
 
+    Logits that are not finite pass: whoever uses them finds that out, and has more to say about it.
+
     Raises:
         UnsupportedModelError: If it does not: scores, traces and edits would be of another distribution.
     """
@@ -128,7 +130,7 @@ def check_final_logits(model: HookedModel) -> None:
         expected = run(model, tokens).float()
     _check_fired([name], found)
     error = float((final_logits(model, found[name]).float() - expected).norm() / expected.norm())
-    if not error <= _LOGIT_TOLERANCE:
+    if not error <= _LOGIT_TOLERANCE and bool(expected.isfinite().all()):
         raise UnsupportedModelError(
             f"the logits of {model.cfg.model_name!r} are not its unembedded last residual stream (off by {error:.1%}): "
             "it does something to them that this library does not know, so that probabilities would be wrong"

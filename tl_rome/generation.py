@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.forward import device_of, new_cache, run, run_cached
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad
 
@@ -27,6 +28,7 @@ _PREFILL = 1024
 """Prompt tokens that are run at once, which bounds the logits that are made and thrown away."""
 
 
+@borrows
 def sample_tokens(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
@@ -58,6 +60,7 @@ def sample_tokens(
     return generate_to_length(model, list(tokens), length, generator=generator, top_k=top_k, progress=progress)
 
 
+@borrows
 @torch.no_grad()
 def generate_to_length(
     model: HookedModel,
@@ -145,6 +148,7 @@ def _draw(
     return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
 
 
+@borrows
 def continue_texts(
     model: HookedModel,
     prompts: Sequence[str],

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.forward import device_of, final_logits, last_resid, read
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
 
@@ -87,6 +88,7 @@ class _Row:
     """Place among all results, and tokens."""
 
 
+@borrows
 @torch.no_grad()
 def score_targets(
     model: HookedModel,
@@ -121,6 +123,7 @@ def score_targets(
     return score_prompts(model, given, max_batch_tokens=max_batch_tokens, row_context=row_context)[0]
 
 
+@borrows
 @torch.no_grad()
 def score_prompts(
     model: HookedModel,

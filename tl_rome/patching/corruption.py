@@ -21,6 +21,7 @@ from torch import Tensor
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.forward import read
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import encode, encode_fact
 
@@ -138,6 +139,7 @@ class ReplacedSubject:
         return f"ReplacedSubject({self.name!r})"
 
 
+@borrows
 def replaced_subject(model: HookedModel, fact: Fact, other: str) -> ReplacedSubject:
     """Corruption of a fact's prompt by another subject's name (section 3, step 1; figures 2 and 3 h, i).
 
@@ -193,6 +195,7 @@ def example_subjects() -> tuple[str, ...]:
     return tuple(resources.files("tl_rome.data").joinpath("subjects.txt").read_text("utf-8").splitlines())
 
 
+@borrows
 def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, multiple: float = 3.0) -> float:
     """A multiple of the standard deviation of subject-token embeddings, as in the authors' code.
 

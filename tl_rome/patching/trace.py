@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
 from tl_rome.patching.corruption import Corruption, at_scale_of
 from tl_rome.patching.incremental import needed_names, trace_incremental
@@ -27,12 +28,13 @@ from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
-from tl_rome.sites import HookedModel, is_hooked_transformer
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
 _log = logging.getLogger(__name__)
 
 
+@borrows
 def causal_trace(
     model: HookedModel,
     fact: Fact,
@@ -106,6 +108,7 @@ def causal_trace(
     return trace_together(model, [fact], component, config, generators=generators, progress=progress)[0]
 
 
+@borrows
 @torch.no_grad()
 def trace_together(
     model: HookedModel,
@@ -131,7 +134,6 @@ def trace_together(
     Raises:
         TLRomeError: As `causal_trace`.
     """
-    is_hooked_transformer(model)
     identity = fingerprint(model)
     config = replace(config, corruption=at_scale_of(model, config.corruption))
     patch = Patch.make(model, component, config.width(component), config.clipping, config.sever)

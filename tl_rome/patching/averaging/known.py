@@ -30,6 +30,7 @@ from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import sample_tokens
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings, open_ledger
 from tl_rome.tokens import encode_fact, encode_target
@@ -52,6 +53,7 @@ class KnownFact:
     """Probability of the object's first token after the traced prompt, in [0, 1]."""
 
 
+@borrows
 def collect_known_facts(
     model: HookedModel,
     facts: Iterable[Fact],

@@ -18,6 +18,7 @@ from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
 from tl_rome.fact_files import load_sample_facts
 from tl_rome.facts import Fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.known import collect_known_facts
 from tl_rome.patching.averaging.roles import Role, role_index
@@ -117,6 +118,7 @@ def suggest_layer(
     )
 
 
+@borrows
 @torch.no_grad()
 def find_layer(
     model: HookedModel,

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, at_scale_of
@@ -32,6 +33,7 @@ COMPONENTS = ("resid_post", "mlp_out", "attn_out")
 _log = logging.getLogger(__name__)
 
 
+@borrows
 def trace_facts(
     model: HookedModel,
     facts: Iterable[Fact],
