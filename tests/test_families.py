@@ -56,7 +56,7 @@ def trace(model, hf):
     found = causal_trace(model, FACT, "resid_post", **options)
     close(found.scores, causal_trace(model, FACT, "resid_post", method="plain", **options).scores)
     # Granite scales its embeddings: TransformerLens 3.9 shows them before that, 4.3 after it.
-    shown = read(model, prompt.tokens[None], [EMBED])[EMBED][0, 0] / hf.get_input_embeddings()(prompt.tokens[:1])[0]
+    shown = read(model, prompt.tokens[None], [EMBED])[EMBED][0, 0] / plain.embedded(hf, prompt.tokens[:1])[0]
     noise = noise_for(prompt) / shown.median().detach()
     for layer, position in ((0, subject.start), (1, subject.last), (2, len(tokens) - 1), (3, subject.last)):
         truth = plain.restored(hf, tokens, subject.slice, noise, layer, position)[:, answer].mean()

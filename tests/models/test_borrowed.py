@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.bridges import booted
 from support.compare import Stub, relative_error
 from support.families import KINDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,20 +28,6 @@ def true_logprob(folder):
     with torch.no_grad():
         logprobs = hf(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(prompt) - 1 + place, token]) for place, token in enumerate(target))
-
-
-def booted(folder, **changes):
-    """A bridge as a user makes it of a Hugging Face model at hand."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    hf.train(changes.pop("training", False))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = TransformerBridge.boot_transformers("owner/name", hf_model=hf, tokenizer=tokenizer, device="cpu")
-    model.cfg.default_prepend_bos = False
-    for name, value in changes.items():
-        setattr(model.original_model.config, name, value)
-    return model
 
 
 def test_logits_with_a_multiplier_are_the_models_own(family_dir, tiny):

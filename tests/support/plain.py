@@ -39,6 +39,18 @@ def blocks(hf: Any) -> nn.ModuleList:
     return found
 
 
+def embeddings(hf: Any) -> nn.Module:
+    """What makes the embeddings that a trace corrupts; BLOOM normalises them first."""
+    named = [part for name, part in hf.named_modules() if name.endswith("word_embeddings_layernorm")]
+    return named[0] if named else hf.get_input_embeddings()
+
+
+def embedded(hf: Any, tokens: Tensor) -> Tensor:
+    """The embeddings of some tokens."""
+    words = hf.get_input_embeddings()(tokens)
+    return words if embeddings(hf) is hf.get_input_embeddings() else embeddings(hf)(words)
+
+
 def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -74,7 +86,7 @@ def restored(hf: Any, tokens: list[int], subject: slice, noise: Tensor, layer: i
         stream[:, position] = kept[0][0, position]
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
-    handles = [hf.get_input_embeddings().register_forward_hook(corrupt), block.register_forward_hook(restore)]
+    handles = [embeddings(hf).register_forward_hook(corrupt), block.register_forward_hook(restore)]
     try:
         return hf(torch.tensor([tokens] * len(noise))).logits[:, -1].float().softmax(-1)
     finally:

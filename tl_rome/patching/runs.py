@@ -5,7 +5,8 @@ that is patched, the *source* run the one that patches come from. Denoising, the
 corrupted base; noising puts corrupted states into a clean base.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import NumericsError
+from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.forward import Hooks, KeysValues, device_of, final_logits, last_resid, read, record
 from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
@@ -22,6 +23,28 @@ from tl_rome.tokens import Prompt
 
 _LOGIT_ROWS = 256
 """Rows unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
+_MISFITS = (RuntimeError, IndexError, TypeError, AttributeError, KeyError)
+"""What a model raises whose blocks or caches are not laid out as expected."""
+_FULL = ("out of memory", "allocate memory")
+"""Words of a RuntimeError about memory, on a GPU and on a CPU."""
+
+
+@contextmanager
+def first_attempt() -> Iterator[None]:
+    """Meet a model that is laid out in a way nobody foresaw: inside, its blocks are run one by one for the first time.
+
+    Raises:
+        UnsupportedModelError: In place of what Python or torch raises then, a lack of memory apart.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        text = " ".join(str(error).split())
+        if any(words in text for words in _FULL):
+            raise
+        raise UnsupportedModelError(
+            f"the model's blocks cannot be run one by one ({type(error).__name__}: {text[:200]})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +123,15 @@ class Runs:
 
         Raises:
             NumericsError: If the clean run's logits are not finite.
+            UnsupportedModelError: If keys and values are wanted and cannot be recorded.
         """
         last = last_resid(self.model)
         tokens = repeat(self.tokens, "pos -> rows pos", rows=1 + self.samples)
         hooks = self.corrupting(self.corrupted_embeddings)
         names = list(dict.fromkeys([*names, last]))
         if attended:
-            found, cached = record(self.model, tokens, names, hooks=hooks)
+            with first_attempt():
+                found, cached = record(self.model, tokens, names, hooks=hooks)
         else:
             found, cached = read(self.model, tokens, names, hooks=hooks), []
         logits = final_logits(self.model, found[last][:, -self.scored :])
