@@ -177,10 +177,24 @@ def w_in(model: HookedModel, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         UnsupportedModelError: If the block has no single two-dimensional W_in.
     """
     check_layer(model, layer)
-    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_in", None)
+    weight = _mlp_weight(model, layer, "W_in")
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise UnsupportedModelError(f"layer {layer} has no plain MLP (its W_in is {type(weight).__name__})")
     return weight
+
+
+def _mlp_weight(model: HookedModel, layer: int, name: str) -> Any:
+    """What a block's MLP has under a name, or None.
+
+    Raises:
+        UnsupportedModelError: If TransformerLens cannot read it, as in quantised models.
+    """
+    try:
+        return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation"
+        ) from error
 
 
 def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -191,7 +205,7 @@ def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         UnsupportedModelError: If the block has no single two-dimensional W_out (mixtures of experts, attention-only).
     """
     check_layer(model, layer)
-    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_out", None)
+    weight = _mlp_weight(model, layer, "W_out")
     shape = (model.cfg.d_mlp, model.cfg.d_model)
     if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in model.hook_dict:
         found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__

@@ -48,7 +48,7 @@ def causal_trace(
     direction: Direction = "denoising",
     sever: Sever | None = None,
     units: Units = None,
-    whole_target: bool = False,
+    whole_target: bool | None = None,
     method: Method = "incremental",
     max_batch_tokens: int = 4096,
     progress: bool = True,
@@ -57,7 +57,7 @@ def causal_trace(
 
     Args:
         model: A HookedTransformer or TransformerBridge; left as found.
-        fact: Prompt and subject. If it has a target, the target's first token is scored, otherwise the clean model's
+        fact: Prompt and subject. If it has a target, that is scored, see `whole_target`; otherwise the clean model's
             most likely token, as in the authors' code.
         component: "resid_post" for hidden states, "mlp_out", "attn_out", or any other hook point of the blocks, by
             TransformerLens's shorthand or its name there, as in "resid_mid", "z", "attn.hook_pattern" or "post". A full
@@ -76,7 +76,9 @@ def causal_trace(
             patched, as in the authors' `trace_with_repatch`. What the patch does then does not pass through them.
         units: Patch parts of each state, one at a time: "heads", groups of a number of features, or lists of indices.
             The scores then have a third axis.
-        whole_target: Whether to score all tokens of the fact's target, each at its own position, not only the first.
+        whole_target: Whether to score all tokens of the fact's target, each at its own position, or only the first. By
+            default only the first, unless that is white space: many tokenizers write " 1889" as " ", "1", "8", "8",
+            "9", and any number begins with that space.
         method: "incremental" computes nothing twice; "plain" runs the whole model for each cell. The numbers are the
             same. What the first does not cover, a hook point or a model, goes the plain way; this is logged and
             recorded.

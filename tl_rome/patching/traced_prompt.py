@@ -34,10 +34,18 @@ def prepare(model: HookedModel, fact: Fact, config: TraceConfig, generator: torc
     target = None if fact.target is None else encode_target(model, fact.target, prompt.text, fact.joiner)
     if config.whole_target and target is None:
         raise InputError(f"{fact} has no target to score the whole of; give it one")
-    if target is not None and not config.whole_target:
+    if target is not None and not _scores_all(model, target, config.whole_target):
         target = target[:1]
     assert config.corruption is not None
     return Runs(model, prompt, config.corruption, generator, target, config.direction == "noising")
+
+
+def _scores_all(model: HookedModel, target: Int[Tensor, " target"], whole: bool | None) -> bool:
+    """Whether to score all tokens of a target; warns of a first token that says nothing about the others."""
+    first = token_labels(model, target[:1])[0]
+    if whole is False and not first.strip() and len(target) > 1:
+        _log.warning("the answer's first token is %r, as for many others; give whole_target=True to score all", first)
+    return not first.strip() if whole is None else whole
 
 
 @dataclass(frozen=True, eq=False)
