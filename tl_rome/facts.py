@@ -94,6 +94,20 @@ class Fact:
         return start, start + len(self.subject)
 
 
+def check_fact(fact: object) -> Fact:
+    """Return what is a fact.
+
+    Raises:
+        InputError: If it is something else, such as a prompt.
+    """
+    if isinstance(fact, Fact):
+        return fact
+    raise InputError(
+        f"{fact!r} is a {type(fact).__name__}, not a Fact; make one with "
+        "tl_rome.Fact.from_prompt(prompt, subject, target)"
+    )
+
+
 @dataclass(frozen=True)
 class EditRequest:
     """A requested rewrite t* = (s, r, o*) (section 2.3).

@@ -30,7 +30,7 @@ def test_trace_writes_the_librarys_numbers_and_pictures(folder, tiny, tmp_path, 
         expected = causal_trace(model, FACT, name, generator=rng, corruption=noise, progress=False)
         found = TraceResult.load(out / f"trace_{name}.safetensors")
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-9)
-        layer, position, score = expected.strongest()
+        layer, position, score, _ = expected.strongest()
         assert f"{name} {layer} {position}: {expected.labels[position]!r}" in printed
         assert f"{score:.3f}" in printed
 

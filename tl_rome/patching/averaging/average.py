@@ -238,7 +238,7 @@ def average_traces(
         high=high,
         clean=torch.tensor([result.clean_score for result in results], dtype=torch.float64),
         corrupted=torch.tensor([result.corrupted_score for result in results], dtype=torch.float64),
-        best=torch.tensor([result.strongest()[2] for result in results], dtype=torch.float64),
+        best=torch.tensor([result.strongest().score for result in results], dtype=torch.float64),
         prompts=tuple(result.prompt for result in results),
         confidence=confidence,
         resamples=resamples,

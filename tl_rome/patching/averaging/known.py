@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError
-from tl_rome.facts import Fact
+from tl_rome.facts import Fact, check_fact
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import sample_tokens
 from tl_rome.models.borrowed import borrows
@@ -79,7 +79,7 @@ def collect_known_facts(
         The known facts in the order of `facts`; of several that lead to the same traced prompt, the first.
 
     Raises:
-        InputError: If a fact has no target, or a bound is below 1.
+        InputError: If something is not a `Fact`, a fact has no target, or a bound is below 1.
         ModelMismatchError: If the store belongs to another model.
         StorageError: If the store was made with other settings, is damaged, in use, or cannot be written.
     """
@@ -156,7 +156,7 @@ def _judge(model: HookedModel, fact: Fact, asked: int, tokens: Int[Tensor, " pos
     if lead is None:
         return record
     try:
-        traced = Fact(fact.template + lead.removesuffix(" "), fact.subject, target)
+        traced = Fact(fact.template + lead.removesuffix(" "), fact.subject, target, fact.joiner)
         prompt = encode_fact(model, traced)
         continuation = torch.cat([prompt.tokens, encode_target(model, target, prompt.text, fact.joiner)])
     except InputError as error:
@@ -178,12 +178,12 @@ def _first_token(model: HookedModel, tokens: Int[Tensor, " pos"], answer: int) -
 
 
 def _known(fact: Fact, record: dict[str, Any]) -> KnownFact:
-    traced = Fact(record["traced"], fact.subject, record["target"].strip())
+    traced = Fact(record["traced"], fact.subject, record["target"].strip(), fact.joiner)
     return KnownFact(traced, fact, record["written"], record["prob"])
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["template"], row["subject"], row["target"]
+def _key(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
+    return row["template"], row["subject"], row["target"], row["joiner"]
 
 
 def _chunks(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
@@ -192,7 +192,7 @@ def _chunks(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
 
     def new() -> Iterator[Fact]:
         for fact in facts:
-            if fact.target is None:
+            if check_fact(fact).target is None:
                 raise InputError(f"{fact.prompt!r} has no target; say which object is correct")
             if fact not in seen:
                 seen.add(fact)

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, StorageError, TLRomeError
-from tl_rome.facts import Fact
+from tl_rome.facts import Fact, check_fact
 from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
@@ -64,7 +64,7 @@ def trace_facts(
         Traces by component, in the spelling of `component_name`, in the order of the facts.
 
     Raises:
-        InputError: If there is no component, one that the model lacks, or an impossible window or bound.
+        InputError: If something is not a `Fact`, if there is no component, one that the model lacks, or an impossible window or bound.
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
@@ -77,7 +77,7 @@ def trace_facts(
     config = _measured(model, config)
     kept = TraceStore.begin(store, {**model_settings(model), "seed": seed, **config.describe()})
     work = _Work(model, kept, components, seed, config)
-    unique = list(dict.fromkeys(facts))
+    unique = list(dict.fromkeys(map(check_fact, facts)))
     with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:
         bar.update(sum(not kept.missing(fact, components) for fact in unique))
         work.do(unique, batch_size, wait=False, tick=bar.update)
