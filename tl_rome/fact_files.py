@@ -144,9 +144,9 @@ def template_of(pattern: str) -> str | None:
 def load_facts(path: str | Path) -> list[Fact]:
     """Read facts from a ParaRel folder, from JSONL, or from JSON as the authors' known_facts.
 
-    Lines of JSONL have `template`, `subject` and, optionally, `target` and `joiner`; more fields do no harm. Records of known_facts
-    have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts, and a fact
-    that ParaRel repeats is asked again by the next template.
+    Lines of JSONL have `template`, `subject` and, optionally, `target` and `joiner`; more fields do no harm. Records of
+    known_facts have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts,
+    and a fact that ParaRel repeats is asked again by the next template.
 
     Raises:
         StorageError: If it is absent, or damaged for what its name says.

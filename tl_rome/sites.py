@@ -38,9 +38,13 @@ class HookedModel(Protocol):
 
     cfg: Any
     tokenizer: Any
-    blocks: Any
     if TYPE_CHECKING:  # a check at run time would read it, and a bridge makes it anew at every look
         hook_dict: Any
+
+        def __getattr__(self, name: str) -> Any:  # a bridge declares neither `blocks` nor its other parts
+            ...
+    else:
+        blocks: Any
 
     def hooks(self, fwd_hooks: list) -> Any:
         """Context manager that adds forward hooks and takes them away again."""

@@ -5,9 +5,9 @@ import torch
 from support.cli import assert_is_picture, succeed, written
 from support.families import KINDS
 
-from tl_rome import GaussianNoise, TraceResult, causal_trace
+from tl_rome import causal_trace
 from tl_rome.cli.demo_run import FACT
-from tl_rome.patching import noise_scale
+from tl_rome.patching import GaussianNoise, TraceResult, noise_scale
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
 

@@ -4,7 +4,7 @@ from base64 import b64encode
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -117,14 +117,14 @@ class TraceResult:
         )
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the prompt above the heat map, which is that of the strongest unit if there are units."""
+        """What notebooks show: the prompt above the heat map, which is the strongest unit's if there are units."""
         import matplotlib.pyplot as plt
 
         from tl_rome.patching import plot_trace  # at import time this would be a circle
 
         unit = self.strongest().unit
         shown = self if unit is None else self.of_unit(unit)
-        figure = plot_trace(shown).figure
+        figure: Any = plot_trace(shown).figure
         try:
             image = b64encode(png(figure)).decode()
         finally:

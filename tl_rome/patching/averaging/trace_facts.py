@@ -64,7 +64,8 @@ def trace_facts(
         Traces by component, in the spelling of `component_name`, in the order of the facts.
 
     Raises:
-        InputError: If something is not a `Fact`, if there is no component, one that the model lacks, or an impossible window or bound.
+        InputError: If something is not a `Fact`, there is no component or one that the model lacks, or a window or
+            bound is impossible.
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
