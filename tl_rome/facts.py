@@ -1,6 +1,6 @@
 """What a person states about the world: a fact, and a request to change one.
 
-A fact is the tuple t = (s, r, o) of the paper's eq. 1: subject, relation, object. The relation is written as a template
+A fact is the tuple t = (s, r, o) of section 2: subject, relation, object. The relation is written as a template
 with one `{}` where the subject goes, so that the subject's place in the prompt is known and never searched for. Other
 braces are ordinary text.
 """
@@ -110,7 +110,7 @@ def check_fact(fact: object) -> Fact:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """A requested rewrite t* = (s, r, o*) (section 2.3).
+    """A requested rewrite t* = (s, r, o*) (section 3).
 
     Args:
         template: Prompt with one `{}` in the subject's place.

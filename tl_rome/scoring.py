@@ -1,7 +1,8 @@
 """Log-probabilities of multi-token targets after prompts: the measure behind receipts and every success score.
 
-A prompt and a target are scored as `f"{prompt} {target}"`, token by token with teacher forcing (eq. 5). The document
-multiplies token probabilities; the authors' code compares means of token log-probabilities. `TargetScores` has both.
+A prompt and a target are scored as `f"{prompt} {target}"`, token by token with teacher forcing. The draft
+multiplies token probabilities (its eq. 5); the authors' code compares means of token log-probabilities. `TargetScores`
+has both.
 
 The last token of a target is predicted, never read, so it is not run; targets of one prompt share a row where what is
 run of one is the beginning of the other, as for all targets of one token.
@@ -43,7 +44,7 @@ class TargetScores:
 
     @property
     def prob(self) -> Float[Tensor, " n"]:
-        """Probability of the whole target, the product of eq. 5."""
+        """Probability of the whole target: the product over its tokens, in [0, 1]."""
         return self.logprob.exp()
 
     @property

@@ -199,7 +199,7 @@ def pad(sequences: Sequence[Int[Tensor, " _"]], pad_token: int = 0) -> TokenBatc
     """Stack token sequences into one batch, padded on the right with `pad_token`, which may be any valid id.
 
     Raises:
-        InputError: If there is no sequence, or an empty one.
+        InputError: If there are no sequences, or one is empty.
     """
     lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) == 0:

@@ -72,7 +72,7 @@ def test_settings_that_add_to_the_output_are_set_aside_and_left_as_found(family_
     assert (config.output_attentions, config.output_hidden_states) == (True, True)
 
 
-def test_what_is_no_transformer_lens_model_is_refused():
+def test_another_class_of_model_is_refused():
     with pytest.raises(UnsupportedModelError, match="wrap it"), borrowed(Stub()):
         pytest.fail("the model was lent")
 
@@ -80,7 +80,7 @@ def test_what_is_no_transformer_lens_model_is_refused():
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "neox"])
 def test_the_pad_token_is_an_ordinary_token(family_dir, tiny, family, model_class):
-    """There the token that begins and ends texts is the pad token too, which TransformerLens masks unless told."""
+    """There the token that begins and ends texts is the pad token too, which TransformerLens masks by default."""
     model, hf = tiny(family, model_class), plain(family_dir(family))
     pad = model.tokenizer.pad_token_id
     assert pad == model.tokenizer.bos_token_id

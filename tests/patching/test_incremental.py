@@ -17,7 +17,7 @@ each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 
 
 def both_ways(model, component, **options):
-    """Relative difference of the two methods' scores, which must not be all alike."""
+    """Relative difference of the two methods' scores, which must not all be equal."""
     swept, plain = (trace(model, component, method=method, **options) for method in ("incremental", "plain"))
     assert (swept.method, plain.method) == ("incremental", "plain")
     assert plain.effects.abs().max() > 0.02 * plain.corrupted_score, "restoring has no effect to compare"

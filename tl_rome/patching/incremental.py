@@ -45,7 +45,7 @@ def needed_names(model: HookedModel, patch: Patch) -> list[str]:
     """
     layers = range(model.cfg.n_layers)
     parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
-    known = model.hook_dict  # a bridge makes it anew at every look
+    known = model.hook_dict  # a bridge rebuilds it at every access
     if missing := [name for name in _stream(model) if name not in known]:
         raise UnsupportedModelError(f"this model has no hook points {', '.join(missing[:3])}")
     return [*patch.names, *_stream(model), *(name for name in parts if name in known)]

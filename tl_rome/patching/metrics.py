@@ -29,7 +29,7 @@ def per_row(metric: Callable[[Tensor], Tensor], clean_logits: Float[Tensor, "1 s
         clean_logits: Logits of the clean run.
 
     Returns:
-        The metric itself, or one that hands it a single row [1, scored, d_vocab] at a time.
+        The metric itself, or one that gives it a single row [1, scored, d_vocab] at a time.
 
     Raises:
         InputError: If it returns anything else.
@@ -68,7 +68,7 @@ class TargetLogprob:
 
 @dataclass(frozen=True)
 class TargetProbability:
-    """Probability of a target, in [0, 1]: the paper's score, the product of eq. 5 where it has several tokens."""
+    """Probability of a target, in [0, 1]: the paper's score; the product over its tokens where there are several."""
 
     tokens: tuple[int, ...]
 

@@ -90,12 +90,12 @@ class TraceResult:
 
     @property
     def effects(self) -> Float[Tensor, "layer pos *unit"]:
-        """Indirect effects: score minus that of the run that was patched; when noising, mostly negative."""
+        """Indirect effects (section 2.1): score minus that of the patched run; when noising, mostly negative."""
         return self.scores - self.base_score
 
     @property
     def total_effect(self) -> float:
-        """Clean minus corrupted score: what the corruption destroyed, the most that restoring can give back."""
+        """Clean minus corrupted score (section 2.1): what the corruption destroyed, and restoring can bring back."""
         return self.clean_score - self.corrupted_score
 
     def strongest(self) -> "StrongestCell":
@@ -140,11 +140,11 @@ class TraceResult:
             unit: Index or label.
 
         Raises:
-            InputError: If there is no such unit.
+            InputError: If the trace does not have it.
         """
         index = self.units.index(unit) if isinstance(unit, str) and unit in self.units else unit
         if not isinstance(index, int) or not 0 <= index < len(self.units):
-            raise InputError(f"unit {unit!r} is none of {self.units or 'this trace, whose states were not split'}")
+            raise InputError(f"unit {unit!r} is not one of {self.units or 'this trace, whose states were not split'}")
         component = f"{self.component}[{self.units[index]}]"
         return replace(self, scores=self.scores[..., index], units=(), component=component)
 

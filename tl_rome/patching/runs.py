@@ -1,4 +1,4 @@
-"""The clean and the corrupted run that every cell of a trace is compared with (figure 3 a, b).
+"""The clean and the corrupted run that every cell of a trace is compared with (section 2.1, figure 1 a, b).
 
 One forward pass holds both: row 0 is clean, the other rows are corrupted, one for each draw. The *base* run is the one
 that is patched, the *source* run the one that patches come from. Denoising, the paper's way, restores clean states in a
@@ -31,10 +31,10 @@ _FULL = ("out of memory", "allocate memory")
 
 @contextmanager
 def first_attempt() -> Iterator[None]:
-    """Meet a model that is laid out in a way nobody foresaw: inside, its blocks are run one by one for the first time.
+    """The first time that a model's blocks are run one by one; the model may be laid out in an unforeseen way.
 
     Raises:
-        UnsupportedModelError: In place of what Python or torch raises then, a lack of memory apart.
+        UnsupportedModelError: In place of what Python or torch raises, other than a lack of memory.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Causal tracing (section 3): which states, restored to their clean values, bring the right answer back.
+"""Causal tracing (section 2.1): which states, restored to their clean values, bring the right answer back.
 
 The model runs once on the clean prompt, and once per noise sample with the subject's embeddings corrupted. Then single
 states h_t^(l), or runs of ten MLP or attention outputs, are put back to what they were in the clean run, one (layer,
@@ -64,7 +64,8 @@ def causal_trace(
             name, as in "blocks.5.attn.hook_z" or "hook_embed", is patched alone.
         generator: Source of the noise; the same seed gives the same noise for every component. Not needed by a
             corruption that draws nothing, such as another subject's name.
-        window: Layers patched together; by default 1 for hidden states and 10 for everything else, as in the paper.
+        window: Layers patched together; by default 1 for hidden states and 10 for everything else, as in the paper
+            (appendix B.2).
         clipping: Which layers a window covers, see `layer_window`.
         corruption: What is done to the subject's embeddings; by default `GaussianNoise()`: ten draws at the model's
             own `noise_scale`.
@@ -73,7 +74,8 @@ def causal_trace(
         direction: "denoising" restores clean states in corrupted runs; "noising" puts corrupted states into a clean
             run.
         sever: "mlp" or "attn": also keep all those outputs at the patched position as they are in the run that is
-            patched, as in the authors' `trace_with_repatch`. What the patch does then does not pass through them.
+            patched, as in figure 3 (the authors' `trace_with_repatch`). The patch then has no effect through
+            them.
         units: Patch parts of each state, one at a time: "heads", groups of a number of features, or lists of indices.
             The scores then have a third axis.
         whole_target: Whether to score all tokens of the fact's target, each at its own position, or only the first. By

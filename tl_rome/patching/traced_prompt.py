@@ -1,4 +1,4 @@
-"""A prompt on its way through a trace: its two runs, what is scored in them, and the result that comes of it."""
+"""A prompt on its way through a trace: its two runs, what is scored in them, and the result."""
 
 import logging
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which facts a model knows, found by greedy generation (appendix A.1).
+"""Which facts a model knows, found by greedy generation (appendix B.1).
 
 The model continues a prompt greedily; a fact is known if the text that it writes names the correct object before any
 other capitalised word. What is traced is the prompt with what was written up to, but not including, the object: there
@@ -8,7 +8,7 @@ Where the text leaves room, the rules are these. The object is matched with its 
 not name Paris; "Paris-based" does), and must be followed by something, since a word at the very end of the written text
 may be half of a longer one; a special token, such as the end of the text, ends it whole. A word is capitalised if its
 first character is; words of the object itself do not count, words of the prompt neither. The object has to begin at a
-token of its own: the prompt that is traced, tokenised anew, must give the tokens that the model read, and the object
+token of its own: the prompt that is traced, tokenised again, must give the tokens that the model read, and the object
 those that it wrote.
 """
 

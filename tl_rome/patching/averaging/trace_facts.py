@@ -1,8 +1,8 @@
-"""Tracing many prompts, with every result kept as soon as it is there (appendix A.1).
+"""Tracing many prompts, with every result saved as soon as it is computed (appendix B.1).
 
-What a store has is not done again, so a run that ended, however it ended, goes on where it was and loses at most the
-prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are
-traced, in which order, or by how many processes; all components of a prompt share it.
+What a store has is not computed again, so a run that was interrupted, for whatever reason, resumes where it was and
+loses at most the prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which
+prompts are traced, in which order, or by how many processes; all components of a prompt share it.
 """
 
 import logging
@@ -29,7 +29,7 @@ from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
 
 COMPONENTS = ("resid_post", "mlp_out", "attn_out")
-"""What the paper restores."""
+"""What the paper restores (figure 2)."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ def trace_facts(
         seed: Of the noise.
         config: How each is traced; the defaults of `causal_trace`, with a noise scale that is measured rounded to six
             digits.
-        batch_size: Prompts traced in one go, which keeps a large device busy, and are lost together when the run dies.
+        batch_size: Prompts traced in one go, which keeps a large device busy, and lost together if the run is killed.
         progress: Whether to show a progress bar over facts.
 
     Returns:
