@@ -29,7 +29,7 @@ LOWEST = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Stop when the TransformerLens at hand is not the one this leg is about."""
+    """Stop if the installed TransformerLens is not the one that this leg is about."""
     config.addinivalue_line("markers", "leg(name): says nothing new on the other leg")
     leg = os.environ.get("TL_ROME_LEG")
     if leg is None:

@@ -30,7 +30,7 @@ def test_prompts_without_the_role_do_not_matter_whatever_they_hold():
     assert torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def test_a_role_that_nobody_has_has_no_interval():
+def test_a_role_that_no_prompt_has_has_no_interval():
     draws = resampled_means(
         torch.zeros(3, 2, 1), torch.zeros(3, 1, dtype=torch.bool), resamples=9, generator=generator()
     )

@@ -118,9 +118,10 @@ def test_known_facts_records(tmp_path):
 
 
 def test_facts_round_trip_and_damaged_lines_are_named(tmp_path):
-    facts = [Fact("{} is in", "東京", "Japan"), Fact("The {} is in", "Louvre")]
+    facts = [Fact("{} is in", "東京", "Japan"), Fact("The {} is in", "Louvre"), Fact("{}は", "東京", "日本", "")]
     path = save_facts(tmp_path / "facts.jsonl", facts)
     assert load_facts(path) == facts
+    assert ["joiner" in line for line in path.read_text("utf-8").splitlines()] == [False, False, True]
     for line in ("{", "[]", '{"template": 3, "subject": "a"}', '{"subject": "a"}'):
         path.write_text(json.dumps({"template": "{} is", "subject": "a"}) + f"\n\n{line}\n")
         with pytest.raises(StorageError, match="line 3 of"):

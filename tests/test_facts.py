@@ -1,7 +1,12 @@
+import inspect
+
 import pytest
+from support.families import KINDS
 
 from tl_rome.errors import InputError, SubjectError
-from tl_rome.facts import EditRequest, Fact
+from tl_rome.facts import EditRequest, Fact, check_fact
+from tl_rome.patching import collect_known_facts, trace_facts
+from tl_rome.tokens import encode_fact
 
 
 @pytest.mark.parametrize(
@@ -76,3 +81,23 @@ def test_an_edit_request_is_a_fact_with_the_new_object():
         EditRequest("is in", "The Louvre", "Rome")
     with pytest.raises(SubjectError, match="subject is empty"):
         EditRequest("{} is in", " ", "Rome")
+
+
+def test_a_prompt_in_place_of_a_fact_is_an_error_that_says_how_to_make_one():
+    assert check_fact(Fact("{} is in", "Paris")) == Fact("{} is in", "Paris")
+    with pytest.raises(InputError, match=r"'Paris is in' is a str, not a Fact; make one with tl_rome.Fact.from_prompt"):
+        check_fact("Paris is in")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, path: inspect.unwrap(encode_fact)(model, "Paris is in"),
+        lambda model, path: collect_known_facts(model, iter(["Paris is in"]), progress=False),
+        lambda model, path: trace_facts(model, iter(["Paris is in"]), ["mlp_out"], store=path),
+    ],
+    ids=["one", "known", "many"],
+)
+def test_every_function_that_takes_facts_says_so(tiny, tmp_path, call):
+    with pytest.raises(InputError, match=r"Fact\.from_prompt"):
+        call(tiny("gpt2", KINDS[0]), tmp_path / "store")

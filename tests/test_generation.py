@@ -1,4 +1,4 @@
-"""Sampling with a cache: greedy equals an argmax loop without one, draws come from the generator that is handed in."""
+"""Sampling with a cache: greedy equals an argmax loop without one, draws come from the given generator."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, on the two legs by turns, and are kept with their outputs.
+"""The notebooks run from the first cell to the last, alternating between the two legs, and are kept with their outputs.
 
 A cell's metadata may have code under `reduced`, which is run after the cell, so that the test does less work.
 """

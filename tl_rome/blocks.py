@@ -2,7 +2,7 @@
 
 Changing a state at layer l and position t changes nothing below l and nothing before t. `BlockRunner` runs single
 blocks on the positions from t on, with the keys and values of earlier positions taken from a recorded run. It stays
-inside TransformerLens blocks, so hooks fire in them as ever (they see only the positions and rows that are run).
+inside TransformerLens blocks, so hooks fire in them as always (they see only the positions and rows that are run).
 """
 
 from collections.abc import Iterator, Sequence
@@ -215,7 +215,7 @@ def _block_arguments(
 ) -> list[tuple[list[Any], dict[str, Any]]]:
     """What a bridge hands to each block beside the residual stream when it runs positions `start` to the end.
 
-    The model makes them anew in a pass whose blocks do nothing, after a cache of the right length.
+    The model makes them in a pass whose blocks do nothing, after a cache of the right length.
     """
     blocks = list(model.blocks)
     cache, noted, streams = new_cache(model, len(tokens)), [], []

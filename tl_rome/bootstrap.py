@@ -1,4 +1,4 @@
-"""Percentile bootstrap over prompts: how far a mean would move had other prompts of the same kind been drawn."""
+"""Percentile bootstrap over prompts: how far a mean would move if other prompts of the same kind were drawn."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +26,7 @@ def resampled_means(
         Means in float64, NaN where no drawn prompt has the role.
 
     Raises:
-        InputError: If there is no resample, or no prompt.
+        InputError: If `resamples` is below 1, or there are no prompts.
     """
     prompts = len(values)
     if resamples < 1 or not prompts:

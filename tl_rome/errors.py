@@ -44,7 +44,7 @@ class StorageError(TLRomeError):
 
 
 class ModelMismatchError(StorageError):
-    """A stored result that belongs to another model than the one it was handed to."""
+    """A stored result that does not belong to the model that it is used with."""
 
 
 class EditStateError(TLRomeError):

@@ -1,7 +1,7 @@
 """Facts from the files that others publish them in: ParaRel's patterns and objects, known-facts records, plain JSONL.
 
 ParaRel (Elazar et al. 2021) writes a relation as patterns such as `[X] was born in [Y].` and, in a second file of the
-same name, the pairs of subject and object that it holds for. COUNTERFACT's prompts were made from it (section 5.1).
+same name, the pairs of subject and object that it holds for. COUNTERFACT's prompts were made from it (appendix D).
 Only patterns that say nothing after `[Y]` can be completed by a model that reads from left to right.
 """
 
@@ -144,9 +144,9 @@ def template_of(pattern: str) -> str | None:
 def load_facts(path: str | Path) -> list[Fact]:
     """Read facts from a ParaRel folder, from JSONL, or from JSON as the authors' known_facts.
 
-    Lines of JSONL have `template`, `subject` and, optionally, `target`; more fields do no harm. Records of known_facts
-    have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts, and a fact
-    that ParaRel repeats is asked again by the next template.
+    Lines of JSONL have `template`, `subject` and, optionally, `target` and `joiner`; more fields do no harm. Records of
+    known_facts have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts,
+    and a fact that ParaRel repeats is asked again by the next template.
 
     Raises:
         StorageError: If it is absent, or damaged for what its name says.
@@ -158,7 +158,7 @@ def load_facts(path: str | Path) -> list[Fact]:
         return [fact for _, templates, pairs in relations if templates for fact in _in_turn(templates, pairs)]
     if path.suffix == ".jsonl":
         rows = load_lines(path, ("template", "subject"))
-        return [Fact(row["template"], row["subject"], row.get("target")) for row in rows]
+        return [Fact(row["template"], row["subject"], row.get("target"), row.get("joiner")) for row in rows]
     try:
         records = json.loads(path.read_text("utf-8"))
         return [Fact.from_prompt(r["prompt"], r["subject"], r["attribute"]) for r in records]
@@ -190,7 +190,10 @@ def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:
     Raises:
         StorageError: If the file cannot be written.
     """
-    lines = [json.dumps(asdict(fact), ensure_ascii=False) + "\n" for fact in facts]
+    rows = (
+        {name: value for name, value in asdict(fact).items() if (name, value) != ("joiner", None)} for fact in facts
+    )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     return write_whole(Path(path), "".join(lines).encode())
 
 

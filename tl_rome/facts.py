@@ -1,6 +1,6 @@
 """What a person states about the world: a fact, and a request to change one.
 
-A fact is the tuple t = (s, r, o) of the paper's eq. 1: subject, relation, object. The relation is written as a template
+A fact is the tuple t = (s, r, o) of section 2: subject, relation, object. The relation is written as a template
 with one `{}` where the subject goes, so that the subject's place in the prompt is known and never searched for. Other
 braces are ordinary text.
 """
@@ -94,9 +94,23 @@ class Fact:
         return start, start + len(self.subject)
 
 
+def check_fact(fact: object) -> Fact:
+    """Return what is a fact.
+
+    Raises:
+        InputError: If it is something else, such as a prompt.
+    """
+    if isinstance(fact, Fact):
+        return fact
+    raise InputError(
+        f"{fact!r} is a {type(fact).__name__}, not a Fact; make one with "
+        "tl_rome.Fact.from_prompt(prompt, subject, target)"
+    )
+
+
 @dataclass(frozen=True)
 class EditRequest:
-    """A requested rewrite t* = (s, r, o*) (section 2.3).
+    """A requested rewrite t* = (s, r, o*) (section 3).
 
     Args:
         template: Prompt with one `{}` in the subject's place.

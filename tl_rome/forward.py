@@ -1,7 +1,7 @@
 """Running a model, all of it or a part: up to a hook point, or with the attention keys and values of a run kept.
 
 `read` stops a run as soon as the wanted activations are there; `record` keeps what `blocks` needs to run single blocks
-later. Every token handed in is a real one unless a mask says otherwise: TransformerLens would take tokens that equal
+later. Every token is a real one unless a mask says otherwise: TransformerLens would take tokens that equal
 the tokenizer's pad token for padding, and in GPT-2, GPT-J and GPT-NeoX that is the token which begins a text.
 """
 
@@ -26,12 +26,12 @@ _LOGIT_TOLERANCE = 0.02
 
 
 class _Stop(Exception):
-    """Raised inside a hook to end a forward pass whose remaining work nobody needs."""
+    """Raised inside a hook to end a forward pass whose remaining work is not needed."""
 
 
 @contextmanager
 def hooked(model: HookedModel, hooks: Hooks) -> Iterator[None]:
-    """Have hooks on a model, and take them away again.
+    """Add hooks to a model for the length of the context.
 
     Raises:
         UnsupportedModelError: If a hook point exists, but TransformerLens does not let it be used.
@@ -119,6 +119,8 @@ def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> F
 def check_final_logits(model: HookedModel) -> None:
     """Make sure that `final_logits` gives the logits of the model itself, on two tokens.
 
+    Logits that are not finite pass: the functions that use them say more about that.
+
     Raises:
         UnsupportedModelError: If it does not: scores, traces and edits would be of another distribution.
     """
@@ -128,7 +130,7 @@ def check_final_logits(model: HookedModel) -> None:
         expected = run(model, tokens).float()
     _check_fired([name], found)
     error = float((final_logits(model, found[name]).float() - expected).norm() / expected.norm())
-    if not error <= _LOGIT_TOLERANCE:
+    if not error <= _LOGIT_TOLERANCE and bool(expected.isfinite().all()):
         raise UnsupportedModelError(
             f"the logits of {model.cfg.model_name!r} are not its unembedded last residual stream (off by {error:.1%}): "
             "it does something to them that this library does not know, so that probabilities would be wrong"

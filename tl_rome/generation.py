@@ -1,7 +1,7 @@
-"""Sampling continuations with a key-value cache and a generator of one's own.
+"""Sampling continuations with a key-value cache and a given generator.
 
-TransformerLens's `generate` draws from the global random state; here every draw comes from the generator that is handed
-in, on the CPU, so that seeds give the same text on every device and in both model classes.
+TransformerLens's `generate` draws from the global random state; here every draw comes from the given generator,
+on the CPU, so that seeds give the same text on every device and in both model classes.
 """
 
 import logging
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.forward import device_of, new_cache, run, run_cached
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad
 
@@ -27,6 +28,7 @@ _PREFILL = 1024
 """Prompt tokens that are run at once, which bounds the logits that are made and thrown away."""
 
 
+@borrows
 def sample_tokens(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
@@ -41,7 +43,7 @@ def sample_tokens(
     Args:
         model: Left as found; hooks that are on it act on every step.
         tokens: Prompts of equal length, without padding.
-        new_tokens: How many tokens to add; there is no early end.
+        new_tokens: How many tokens to add; generation does not stop early.
         generator: Source of the draws, for all rows or one for each.
         top_k: Sample among the k most likely tokens (1 is greedy), or among all if None.
         progress: Whether to show a progress bar over steps.
@@ -58,6 +60,7 @@ def sample_tokens(
     return generate_to_length(model, list(tokens), length, generator=generator, top_k=top_k, progress=progress)
 
 
+@borrows
 @torch.no_grad()
 def generate_to_length(
     model: HookedModel,
@@ -106,7 +109,7 @@ def generate_to_length(
 
 
 class _Reader:
-    """Logits of the next token after all that was read: with a key-value cache, or anew where the model ignores it."""
+    """Logits of the token after all that was read, by a key-value cache, or from scratch if the model ignores it."""
 
     def __init__(self, model: HookedModel, rows: int) -> None:
         self.model, self.cache = model, new_cache(model, rows)
@@ -145,6 +148,7 @@ def _draw(
     return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
 
 
+@borrows
 def continue_texts(
     model: HookedModel,
     prompts: Sequence[str],

@@ -41,7 +41,7 @@ class Grid:
         """The table for a terminal, cut between columns into several where it is too wide for one.
 
         Args:
-            width: Characters in a line; by default there is no limit.
+            width: Characters in a line; unlimited by default.
         """
         from rich import box
         from rich.table import Table

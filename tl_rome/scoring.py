@@ -1,7 +1,8 @@
 """Log-probabilities of multi-token targets after prompts: the measure behind receipts and every success score.
 
-A prompt and a target are scored as `f"{prompt} {target}"`, token by token with teacher forcing (eq. 5). The document
-multiplies token probabilities; the authors' code compares means of token log-probabilities. `TargetScores` has both.
+A prompt and a target are scored as `f"{prompt} {target}"`, token by token with teacher forcing. The draft
+multiplies token probabilities (its eq. 5); the authors' code compares means of token log-probabilities. `TargetScores`
+has both.
 
 The last token of a target is predicted, never read, so it is not run; targets of one prompt share a row where what is
 run of one is the beginning of the other, as for all targets of one token.
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.forward import device_of, final_logits, last_resid, read
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
 
@@ -42,7 +44,7 @@ class TargetScores:
 
     @property
     def prob(self) -> Float[Tensor, " n"]:
-        """Probability of the whole target, the product of eq. 5."""
+        """Probability of the whole target: the product over its tokens, in [0, 1]."""
         return self.logprob.exp()
 
     @property
@@ -87,6 +89,7 @@ class _Row:
     """Place among all results, and tokens."""
 
 
+@borrows
 @torch.no_grad()
 def score_targets(
     model: HookedModel,
@@ -121,6 +124,7 @@ def score_targets(
     return score_prompts(model, given, max_batch_tokens=max_batch_tokens, row_context=row_context)[0]
 
 
+@borrows
 @torch.no_grad()
 def score_prompts(
     model: HookedModel,

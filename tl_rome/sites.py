@@ -5,8 +5,8 @@ only one that knows the names of their hook points and weights; `forward` is the
 are called.
 
 Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_out + b_out with rows as keys, so the
-    paper's W (which maps column keys to column values) is W_out transposed, and its update v u^T is the outer product u
-    v^T here.
+    paper's W (which maps column keys to column values) is W_out transposed, and its update Λ (C^-1 k*)^T
+    (eq. 2) is the outer product u v^T here, with v for Λ.
 """
 
 import difflib
@@ -38,9 +38,13 @@ class HookedModel(Protocol):
 
     cfg: Any
     tokenizer: Any
-    blocks: Any
-    if TYPE_CHECKING:  # a check at run time would read it, and a bridge makes it anew at every look
+    if TYPE_CHECKING:  # a check at run time would read it, and a bridge rebuilds it at every access
         hook_dict: Any
+
+        def __getattr__(self, name: str) -> Any:  # a bridge declares neither `blocks` nor its other parts
+            ...
+    else:
+        blocks: Any
 
     def hooks(self, fwd_hooks: list) -> Any:
         """Context manager that adds forward hooks and takes them away again."""
@@ -87,7 +91,7 @@ def check_hooks(model: HookedModel, names: Iterable[str]) -> list[str]:
     """Return the hook names if the model has such hook points.
 
     TransformerBridge 3.9 ignores unknown names silently, so every name is checked before it is used; all at once, since
-    a bridge makes its table of hook points anew at every look.
+    a bridge rebuilds its table of hook points at every access.
 
     Raises:
         InputError: If it lacks one, naming the closest ones that exist.
@@ -165,7 +169,7 @@ class Site:
 
 
 def key_hook(layer: int) -> str:
-    """Hook point whose value is the exact input of W_out (gated MLPs included): the key k of eq. 12."""
+    """Hook point whose value is the exact input of W_out (gated MLPs included): the key k of eq. 3."""
     return f"blocks.{layer}.mlp.hook_post"
 
 
@@ -177,10 +181,24 @@ def w_in(model: HookedModel, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         UnsupportedModelError: If the block has no single two-dimensional W_in.
     """
     check_layer(model, layer)
-    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_in", None)
+    weight = _mlp_weight(model, layer, "W_in")
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise UnsupportedModelError(f"layer {layer} has no plain MLP (its W_in is {type(weight).__name__})")
     return weight
+
+
+def _mlp_weight(model: HookedModel, layer: int, name: str) -> Any:
+    """What a block's MLP has under a name, or None.
+
+    Raises:
+        UnsupportedModelError: If TransformerLens cannot read it, as in quantised models.
+    """
+    try:
+        return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation"
+        ) from error
 
 
 def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -191,7 +209,7 @@ def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         UnsupportedModelError: If the block has no single two-dimensional W_out (mixtures of experts, attention-only).
     """
     check_layer(model, layer)
-    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_out", None)
+    weight = _mlp_weight(model, layer, "W_out")
     shape = (model.cfg.d_mlp, model.cfg.d_model)
     if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in model.hook_dict:
         found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
@@ -211,7 +229,7 @@ def b_out(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
 
 @contextmanager
 def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """See, and optionally replace, the exact output of W_out + b_out: the value of eq. 13.
+    """See, and optionally replace, the exact output of W_out + b_out: the value that eq. 4 replaces by z.
 
     `hook_mlp_out` is that value except where a norm follows the MLP (Gemma 2); a bridge then names the inner point
     `mlp.out.hook_out`, and for HookedTransformer the MLP module's own output is taken.

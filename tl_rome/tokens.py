@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_rome.errors import InputError, SubjectError, UnsupportedModelError
-from tl_rome.facts import Fact
+from tl_rome.facts import Fact, check_fact
 
 _OPENING = ("Ps", "Pi", "Sc", "Pc")
 """Unicode categories after which a word follows without a space: opening brackets, quotes, currencies, underscores."""
@@ -125,9 +125,10 @@ def encode_fact(model: TokenizedModel, fact: Fact, prefix: str = "") -> Prompt:
 
     Raises:
         SubjectError: If a token holds text from both inside and outside the subject; the message shows the tokens.
-        InputError: If the prompt is longer than the model's context.
+        InputError: If it is not a `Fact`, or the prompt is longer than the model's context.
         UnsupportedModelError: If the tokenizer gives no usable character offsets, or see `encode`.
     """
+    check_fact(fact)
     text, start = prefix + fact.prompt, len(prefix) + fact.subject_chars[0]
     encoded = _tokenize(model, text, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
@@ -198,7 +199,7 @@ def pad(sequences: Sequence[Int[Tensor, " _"]], pad_token: int = 0) -> TokenBatc
     """Stack token sequences into one batch, padded on the right with `pad_token`, which may be any valid id.
 
     Raises:
-        InputError: If there is no sequence, or an empty one.
+        InputError: If there are no sequences, or one is empty.
     """
     lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) == 0:

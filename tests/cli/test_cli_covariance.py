@@ -7,7 +7,8 @@ import torch
 from support.cli import fail, misuse, succeed, written
 from support.families import KINDS, N_LAYERS, SENTENCES
 
-from tl_rome import Fact, KeyCovariance, estimate_covariances, measure_convergence
+from tl_rome import Fact, KeyCovariance
+from tl_rome.editors import estimate_covariances, measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.patching import load_sample_facts

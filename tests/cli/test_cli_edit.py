@@ -5,10 +5,10 @@ import torch
 from support.cli import fail, succeed, written
 from support.families import KINDS
 
-from tl_rome import FT, FT_L, PRESETS, Edit, Fact, FineTune, KeyCovariance, rome
+from tl_rome import Edit, Fact, FineTune, KeyCovariance, rome
 from tl_rome.cli.demo_run import FACT, NEW, ask
 from tl_rome.cli.editor_options import EditorName
-from tl_rome.editors import sample_contexts
+from tl_rome.editors import FT, FT_L, PRESETS, sample_contexts
 from tl_rome.editors.by_name import EDITOR_NAMES, FINE_TUNING
 from tl_rome.facts import EditRequest
 

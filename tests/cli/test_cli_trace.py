@@ -5,9 +5,9 @@ import torch
 from support.cli import assert_is_picture, succeed, written
 from support.families import KINDS
 
-from tl_rome import GaussianNoise, TraceResult, causal_trace
+from tl_rome import causal_trace
 from tl_rome.cli.demo_run import FACT
-from tl_rome.patching import noise_scale
+from tl_rome.patching import GaussianNoise, TraceResult, noise_scale
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
 
@@ -30,7 +30,7 @@ def test_trace_writes_the_librarys_numbers_and_pictures(folder, tiny, tmp_path, 
         expected = causal_trace(model, FACT, name, generator=rng, corruption=noise, progress=False)
         found = TraceResult.load(out / f"trace_{name}.safetensors")
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-9)
-        layer, position, score = expected.strongest()
+        layer, position, score, _ = expected.strongest()
         assert f"{name} {layer} {position}: {expected.labels[position]!r}" in printed
         assert f"{score:.3f}" in printed
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.bridges import booted
 from support.compare import Stub, relative_error
 from support.families import KINDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,20 +30,6 @@ def true_logprob(folder):
     with torch.no_grad():
         logprobs = hf(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(prompt) - 1 + place, token]) for place, token in enumerate(target))
-
-
-def booted(folder, **changes):
-    """A bridge as a user makes it of a Hugging Face model at hand."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    hf.train(changes.pop("training", False))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = TransformerBridge.boot_transformers("owner/name", hf_model=hf, tokenizer=tokenizer, device="cpu")
-    model.cfg.default_prepend_bos = False
-    for name, value in changes.items():
-        setattr(model.original_model.config, name, value)
-    return model
 
 
 def test_logits_with_a_multiplier_are_the_models_own(family_dir, tiny):
@@ -87,7 +74,7 @@ def test_settings_that_add_to_the_output_are_set_aside_and_left_as_found(family_
     assert (config.output_attentions, config.output_hidden_states) == (True, True)
 
 
-def test_what_is_no_transformer_lens_model_is_refused():
+def test_another_class_of_model_is_refused():
     with pytest.raises(UnsupportedModelError, match="wrap it"), borrowed(Stub()):
         pytest.fail("the model was lent")
 
@@ -95,7 +82,7 @@ def test_what_is_no_transformer_lens_model_is_refused():
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "neox"])
 def test_the_pad_token_is_an_ordinary_token(family_dir, tiny, family, model_class):
-    """There the token that begins and ends texts is the pad token too, which TransformerLens masks unless told."""
+    """There the token that begins and ends texts is the pad token too, which TransformerLens masks by default."""
     model, hf = tiny(family, model_class), plain(family_dir(family))
     pad = model.tokenizer.pad_token_id
     assert pad == model.tokenizer.bos_token_id

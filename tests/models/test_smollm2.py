@@ -32,7 +32,7 @@ def fake_wheel(folder: Path) -> str:
 
 
 class Conversions:
-    """Stands in for the conversion, counts its calls, and fails or waits where told to."""
+    """Stands in for the conversion, counts its calls, and fails or waits on request."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -86,7 +86,7 @@ def test_cached_folder_needs_no_network_and_no_lock(tmp_path, conversions, monke
 @pytest.mark.parametrize("failure", [RuntimeError("no memory"), KeyboardInterrupt(), OSError("disk full")])
 def test_interrupted_conversion_leaves_nothing(tmp_path, conversions, failure):
     conversions.failure = failure
-    # An error of the file system is told as one of the cache; the others pass as they are.
+    # An error of the file system is reported as one of the cache; others pass unchanged.
     with pytest.raises(ModelUnavailableError if isinstance(failure, OSError) else type(failure)):
         smollm2_folder(tmp_path, progress=False)
     assert left_over(tmp_path) == set()

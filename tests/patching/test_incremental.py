@@ -17,7 +17,7 @@ each_pair = pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 
 
 def both_ways(model, component, **options):
-    """Relative difference of the two methods' scores, which must not be all alike."""
+    """Relative difference of the two methods' scores, which must not all be equal."""
     swept, plain = (trace(model, component, method=method, **options) for method in ("incremental", "plain"))
     assert (swept.method, plain.method) == ("incremental", "plain")
     assert plain.effects.abs().max() > 0.02 * plain.corrupted_score, "restoring has no effect to compare"
@@ -141,3 +141,45 @@ def test_a_model_that_cannot_be_swept_is_traced_cell_by_cell(tiny, kind, monkeyp
     assert "tracing cell by cell instead" in caplog.text
     assert result.method == "plain"
     assert torch.equal(result.scores, trace(model, "mlp_out", window=2, method="plain").scores)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "error", [RuntimeError("sizes"), IndexError("dimension 0"), AttributeError("keys"), KeyError(3)]
+)
+@pytest.mark.parametrize("place", ["tl_rome.patching.runs.record", "tl_rome.blocks.BlockRunner.__call__"])
+def test_what_a_strange_model_raises_at_first_is_said_once(tiny, kind, place, error, monkeypatch, caplog):
+    def fail(*_args, **_options):
+        raise error
+
+    model = tiny("gpt2", kind, torch.float64)
+    expected = trace(model, "mlp_out", window=2, method="plain").scores
+    caplog.clear()
+    monkeypatch.setattr(place, fail)
+    result = trace(model, "mlp_out", window=2)
+    assert result.method == "plain"
+    assert torch.equal(result.scores, expected)
+    (record,) = [record for record in caplog.records if "cell by cell" in record.getMessage()]
+    assert f"cannot be run one by one ({type(error).__name__}: {str(error)[:5]}" in record.getMessage()
+
+
+@each_kind
+def test_what_fails_later_and_a_lack_of_memory_are_not_hidden(tiny, kind, monkeypatch):
+    model, run, calls = tiny("gpt2", kind), BlockRunner.__call__, []
+
+    def fail_later(*args):
+        calls.append(args)
+        if len(calls) > N_LAYERS:  # the check runs each block once
+            raise IndexError("later")
+        return run(*args)
+
+    monkeypatch.setattr(BlockRunner, "__call__", fail_later)
+    with pytest.raises(IndexError, match="later"):
+        trace(model, "mlp_out", window=2)
+
+    def full(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(BlockRunner, "__call__", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trace(model, "mlp_out", window=2)

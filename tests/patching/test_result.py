@@ -1,9 +1,15 @@
+import re
+from base64 import b64decode
 from dataclasses import fields, replace
+from io import BytesIO
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 from support.trace_example import RESULT
 
+from tl_rome import patching
 from tl_rome.errors import NumericsError, StorageError
 from tl_rome.patching import TraceResult
 from tl_rome.storage import files as storage
@@ -18,7 +24,46 @@ def test_effects_are_differences_from_the_corrupted_score():
 def test_the_strongest_cell_is_layer_then_position(layer, position):
     scores = RESULT.scores.clone()
     scores[layer, position] = 0.95
-    assert replace(RESULT, scores=scores).strongest() == (layer, position, 0.95)
+    assert replace(RESULT, scores=scores).strongest() == (layer, position, 0.95, None)
+
+
+def with_heads():
+    scores = torch.full((8, 3, 2), 0.1, dtype=torch.float64)
+    scores[5, 1, 1] = 0.7
+    return replace(RESULT, scores=scores, units=("0", "1"), component="attn.hook_z")
+
+
+def test_the_strongest_unit_has_its_label():
+    assert with_heads().strongest() == (5, 1, 0.7, "1")
+
+
+def test_a_trace_in_one_line():
+    text = repr(with_heads())
+    assert repr(with_heads().scores) not in text
+    assert "\n" not in text
+    for part in (
+        "attn.hook_z",
+        RESULT.prompt,
+        RESULT.answer,
+        "8 x 3 x 2",
+        "0.7 at layer 5",
+        RESULT.labels[1],
+        "unit 1",
+    ):
+        assert part in text
+    assert " unit " not in repr(RESULT)
+
+
+def test_notebooks_show_the_heat_map(monkeypatch):
+    drawn, plot = [], patching.plot_trace
+    monkeypatch.setattr(patching, "plot_trace", lambda result: drawn.append(result) or plot(result))
+    html = replace(with_heads(), prompt="a < b", answer=" <c>")._repr_html_()
+    assert drawn[0].component == "attn.hook_z[1]"
+    assert "a &lt; b &rarr; &lt;c&gt;" in html
+    image = Image.open(BytesIO(b64decode(re.search(r'base64,([^"]+)"', html)[1])))
+    assert image.format == "PNG"
+    assert image.width > 300
+    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

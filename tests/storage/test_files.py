@@ -6,12 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.families import FAMILIES, KINDS, build_family
+from support.traces import trace
 
-from tl_rome.errors import ModelMismatchError, StorageError
+from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.models.loading import load_model
 from tl_rome.sites import w_in, w_out
 from tl_rome.storage import files as storage
 from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
+from tl_rome.storage.ledger import model_settings
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 TENSORS = {
@@ -158,3 +160,37 @@ def test_headers_are_plain_json(saved):
 
     with safe_open(saved, framework="pt") as file:
         assert json.loads(file.metadata()["tl_rome"])["subject"] == HEADER["subject"]
+
+
+def quantise(model, monkeypatch):
+    """Make weights unreadable, as TransformerLens does where they are packed."""
+
+    def unreadable(self):
+        raise NotImplementedError("packed in 4 bits")
+
+    for owner, names in ((model.blocks[0].mlp, ("W_in", "W_out")), (model.blocks[0].attn, ("W_O",))):
+        for name in names:
+            monkeypatch.setattr(type(owner), name, property(unreadable), raising=False)
+
+
+@each_kind
+def test_weights_that_cannot_be_read_are_told_apart_as_they_are_stored(fresh_tiny, kind, tmp_path, monkeypatch):
+    model, folder = fresh_tiny("llama", kind), build_family("llama", tmp_path / "other", 1)
+    other = load_model(str(folder), model_class=kind, progress=False)
+    readable = fingerprint(model)
+    quantise(model, monkeypatch)
+    with pytest.raises(
+        UnsupportedModelError, match=r"cannot read W_out of layer 1 \(packed in 4 bits\); load the model"
+    ):
+        w_out(model, 1)
+    assert len({readable, fingerprint(model), fingerprint(other)}) == 3
+    assert model_settings(model)["model"] == fingerprint(model)
+
+
+def test_a_quantised_model_is_traced(fresh_tiny, monkeypatch):
+    model = fresh_tiny("llama", "bridge")
+    expected = trace(model, "mlp_out", window=2)
+    quantise(model, monkeypatch)
+    found = trace(model, "mlp_out", window=2)
+    assert torch.equal(found.scores, expected.scores)
+    assert found.model == fingerprint(model) != expected.model

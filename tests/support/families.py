@@ -208,7 +208,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 FAMILIES = tuple(CONFIGS)
 FAMILY_KINDS = tuple((family, KINDS[n % len(KINDS)]) for n, family in enumerate(FAMILIES))
-"""Every family once, in the classes by turns: for tests of what is built on hook points, which other tests compare."""
+"""Every family once, in alternating classes, for tests of what is built on hook points, which other tests compare."""
 ADDS_BOS = frozenset({"gemma2"})
 """Families whose tokenizer puts `<bos>` before every text, as the real one does."""
 

@@ -1,24 +1,44 @@
-"""A model is borrowed: what every public call does to it before its work, and undoes afterwards.
+"""A model is borrowed: what every public function does to it before its work, and undoes afterwards.
 
 Models come as their owners left them: in train mode, where dropout makes every figure random, or asked to return
 attention weights, which changes what blocks return. Both are set aside for the length of a call. And a model whose
 logits this library could not make from its residual stream is refused before anything is computed.
+
+Public functions call each other; only the outermost one borrows the model, and checks it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from tl_rome.forward import check_final_logits
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _OUTPUTS = ("output_attentions", "output_hidden_states")
 """Settings of a Hugging Face configuration that add to what blocks return."""
+_MARK = "_borrowed_by_tl_rome"
+"""Attribute of a model that is borrowed."""
+
+
+def borrows(function: _Function) -> _Function:
+    """Make a public function, whose first argument is a model, borrow that model for the length of each call."""
+
+    @wraps(function)
+    def borrowing(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with borrowed(model):
+            return function(model, *args, **kwargs)
+
+    return borrowing  # type: ignore[return-value]
 
 
 @contextmanager
 def borrowed(model: HookedModel) -> Iterator[None]:
-    """Have a model in eval mode, returning nothing but logits; modes and settings are as they were afterwards.
+    """Put a model in eval mode and let it return logits alone; its modes and settings are put back afterwards.
+
+    Inside another `borrowed` of the same model this does nothing. A model with hooks on it is not checked: they may
+    be made for batches of a certain size.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -26,19 +46,26 @@ def borrowed(model: HookedModel) -> Iterator[None]:
     Raises:
         UnsupportedModelError: If it is neither, or its logits are not those of its last residual stream.
     """
-    original: Any = None if is_hooked_transformer(model) else model.original_model  # type: ignore[attr-defined]
+    hooked_transformer = is_hooked_transformer(model)
+    if _MARK in vars(model):
+        yield
+        return
+    original: Any = None if hooked_transformer else model.original_model  # type: ignore[attr-defined]
     owners = [model] if original is None else [model, original]  # a bridge does not count its model's own modules
     training = [module for owner in owners for module in owner.modules() if module.training]  # type: ignore[attr-defined]
     config = getattr(original, "config", None)
     asked = [name for name in _OUTPUTS if getattr(config, name, False)]
     try:
+        vars(model)[_MARK] = True
         for module in training:
             module.training = False
         for name in asked:
             setattr(config, name, False)
-        check_final_logits(model)
+        if not any(point.fwd_hooks for point in model.hook_dict.values()):
+            check_final_logits(model)
         yield
     finally:
+        vars(model).pop(_MARK, None)
         for module in training:
             module.training = True
         for name in asked:

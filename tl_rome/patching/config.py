@@ -48,8 +48,8 @@ class TraceConfig:
     """Component that is frozen at the patched position: "mlp" or "attn"."""
     units: Units = None
     """How states are split."""
-    whole_target: bool = False
-    """Whether all tokens of the target are scored, not only its first."""
+    whole_target: bool | None = None
+    """Whether all tokens of the target are scored, or only the first; None is all where the first is white space."""
     method: Method = "incremental"
     """"incremental" or "plain"."""
     max_batch_tokens: int = 4096

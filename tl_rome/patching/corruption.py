@@ -1,11 +1,13 @@
-"""Corrupting the subject's embeddings, so that the model can no longer identify the subject (section 3, step 1).
+"""Corrupting the subject's embeddings, so that the model can no longer identify the subject (section 2.1).
 
 A corruption is a callable on the clean embeddings of the subject's tokens, before positions are added. It returns one
 corrupted copy per noise sample; every cell of a trace shares these copies, so cells differ by what is restored alone.
-Noise is one kind; the name of another subject (figures 2 and 3 h, i) is the other, and any callable will do.
+Noise is one kind; the name of another subject (in the draft only, its figures 2 and 3 h, i) is the other, and any
+callable will do.
 
-The paper draws from N(0, nu^2) with nu = 0.1; the published text and the authors' code use three times the standard
-deviation of subject-token embeddings, which carries over to models of another embedding scale and is the default here.
+The paper draws from N(0, nu^2), with nu three standard deviations of token embeddings (appendix B.1); the authors' code
+measures them on the tokens of subjects, which is the default here and carries over to models of another embedding
+scale. The draft has nu = 0.1.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +23,7 @@ from torch import Tensor
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.forward import read
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import encode, encode_fact
 
@@ -38,7 +41,7 @@ class GaussianNoise:
         samples: Independent draws to average over.
 
     Raises:
-        InputError: If sigma is not positive, or there is no sample.
+        InputError: If sigma is not positive, or samples is below 1.
     """
 
     needs_generator: ClassVar[bool] = True
@@ -69,7 +72,7 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class UniformNoise(GaussianNoise):
-    """Noise that is uniform on [-sigma, sigma], as the authors' code offers it; its standard deviation is less."""
+    """Noise that is uniform on [-sigma, sigma], as in figure 13 d to f; its standard deviation is less."""
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """Uniform on [-1, 1]."""
@@ -97,7 +100,7 @@ class HeavyTailedNoise(GaussianNoise):
 
 @dataclass(frozen=True)
 class ReleasedNoise(GaussianNoise):
-    """Gaussian noise with the very draws of the authors' code, which seeds numpy anew for every run."""
+    """Gaussian noise with exactly the draws of the authors' code, which seeds numpy again for every run."""
 
     needs_generator: ClassVar[bool] = False
 
@@ -138,8 +141,9 @@ class ReplacedSubject:
         return f"ReplacedSubject({self.name!r})"
 
 
+@borrows
 def replaced_subject(model: HookedModel, fact: Fact, other: str) -> ReplacedSubject:
-    """Corruption of a fact's prompt by another subject's name (section 3, step 1; figures 2 and 3 h, i).
+    """Corruption of a fact's prompt by another subject's name (the draft's figures 2 and 3 h, i).
 
     Args:
         model: Left as found.
@@ -163,7 +167,7 @@ def replaced_subject(model: HookedModel, fact: Fact, other: str) -> ReplacedSubj
 
 @dataclass(frozen=True)
 class AddedNoise:
-    """Adds the very noise it is given, such as another implementation's draws.
+    """Adds exactly the noise that it is given, such as another implementation's draws.
 
     Args:
         noise: One draw per sample.
@@ -193,6 +197,7 @@ def example_subjects() -> tuple[str, ...]:
     return tuple(resources.files("tl_rome.data").joinpath("subjects.txt").read_text("utf-8").splitlines())
 
 
+@borrows
 def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, multiple: float = 3.0) -> float:
     """A multiple of the standard deviation of subject-token embeddings, as in the authors' code.
 

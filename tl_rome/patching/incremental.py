@@ -15,6 +15,7 @@ Several prompts climb together, aligned at their ends by padding on the left, wh
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.forward import Hooks, hooked
 from tl_rome.patching.patch import Cell, Patch
-from tl_rome.patching.runs import Recorded, mean_scores
+from tl_rome.patching.runs import Recorded, first_attempt, mean_scores
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.sites import HookedModel, Site
 
@@ -37,10 +38,16 @@ _SUM_TOLERANCE = 0.02
 
 
 def needed_names(model: HookedModel, patch: Patch) -> list[str]:
-    """Hook points that must be known of the two runs."""
+    """Hook points that must be known of the two runs.
+
+    Raises:
+        UnsupportedModelError: If the model lacks one of the residual stream.
+    """
     layers = range(model.cfg.n_layers)
     parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
-    known = model.hook_dict  # a bridge makes it anew at every look
+    known = model.hook_dict  # a bridge rebuilds it at every access
+    if missing := [name for name in _stream(model) if name not in known]:
+        raise UnsupportedModelError(f"this model has no hook points {', '.join(missing[:3])}")
     return [*patch.names, *_stream(model), *(name for name in parts if name in known)]
 
 
@@ -95,10 +102,11 @@ def trace_incremental(
     for carried in range(max(len(one.runs.tokens) for one in traced), 0, -1):
         inside = [index for index, one in enumerate(traced) if _is_traced(one, carried, positions)]
         if inside:
-            column = _Column([traced[index] for index in inside], patch, carried, int(joins_after))
-            if not checked.issuperset(inside):
-                column.check()
-                checked.update(inside)
+            with nullcontext() if checked else first_attempt():
+                column = _Column([traced[index] for index in inside], patch, carried, int(joins_after))
+                if not checked.issuperset(inside):
+                    column.check()
+                    checked.update(inside)
             at_once = max(1, max_batch_tokens // (carried * column.samples))
             for first in range(0, len(cells), at_once):
                 chunk = cells[first : first + at_once]
@@ -183,6 +191,8 @@ class _Column:
             UnsupportedModelError: If it does not.
         """
         firsts = torch.tensor([int((self.prompt_of == prompt).nonzero()[0]) for prompt in range(len(self.runs))])
+        if len(firsts) == 1:
+            firsts = firsts.repeat(2)  # a climb runs several rows by what was noted of one
         bottom, *_, top = (self._at(name, base=True)[firsts] for name in _stream(self.model))
         past = [(keys[firsts], values[firsts]) for keys, values in self.past]
         self.runner.check(bottom, past, top)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError
-from tl_rome.tokens import TokenizedModel, encode_target
+from tl_rome.tokens import TokenizedModel, encode_target, token_labels
 
 Metric = Callable[[Float[Tensor, "rows scored d_vocab"]], Float[Tensor, " rows"]]
 """A score from logits, one per row."""
@@ -29,7 +29,7 @@ def per_row(metric: Callable[[Tensor], Tensor], clean_logits: Float[Tensor, "1 s
         clean_logits: Logits of the clean run.
 
     Returns:
-        The metric itself, or one that hands it a single row [1, scored, d_vocab] at a time.
+        The metric itself, or one that gives it a single row [1, scored, d_vocab] at a time.
 
     Raises:
         InputError: If it returns anything else.
@@ -68,7 +68,7 @@ class TargetLogprob:
 
 @dataclass(frozen=True)
 class TargetProbability:
-    """Probability of a target, in [0, 1]: the paper's score, the product of eq. 5 where it has several tokens."""
+    """Probability of a target, in [0, 1]: the paper's score; the product over its tokens where there are several."""
 
     tokens: tuple[int, ...]
 
@@ -89,9 +89,13 @@ class LogitDifference:
         """The difference between the first tokens of two targets.
 
         Raises:
-            InputError: If a target is empty.
+            InputError: If a target is empty, or both begin with the same token.
         """
-        return cls(*(int(encode_target(model, text)[0]) for text in (target, other)))
+        token, same = (int(encode_target(model, text)[0]) for text in (target, other))
+        if token == same:
+            label = token_labels(model, torch.tensor([token]))[0]
+            raise InputError(f"{target!r} and {other!r} both begin with the token {label!r}; choose other targets")
+        return cls(token, same)
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
         """Score each row."""

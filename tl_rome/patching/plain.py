@@ -11,7 +11,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import Hooks, hooked
+from tl_rome.forward import Hooks, hooked, run
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.traced_prompt import TracedPrompt
 
@@ -43,7 +43,7 @@ def trace_plain(
             chunk = here[first : first + at_once]
             tokens, hooks = runs.base_batch(len(chunk))
             with hooked(runs.model, [*hooks, *_patching(traced, patch, chunk, position)]):
-                logits = runs.model(tokens)[:, -runs.scored :]
+                logits = run(runs.model, tokens)[:, -runs.scored :]
             each = traced.metric(logits).cpu().double()
             means = reduce(each, "(cell sample) -> cell", "mean", cell=len(chunk))
             scores[first : first + at_once, position] = means

@@ -1,14 +1,17 @@
 """What a trace returns."""
 
+from base64 import b64encode
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.figures import png
 from tl_rome.patching.config import Clipping, Direction, Method, Sever
 from tl_rome.storage.files import load, save
 from tl_rome.tokens import SubjectSpan
@@ -16,7 +19,17 @@ from tl_rome.tokens import SubjectSpan
 _KIND = "trace"
 
 
-@dataclass(frozen=True, eq=False)
+class StrongestCell(NamedTuple):
+    """Where a trace's effect is largest."""
+
+    layer: int
+    position: int
+    score: float
+    unit: str | None = None
+    """Label of the head or group of features, where states were split."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class TraceResult:
     """The effect of patching one component at every layer and position of one prompt.
 
@@ -77,19 +90,48 @@ class TraceResult:
 
     @property
     def effects(self) -> Float[Tensor, "layer pos *unit"]:
-        """Indirect effects: score minus that of the run that was patched; when noising, mostly negative."""
+        """Indirect effects (section 2.1): score minus that of the patched run; when noising, mostly negative."""
         return self.scores - self.base_score
 
     @property
     def total_effect(self) -> float:
-        """Clean minus corrupted score: what the corruption destroyed, the most that restoring can give back."""
+        """Clean minus corrupted score (section 2.1): what the corruption destroyed, and restoring can bring back."""
         return self.clean_score - self.corrupted_score
 
-    def strongest(self) -> tuple[int, int, float]:
-        """Layer, position and score of the cell with the largest effect, in whichever unit."""
+    def strongest(self) -> "StrongestCell":
+        """The cell with the largest effect."""
         effects = -self.effects if self.direction == "noising" else self.effects
         cell = torch.unravel_index(effects.argmax(), effects.shape)
-        return int(cell[0]), int(cell[1]), self.scores[cell].item()
+        unit = self.units[int(cell[2])] if self.units else None
+        return StrongestCell(int(cell[0]), int(cell[1]), self.scores[cell].item(), unit)
+
+    def __repr__(self) -> str:
+        """One line; the fields themselves are `vars(result)`."""
+        layer, position, score, unit = self.strongest()
+        shape = " x ".join(map(str, self.scores.shape))
+        of_unit = "" if unit is None else f" unit {unit}"
+        return (
+            f"TraceResult({self.component} of {self.prompt!r}, answer {self.answer!r}: scores {shape}, strongest "
+            f"{score:.3g} at layer {layer} {self.labels[position]!r}{of_unit}, {self.clean_score:.3g} clean, "
+            f"{self.corrupted_score:.3g} corrupted)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the prompt above the heat map, which is the strongest unit's if there are units."""
+        import matplotlib.pyplot as plt
+
+        from tl_rome.patching import plot_trace  # at import time this would be a circle
+
+        unit = self.strongest().unit
+        shown = self if unit is None else self.of_unit(unit)
+        figure: Any = plot_trace(shown).figure
+        try:
+            image = b64encode(png(figure)).decode()
+        finally:
+            plt.close(figure)
+        caption = f"<figcaption>{escape(self.prompt)} &rarr;{escape(self.answer)}</figcaption>"
+        picture = f'<img style="max-width: 100%" alt="{escape(repr(shown))}" src="data:image/png;base64,{image}"/>'
+        return f"<figure>{caption}{picture}</figure>"
 
     def of_unit(self, unit: int | str) -> "TraceResult":
         """The trace of one head or group of features, [layer, pos] like any other.
@@ -98,11 +140,11 @@ class TraceResult:
             unit: Index or label.
 
         Raises:
-            InputError: If there is no such unit.
+            InputError: If the trace does not have it.
         """
         index = self.units.index(unit) if isinstance(unit, str) and unit in self.units else unit
         if not isinstance(index, int) or not 0 <= index < len(self.units):
-            raise InputError(f"unit {unit!r} is none of {self.units or 'this trace, whose states were not split'}")
+            raise InputError(f"unit {unit!r} is not one of {self.units or 'this trace, whose states were not split'}")
         component = f"{self.component}[{self.units[index]}]"
         return replace(self, scores=self.scores[..., index], units=(), component=component)
 

@@ -1,11 +1,12 @@
-"""The clean and the corrupted run that every cell of a trace is compared with (figure 3 a, b).
+"""The clean and the corrupted run that every cell of a trace is compared with (section 2.1, figure 1 a, b).
 
 One forward pass holds both: row 0 is clean, the other rows are corrupted, one for each draw. The *base* run is the one
 that is patched, the *source* run the one that patches come from. Denoising, the paper's way, restores clean states in a
 corrupted base; noising puts corrupted states into a clean base.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import NumericsError
+from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.forward import Hooks, KeysValues, device_of, final_logits, last_resid, read, record
 from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
@@ -22,6 +23,28 @@ from tl_rome.tokens import Prompt
 
 _LOGIT_ROWS = 256
 """Rows unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
+_MISFITS = (RuntimeError, IndexError, TypeError, AttributeError, KeyError)
+"""What a model raises whose blocks or caches are not laid out as expected."""
+_FULL = ("out of memory", "allocate memory")
+"""Words of a RuntimeError about memory, on a GPU and on a CPU."""
+
+
+@contextmanager
+def first_attempt() -> Iterator[None]:
+    """The first time that a model's blocks are run one by one; the model may be laid out in an unforeseen way.
+
+    Raises:
+        UnsupportedModelError: In place of what Python or torch raises, other than a lack of memory.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        text = " ".join(str(error).split())
+        if any(words in text for words in _FULL):
+            raise
+        raise UnsupportedModelError(
+            f"the model's blocks cannot be run one by one ({type(error).__name__}: {text[:200]})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +123,15 @@ class Runs:
 
         Raises:
             NumericsError: If the clean run's logits are not finite.
+            UnsupportedModelError: If keys and values are wanted and cannot be recorded.
         """
         last = last_resid(self.model)
         tokens = repeat(self.tokens, "pos -> rows pos", rows=1 + self.samples)
         hooks = self.corrupting(self.corrupted_embeddings)
         names = list(dict.fromkeys([*names, last]))
         if attended:
-            found, cached = record(self.model, tokens, names, hooks=hooks)
+            with first_attempt():
+                found, cached = record(self.model, tokens, names, hooks=hooks)
         else:
             found, cached = read(self.model, tokens, names, hooks=hooks), []
         logits = final_logits(self.model, found[last][:, -self.scored :])

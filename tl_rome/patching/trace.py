@@ -1,4 +1,4 @@
-"""Causal tracing (section 3): which states, restored to their clean values, bring the right answer back.
+"""Causal tracing (section 2.1): which states, restored to their clean values, bring the right answer back.
 
 The model runs once on the clean prompt, and once per noise sample with the subject's embeddings corrupted. Then single
 states h_t^(l), or runs of ten MLP or attention outputs, are put back to what they were in the clean run, one (layer,
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
 from tl_rome.patching.corruption import Corruption, at_scale_of
 from tl_rome.patching.incremental import needed_names, trace_incremental
@@ -27,12 +28,13 @@ from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
-from tl_rome.sites import HookedModel, is_hooked_transformer
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
 _log = logging.getLogger(__name__)
 
 
+@borrows
 def causal_trace(
     model: HookedModel,
     fact: Fact,
@@ -46,7 +48,7 @@ def causal_trace(
     direction: Direction = "denoising",
     sever: Sever | None = None,
     units: Units = None,
-    whole_target: bool = False,
+    whole_target: bool | None = None,
     method: Method = "incremental",
     max_batch_tokens: int = 4096,
     progress: bool = True,
@@ -55,14 +57,15 @@ def causal_trace(
 
     Args:
         model: A HookedTransformer or TransformerBridge; left as found.
-        fact: Prompt and subject. If it has a target, the target's first token is scored, otherwise the clean model's
+        fact: Prompt and subject. If it has a target, that is scored, see `whole_target`; otherwise the clean model's
             most likely token, as in the authors' code.
         component: "resid_post" for hidden states, "mlp_out", "attn_out", or any other hook point of the blocks, by
             TransformerLens's shorthand or its name there, as in "resid_mid", "z", "attn.hook_pattern" or "post". A full
             name, as in "blocks.5.attn.hook_z" or "hook_embed", is patched alone.
         generator: Source of the noise; the same seed gives the same noise for every component. Not needed by a
             corruption that draws nothing, such as another subject's name.
-        window: Layers patched together; by default 1 for hidden states and 10 for everything else, as in the paper.
+        window: Layers patched together; by default 1 for hidden states and 10 for everything else, as in the paper
+            (appendix B.2).
         clipping: Which layers a window covers, see `layer_window`.
         corruption: What is done to the subject's embeddings; by default `GaussianNoise()`: ten draws at the model's
             own `noise_scale`.
@@ -71,10 +74,13 @@ def causal_trace(
         direction: "denoising" restores clean states in corrupted runs; "noising" puts corrupted states into a clean
             run.
         sever: "mlp" or "attn": also keep all those outputs at the patched position as they are in the run that is
-            patched, as in the authors' `trace_with_repatch`. What the patch does then does not pass through them.
+            patched, as in figure 3 (the authors' `trace_with_repatch`). The patch then has no effect through
+            them.
         units: Patch parts of each state, one at a time: "heads", groups of a number of features, or lists of indices.
             The scores then have a third axis.
-        whole_target: Whether to score all tokens of the fact's target, each at its own position, not only the first.
+        whole_target: Whether to score all tokens of the fact's target, each at its own position, or only the first. By
+            default only the first, unless that is white space: many tokenizers write " 1889" as " ", "1", "8", "8",
+            "9", and any number begins with that space.
         method: "incremental" computes nothing twice; "plain" runs the whole model for each cell. The numbers are the
             same. What the first does not cover, a hook point or a model, goes the plain way; this is logged and
             recorded.
@@ -106,6 +112,7 @@ def causal_trace(
     return trace_together(model, [fact], component, config, generators=generators, progress=progress)[0]
 
 
+@borrows
 @torch.no_grad()
 def trace_together(
     model: HookedModel,
@@ -131,7 +138,6 @@ def trace_together(
     Raises:
         TLRomeError: As `causal_trace`.
     """
-    is_hooked_transformer(model)
     identity = fingerprint(model)
     config = replace(config, corruption=at_scale_of(model, config.corruption))
     patch = Patch.make(model, component, config.width(component), config.clipping, config.sever)

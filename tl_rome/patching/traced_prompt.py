@@ -1,4 +1,4 @@
-"""A prompt on its way through a trace: its two runs, what is scored in them, and the result that comes of it."""
+"""A prompt on its way through a trace: its two runs, what is scored in them, and the result."""
 
 import logging
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Recorded, Runs
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import encode_fact, encode_target, token_labels
+from tl_rome.tokens import Prompt, encode_fact, encode_target, token_labels
 
 _log = logging.getLogger(__name__)
 _NOTHING = 1e-6
@@ -34,10 +34,22 @@ def prepare(model: HookedModel, fact: Fact, config: TraceConfig, generator: torc
     target = None if fact.target is None else encode_target(model, fact.target, prompt.text, fact.joiner)
     if config.whole_target and target is None:
         raise InputError(f"{fact} has no target to score the whole of; give it one")
-    if target is not None and not config.whole_target:
+    if target is not None and not _scores_all(model, prompt, target, config.whole_target):
         target = target[:1]
     assert config.corruption is not None
     return Runs(model, prompt, config.corruption, generator, target, config.direction == "noising")
+
+
+def _scores_all(model: HookedModel, prompt: Prompt, target: Int[Tensor, " target"], whole: bool | None) -> bool:
+    """Whether to score all tokens of a target; warns of a first token that says nothing about the others."""
+    first = token_labels(model, target[:1])[0]
+    if whole is False and not first.strip() and len(target) > 1:
+        _log.warning(
+            "%r: the answer's first token is %r, as for many others; give whole_target=True to score all of it",
+            prompt.text,
+            first,
+        )
+    return not first.strip() if whole is None else whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +149,16 @@ class TracedPrompt:
 
 
 def _warn(result: TraceResult, *, surprised: bool, own_metric: bool) -> None:
+    prompt = result.prompt
     if result.effects.abs().max() < _NOTHING * abs(result.base_score):
-        _log.warning("nothing changed anywhere: this model shows %r but does not use it", result.component)
+        _log.warning("%r: nothing changed anywhere: this model shows %r but does not use it", prompt, result.component)
     if surprised:
-        _log.warning("the model's first choice is %r, not the traced answer %r", result.predicted, result.answer)
+        _log.warning("%r: the model's first choice is %r, not the traced %r", prompt, result.predicted, result.answer)
     if result.total_effect <= 0 and not own_metric:
         _log.warning(
-            "corrupting the subject did not lower the score of %r: %.3g clean, %.3g corrupted; the trace has "
+            "%r: corrupting the subject did not lower the score of %r: %.3g clean, %.3g corrupted; the trace has "
             "nothing to explain",
+            prompt,
             result.answer,
             result.clean_score,
             result.corrupted_score,

@@ -1,7 +1,7 @@
 """Which layers a restored run covers: single MLP or attention outputs have negligible effects, runs of ten do not.
 
-The paper (A.1) prints l-4 ... l+5 around the plotted layer l; the authors' code takes l-5 ... l+4. Both clip at the
-edges, where windows are narrower.
+The paper (appendix B.2) prints l-4 ... l+5 around the plotted layer l, as the draft does; the authors' code takes
+l-5 ... l+4. Both clip at the edges, where windows are narrower.
 """
 
 from tl_rome.errors import InputError

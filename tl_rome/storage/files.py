@@ -1,9 +1,9 @@
 """Files on disk: tensors in safetensors, everything else in one JSON header, written atomically.
 
 Every file names its kind, its schema version and the model it belongs to. The fingerprint covers the model's shape and
-every MLP's input weights (attention output weights where there is no plain MLP), so it tells models apart (also a
-processed from a raw one, and one dtype from another) but is the same for both TransformerLens classes, and does not
-change when W_out is edited.
+every MLP's input weights (attention output weights where there is no plain MLP, the stored parameters where a model is
+quantised), so it tells models apart (also a processed from a raw one, and one dtype from another) but is the same for
+both TransformerLens classes, and does not change when W_out is edited.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,27 @@ def fingerprint(model: HookedModel) -> str:
     cfg = model.cfg
     digest = hashlib.sha256(repr((cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.d_vocab)).encode())
     for layer in range(cfg.n_layers):
-        weight = _kept_weight(model, layer).detach().flatten(1)
-        sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
-        digest.update(str(weight.dtype).encode())
-        digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+        for weight in _kept_weights(model, layer):
+            weight = weight.detach().reshape(len(weight), -1)
+            sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
+            digest.update(str(weight.dtype).encode())
+            digest.update(sample.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _kept_weight(model: HookedModel, layer: int) -> Tensor:
-    """A layer's weight that edits leave alone: W_in, or W_O where there is no plain MLP."""
-    try:
-        return w_in(model, layer)
-    except UnsupportedModelError:
-        return model.blocks[layer].attn.W_O
+def _kept_weights(model: HookedModel, layer: int) -> list[Tensor]:
+    """A layer's weights that edits leave alone.
+
+    They are W_in; W_O where there is no plain MLP; and where TransformerLens can read neither, as in a quantised model
+    (which cannot be edited), all parameters of the block as they are stored.
+    """
+    with suppress(UnsupportedModelError):
+        return [w_in(model, layer)]
+    block = model.blocks[layer]
+    with suppress(AttributeError, NotImplementedError):
+        if isinstance(weight := block.attn.W_O, Tensor):
+            return [weight]
+    return [parameter for parameter in block.parameters() if parameter.ndim and len(parameter)]
 
 
 def check_fingerprint(model: HookedModel, expected: str, what: str) -> None:

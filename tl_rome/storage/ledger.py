@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from tl_rome.errors import ModelMismatchError, StorageError
+from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import SCHEMA_VERSION, fingerprint, write_whole
 
@@ -111,10 +111,16 @@ def read_ledger(path: str | Path) -> list[dict[str, Any]]:
 
 
 def model_settings(model: HookedModel) -> dict[str, Any]:
-    """What stored work depends on in a model: its fingerprint, its W_out (which edits change), its BOS policy."""
+    """What stored work depends on in a model: its fingerprint, its W_out (which edits change), its BOS policy.
+
+    A layer without a plain W_out cannot be edited, and counts by the fingerprint alone.
+    """
     digest = hashlib.sha256()
     for layer in range(model.cfg.n_layers):
-        weight = w_out(model, layer).detach()
+        try:
+            weight = w_out(model, layer).detach()
+        except UnsupportedModelError:
+            continue
         sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
         digest.update(sample.float().cpu().contiguous().numpy().tobytes())
     bos = bool(model.cfg.default_prepend_bos)

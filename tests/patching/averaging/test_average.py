@@ -39,7 +39,7 @@ def test_a_prompt_counts_once_however_many_middle_tokens_it_has():
     torch.testing.assert_close(column, (long.effects[:, 1:11].mean(1) + short.effects[:, 1]) / 2)
 
 
-def test_the_figures_of_appendix_a1():
+def test_the_averages_that_the_paper_quotes():
     average = average_of(RESULTS)
     assert average.clean_score == pytest.approx(0.815)
     assert average.corrupted_score == pytest.approx(0.1)

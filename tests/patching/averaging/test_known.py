@@ -1,4 +1,4 @@
-"""Facts that a model knows: the rules of appendix A.1, one by one, and against what tiny models really write."""
+"""Facts that a model knows: the rules of appendix B.1, one by one, and against what tiny models really write."""
 
 import re
 from dataclasses import replace

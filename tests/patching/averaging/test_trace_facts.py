@@ -268,7 +268,7 @@ def start(folder, kind, store, pause):
 
 
 def kill_after(process, traces):
-    """Kill a process once it has announced so many traces; it is then about to keep the last of them."""
+    """Kill a process once it has announced this many traces; it is then about to keep the last of them."""
     with process:
         for _ in range(traces):
             assert process.stdout.readline() == "traced\n"
@@ -298,7 +298,7 @@ def test_a_killed_run_goes_on_and_loses_at_most_the_prompt_in_hand(tiny, family_
 def test_two_processes_share_the_work_and_one_takes_over_when_the_other_dies(tiny, family_dir, tmp_path):
     model, kind = tiny("gpt2", KINDS[-1]), KINDS[-1]
     other = start(family_dir("gpt2"), kind, tmp_path, pause=2)
-    assert other.stdout.readline() == "traced\n"  # it has the first prompt in hand
+    assert other.stdout.readline() == "traced\n"  # it is tracing the first prompt
     waited = []
     do = module._Work.do
 

@@ -42,7 +42,7 @@ def test_an_average_as_a_table_has_a_row_for_each_layer_and_role():
     assert (middle.n == 0).all()
 
 
-def test_the_summary_has_the_figures_of_appendix_a1():
+def test_the_summary_has_the_averages_that_the_paper_quotes():
     averages = [
         average_of([made_trace(component=component, seed=seed) for seed in range(4)])
         for component in ("resid_post", "mlp_out")

@@ -116,7 +116,7 @@ def test_lines_can_be_told_apart_in_grey(ax):
     assert all(grey(line.get_color()) < 0.8 for line in lines), "pale lines vanish"
 
 
-def test_roles_that_nobody_has_are_left_out_and_unknown_ones_refused(ax):
+def test_roles_that_no_prompt_has_are_left_out_and_unknown_ones_refused(ax):
     plot_roles(NO_MIDDLE, ax, roles=ROLES)
     assert "middle subject tokens*" not in [line.get_label() for line in ax.lines]
 

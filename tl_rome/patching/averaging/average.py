@@ -1,4 +1,6 @@
-"""Average causal effects over many prompts, by token role and layer (figure 3 j, k, l and the figures of appendix A.1).
+"""Average causal effects over many prompts, by token role and layer.
+
+They are those of figure 2, and the averages that appendices B.1 and B.2 quote.
 
 Every prompt counts once: where several of its tokens have a role ("middle subject tokens"), their mean is the prompt's
 value, whereas the authors' code pools the tokens of all prompts. Intervals are over prompts.
@@ -136,7 +138,7 @@ class AverageTrace:
         Where a role has several tokens, the strongest layer for their mean is meant.
 
         Raises:
-            InputError: If there is no such role, or no prompt has it.
+            InputError: If the role is unknown, or no prompt has it.
         """
         if role is None:
             return self.best.mean().item()
@@ -149,7 +151,7 @@ class AverageTrace:
         """The layer with the strongest average effect at a role, or at the strongest role.
 
         Raises:
-            InputError: If there is no such role, or no prompt has it.
+            InputError: If the role is unknown, or no prompt has it.
         """
         effects = (self.sign * self.effects).nan_to_num(nan=-torch.inf)
         index = self._having(role or ROLES[int(effects.amax(0).argmax())])
@@ -214,7 +216,7 @@ def average_traces(
         Mean effects by layer and role, with percentile intervals over prompts.
 
     Raises:
-        InputError: If there is no trace, if they differ in how they were made, or have units.
+        InputError: If there are no traces, or they differ in how they were made or have units.
     """
     if not results:
         raise InputError("there are no traces to average; trace at least one prompt")
@@ -238,7 +240,7 @@ def average_traces(
         high=high,
         clean=torch.tensor([result.clean_score for result in results], dtype=torch.float64),
         corrupted=torch.tensor([result.corrupted_score for result in results], dtype=torch.float64),
-        best=torch.tensor([result.strongest()[2] for result in results], dtype=torch.float64),
+        best=torch.tensor([result.strongest().score for result in results], dtype=torch.float64),
         prompts=tuple(result.prompt for result in results),
         confidence=confidence,
         resamples=resamples,

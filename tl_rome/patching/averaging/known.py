@@ -1,4 +1,4 @@
-"""Which facts a model knows, found by greedy generation (appendix A.1).
+"""Which facts a model knows, found by greedy generation (appendix B.1).
 
 The model continues a prompt greedily; a fact is known if the text that it writes names the correct object before any
 other capitalised word. What is traced is the prompt with what was written up to, but not including, the object: there
@@ -8,7 +8,7 @@ Where the text leaves room, the rules are these. The object is matched with its 
 not name Paris; "Paris-based" does), and must be followed by something, since a word at the very end of the written text
 may be half of a longer one; a special token, such as the end of the text, ends it whole. A word is capitalised if its
 first character is; words of the object itself do not count, words of the prompt neither. The object has to begin at a
-token of its own: the prompt that is traced, tokenised anew, must give the tokens that the model read, and the object
+token of its own: the prompt that is traced, tokenised again, must give the tokens that the model read, and the object
 those that it wrote.
 """
 
@@ -27,9 +27,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError
-from tl_rome.facts import Fact
+from tl_rome.facts import Fact, check_fact
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import sample_tokens
+from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings, open_ledger
 from tl_rome.tokens import encode_fact, encode_target
@@ -52,6 +53,7 @@ class KnownFact:
     """Probability of the object's first token after the traced prompt, in [0, 1]."""
 
 
+@borrows
 def collect_known_facts(
     model: HookedModel,
     facts: Iterable[Fact],
@@ -77,7 +79,7 @@ def collect_known_facts(
         The known facts in the order of `facts`; of several that lead to the same traced prompt, the first.
 
     Raises:
-        InputError: If a fact has no target, or a bound is below 1.
+        InputError: If something is not a `Fact`, a fact has no target, or a bound is below 1.
         ModelMismatchError: If the store belongs to another model.
         StorageError: If the store was made with other settings, is damaged, in use, or cannot be written.
     """
@@ -154,7 +156,7 @@ def _judge(model: HookedModel, fact: Fact, asked: int, tokens: Int[Tensor, " pos
     if lead is None:
         return record
     try:
-        traced = Fact(fact.template + lead.removesuffix(" "), fact.subject, target)
+        traced = Fact(fact.template + lead.removesuffix(" "), fact.subject, target, fact.joiner)
         prompt = encode_fact(model, traced)
         continuation = torch.cat([prompt.tokens, encode_target(model, target, prompt.text, fact.joiner)])
     except InputError as error:
@@ -176,12 +178,12 @@ def _first_token(model: HookedModel, tokens: Int[Tensor, " pos"], answer: int) -
 
 
 def _known(fact: Fact, record: dict[str, Any]) -> KnownFact:
-    traced = Fact(record["traced"], fact.subject, record["target"].strip())
+    traced = Fact(record["traced"], fact.subject, record["target"].strip(), fact.joiner)
     return KnownFact(traced, fact, record["written"], record["prob"])
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["template"], row["subject"], row["target"]
+def _key(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
+    return row["template"], row["subject"], row["target"], row["joiner"]
 
 
 def _chunks(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
@@ -190,7 +192,7 @@ def _chunks(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
 
     def new() -> Iterator[Fact]:
         for fact in facts:
-            if fact.target is None:
+            if check_fact(fact).target is None:
                 raise InputError(f"{fact.prompt!r} has no target; say which object is correct")
             if fact not in seen:
                 seen.add(fact)

@@ -1,6 +1,7 @@
-"""Which layer ROME should edit: where restoring MLP outputs at the subject's last token brings back most (section 3).
+"""Which layer ROME should edit: where restoring MLP outputs at the subject's last token brings back most (section 2.2).
 
-The paper edits layer 17 of GPT-2 XL because the average effect of restoring ten MLP outputs peaks there. A peak over a
+The authors edit layer 17 of GPT-2 XL (18 in the paper, which counts from 1 there) because the average effect of
+restoring ten MLP outputs peaks there. A peak over a
 broad plateau is a weak choice; how often other draws of the prompts would have moved it is reported beside it. Near the
 edges windows are clipped: the one plotted at layer 0 covers the layers above it only.
 """
@@ -18,6 +19,7 @@ from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
 from tl_rome.fact_files import load_sample_facts
 from tl_rome.facts import Fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.known import collect_known_facts
 from tl_rome.patching.averaging.roles import Role, role_index
@@ -117,6 +119,7 @@ def suggest_layer(
     )
 
 
+@borrows
 @torch.no_grad()
 def find_layer(
     model: HookedModel,

@@ -1,4 +1,4 @@
-"""Token roles, by which positions of different prompts are compared (figure 3 j, k, l)."""
+"""Token roles, by which positions of different prompts are compared (figure 2)."""
 
 from typing import Literal, get_args
 
@@ -55,7 +55,7 @@ def role_index(role: str) -> int:
     """Place of a role in `ROLES`.
 
     Raises:
-        InputError: If there is no such role.
+        InputError: If the role is unknown.
     """
     if role not in ROLES:
         raise InputError(f"role {role!r} is unknown; choose one of {', '.join(map(repr, ROLES))}")

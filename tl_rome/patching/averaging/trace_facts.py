@@ -1,8 +1,8 @@
-"""Tracing many prompts, with every result kept as soon as it is there (appendix A.1).
+"""Tracing many prompts, with every result saved as soon as it is computed (appendix B.1).
 
-What a store has is not done again, so a run that ended, however it ended, goes on where it was and loses at most the
-prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which prompts are
-traced, in which order, or by how many processes; all components of a prompt share it.
+What a store has is not computed again, so a run that was interrupted, for whatever reason, resumes where it was and
+loses at most the prompts being traced. The noise of a prompt depends on the seed and on the prompt alone, not on which
+prompts are traced, in which order, or by how many processes; all components of a prompt share it.
 """
 
 import logging
@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, StorageError, TLRomeError
-from tl_rome.facts import Fact
+from tl_rome.facts import Fact, check_fact
+from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, at_scale_of
@@ -28,10 +29,11 @@ from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
 
 COMPONENTS = ("resid_post", "mlp_out", "attn_out")
-"""What the paper restores."""
+"""What the paper restores (figure 2)."""
 _log = logging.getLogger(__name__)
 
 
+@borrows
 def trace_facts(
     model: HookedModel,
     facts: Iterable[Fact],
@@ -55,14 +57,15 @@ def trace_facts(
         seed: Of the noise.
         config: How each is traced; the defaults of `causal_trace`, with a noise scale that is measured rounded to six
             digits.
-        batch_size: Prompts traced in one go, which keeps a large device busy, and are lost together when the run dies.
+        batch_size: Prompts traced in one go, which keeps a large device busy, and lost together if the run is killed.
         progress: Whether to show a progress bar over facts.
 
     Returns:
         Traces by component, in the spelling of `component_name`, in the order of the facts.
 
     Raises:
-        InputError: If there is no component, one that the model lacks, or an impossible window or bound.
+        InputError: If something is not a `Fact`, there is no component or one that the model lacks, or a window or
+            bound is impossible.
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
@@ -75,7 +78,7 @@ def trace_facts(
     config = _measured(model, config)
     kept = TraceStore.begin(store, {**model_settings(model), "seed": seed, **config.describe()})
     work = _Work(model, kept, components, seed, config)
-    unique = list(dict.fromkeys(facts))
+    unique = list(dict.fromkeys(map(check_fact, facts)))
     with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:
         bar.update(sum(not kept.missing(fact, components) for fact in unique))
         work.do(unique, batch_size, wait=False, tick=bar.update)

@@ -1,4 +1,4 @@
-"""Average causal effects in the paper's manner: heat maps by token role (figure 3 j, k, l), and lines with bands."""
+"""Average causal effects in the paper's manner: heat maps by token role (figure 2), lines with bands (figure 7)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str 
 
 
 def plot_averages(averages: Sequence[AverageTrace], axes: "Sequence[Axes] | None" = None) -> "list[Axes]":
-    """Draw several averages side by side, as the paper does hidden states, MLPs and attention; roles are named once.
+    """Draw several averages side by side, as figure 2 does hidden states, MLPs and attention; roles are named once.
 
     Args:
         averages: One for each panel.
@@ -50,7 +50,7 @@ def plot_averages(averages: Sequence[AverageTrace], axes: "Sequence[Axes] | None
         The axes; nothing is shown or saved.
 
     Raises:
-        InputError: If there is no average, or another number of axes.
+        InputError: If there are no averages, or another number of axes.
     """
     if not averages or (axes is not None and len(axes) != len(averages)):
         raise InputError(f"{len(averages)} averages need as many axes and at least one; got axes {axes}")

@@ -61,7 +61,7 @@ def _indices(values: Tensor) -> tuple[Tensor, ...]:
 
 
 def summary_frame(averages: Iterable[AverageTrace]) -> "pandas.DataFrame":
-    """The figures of appendix A.1, one row per component.
+    """The averages that appendices B.1 and B.2 quote, one row per component.
 
     Columns: `component`, `window`, number of prompts `n`, average `clean` and `corrupted` score, `mean_maximum` over
     all cells and `mean_maximum_subject` at the last subject token, and where the average effect peaks: its `role`,

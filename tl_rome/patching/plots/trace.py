@@ -1,4 +1,4 @@
-"""Heat maps in the paper's manner: layers along x, tokens along y, subject tokens starred (figure 3)."""
+"""Heat maps in the paper's manner: layers along x, tokens along y, subject tokens starred (figure 1 e, f, g)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
