@@ -76,7 +76,7 @@ def test_layer_that_tracing_finds(folder, statistics, tmp_path, monkeypatch, edi
         def __str__(self):
             return "layer 1, traced"
 
-    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model: Found())
+    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model, **_: Found())
     options = ("--covariance", statistics) if editor == "rome" else ()
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", editor, "--layer", "auto", *options, "--model", folder)
     assert "layer 1 (suggested: layer 1, traced)" in succeed(*arguments, "--out", tmp_path / "edit")

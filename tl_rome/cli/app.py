@@ -37,9 +37,9 @@ class _Commands(TyperGroup):
         except TLRomeError as error:
             console.complain(f"error: {error}")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            again = "; run the same command again to go on" if ctx.invoked_subcommand in _RESUMED else ""
-            console.complain(f"interrupted{again}")
+        except KeyboardInterrupt as stop:
+            hints = stop.args or (["run the same command again to go on"] if ctx.invoked_subcommand in _RESUMED else [])
+            console.complain("; ".join(["interrupted", *hints]))
             raise typer.Exit(130) from None
 
 
@@ -69,4 +69,5 @@ def _commands(
 
 def main() -> None:
     """Run the command line; the entry point of `tl-rome`."""
+    console.log_plainly()
     app(prog_name="tl-rome")

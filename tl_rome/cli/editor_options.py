@@ -1,11 +1,14 @@
 """The options that say which editors a command compares, and the editors that they name."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tl_rome.cli import console
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def layer_choice(layer: str | None) -> "int | LayerFinder | None":
     if layer == "auto":
         from tl_rome.patching import find_layer
 
-        return find_layer
+        return partial(find_layer, progress=console.shows_progress())
     try:
         return int(layer)
     except ValueError:
@@ -133,4 +136,19 @@ class EditorMaker:
             covariance=None if self.covariance is None else KeyCovariance.load(self.covariance),
             max_contexts=self.max_contexts,
             seed=self.seed,
+            progress=console.shows_progress(),
         )
+
+    def with_layer_found(self, load: "Callable[[], HookedModel]") -> "EditorMaker":
+        """The same with a layer's number in place of auto, which is found here, once for all processes.
+
+        Args:
+            load: Loads the model that is looked at.
+        """
+        if self.layer != "auto":
+            return self
+        find = layer_choice(self.layer)
+        assert callable(find)
+        found = find(load())
+        console.say(f"to edit: {found}")
+        return replace(self, layer=str(found.layer))

@@ -5,9 +5,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+
+from tl_rome.cli import console
 
 if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
@@ -73,12 +76,15 @@ class ModelLoader:
 
         from tl_rome.models.loading import load_model
 
+        if parent_process() is not None:
+            console.log_plainly()  # a worker, in which `main` was not called
         return load_model(
             self.model,
             model_class=cast("Literal['hooked', 'bridge'] | None", self.model_class and self.model_class.value),
             dtype=getattr(torch, self.dtype.value),
             device=self.device,
             prepend_bos=self.prepend_bos,
+            progress=console.shows_progress(),
         )
 
 

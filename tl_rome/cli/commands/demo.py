@@ -20,7 +20,7 @@ def demo(
     from tl_rome.cli.output import check_folder
 
     check_folder(out)
-    result = run_demo(load(), out)
+    result = run_demo(load(), out, progress=console.shows_progress())
     console.out.print(tables.trace_table(result.traces, FACT.prompt, cells=2))
     console.out.print(tables.receipt_table(result.edit.receipt))
     console.out.print(tables.demo_table(result))
