@@ -7,6 +7,7 @@ from support.cli import assert_is_picture, fail, misuse, succeed, written
 from support.families import KINDS
 
 from tl_rome.editors import KeyCovariance
+from tl_rome.errors import InputError
 
 SMALL = ("--editors", "ft,ft_l", "--limit", 2, "--generation-length", 24, "--texts", 1)
 
@@ -53,6 +54,28 @@ def test_model_and_statistics_reach_the_worker_processes(options, statistics, tm
     found = header["settings"]["editor_settings"]["covariance"]
     assert (found["layer"], found["digest"]) == (covariance.layer, covariance.digest)
     assert len(results) == 2
+
+
+def test_the_layer_is_found_once_for_all_workers(options, monkeypatch):
+    """Here, before they begin; where there is one worker it is left to the editors."""
+
+    class Found:
+        layer = 2
+
+        def __str__(self):
+            return "layer 2, traced"
+
+    makers = []
+
+    def evaluate(load, records, maker, **_):
+        makers.append(maker)
+        raise InputError("nothing is measured")
+
+    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model, **_: Found())
+    monkeypatch.setattr("tl_rome.counterfact.evaluate_in_processes", evaluate)
+    for workers, layer in ((2, "2"), (1, "auto")):
+        fail("compare", *options, "--editors", "rome,ft", "--layer", "auto", "--workers", workers)
+        assert makers[-1].layer == layer
 
 
 def test_names_and_layers_that_are_none(options):
