@@ -120,7 +120,7 @@ def test_layer_and_statistics_of_editors_that_are_compared(folder, statistics, t
     assert "is at layer 2" in fail(*arguments, "--out", tmp_path / "out")
 
 
-def test_text_that_is_not_text(folder, tmp_path):
+def test_text_file_that_is_not_utf8(folder, tmp_path):
     file = tmp_path / "text"
     file.write_bytes(b"fine\n\xff\xfe\n")
     out = tmp_path / "cov"
@@ -129,7 +129,7 @@ def test_text_that_is_not_text(folder, tmp_path):
 
 
 @pytest.mark.skipif("hooked" in KINDS, reason="this TransformerLens has both classes")
-def test_class_that_is_not_there(folder, tmp_path):
+def test_class_that_this_transformer_lens_lacks(folder, tmp_path):
     assert "has no HookedTransformer" in fail(
         "demo", "--model", folder, "--model-class", "hooked", "--out", tmp_path / "out"
     )
@@ -221,7 +221,7 @@ def interrupted_at(mark: str, *arguments: Any) -> tuple[int, str]:
 def _read(terminal: int) -> str:
     try:
         return os.read(terminal, 4096).decode(errors="replace")
-    except OSError:  # on Linux a terminal that nobody holds any more ends so
+    except OSError:  # how Linux reports a terminal that no process has open
         return ""
 
 

@@ -1,4 +1,4 @@
-"""The commands by subject, in the order of `tl-rome --help`, and what becomes of their errors."""
+"""The commands by subject, in the order of `tl-rome --help`, and how their errors are shown."""
 
 from typing import Annotated, Any
 
@@ -25,11 +25,11 @@ _SUBJECTS = {
     "Measuring": (compare, sweep, sequential, generate),
 }
 _RESUMED = {"trace-many", "compare", "sweep", "sequential"}
-"""Commands that keep what they have done."""
+"""Commands that go on from stored results."""
 
 
 class _Commands(TyperGroup):
-    """All commands; here an error of ours, and Ctrl-C, become a message."""
+    """The commands; an error of ours and Ctrl-C become one-line messages."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

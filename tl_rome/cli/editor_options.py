@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EditorName(StrEnum):
-    """The names of `tl_rome.editors.by_name`, which imports torch, as `--help` must not; a test holds them together."""
+    """The names of `tl_rome.editors.by_name`, which imports torch, as `--help` must not; a test keeps the two equal."""
 
     ft = "ft"
     ft_l = "ft_l"
@@ -35,7 +35,7 @@ class EditorName(StrEnum):
 
 
 class EditorNames(tuple[EditorName, ...]):
-    """Names with commas between, each once."""
+    """Names separated by commas, without repeats."""
 
 
 def editor_names(text: str | EditorNames) -> EditorNames:
@@ -53,7 +53,7 @@ def editor_names(text: str | EditorNames) -> EditorNames:
 EditorsOption = Annotated[
     EditorNames,
     typer.Option(
-        "--editors", parser=editor_names, metavar="NAMES", help=f"With commas between: {', '.join(EditorName)}."
+        "--editors", parser=editor_names, metavar="NAMES", help=f"Separated by commas: {', '.join(EditorName)}."
     ),
 ]
 LayerOption = Annotated[
@@ -74,7 +74,7 @@ CovarianceOption = Annotated[
     ),
 ]
 COMPARED = EditorNames((EditorName.ft, EditorName.ft_l, EditorName.rome, EditorName.r_rome))
-"""Editors of a command that compares them, where none are named."""
+"""Editors that a command compares by default."""
 
 
 def layer_choice(layer: str | None) -> "int | LayerFinder | None":

@@ -37,7 +37,7 @@ ModelOption = Annotated[
 ]
 ModelClassOption = Annotated[
     ModelClass | None,
-    typer.Option("--model-class", help="HookedTransformer or TransformerBridge.", show_default="hooked if there"),
+    typer.Option("--model-class", help="HookedTransformer or TransformerBridge.", show_default="hooked if available"),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights.")]
 DeviceOption = Annotated[
@@ -45,7 +45,7 @@ DeviceOption = Annotated[
 ]
 BosOption = Annotated[
     bool | None,
-    typer.Option("--prepend-bos/--no-prepend-bos", help="Begin prompts with BOS.", show_default="the tokenizer's way"),
+    typer.Option("--prepend-bos/--no-prepend-bos", help="Begin prompts with BOS.", show_default="by tokenizer"),
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -58,11 +58,11 @@ class ModelLoader:
     model: ModelOption = DEFAULT_MODEL
     """Name or folder."""
     model_class: ModelClassOption = None
-    """None takes HookedTransformer where there is one."""
+    """None takes HookedTransformer where it is available."""
     dtype: DtypeOption = Dtype.float32
     """Of the weights."""
     device: DeviceOption = None
-    """None is the best that there is."""
+    """None is the best available."""
     prepend_bos: BosOption = None
     """None follows the tokenizer."""
 
@@ -91,7 +91,7 @@ class ModelLoader:
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the model's options in place of its first parameter, which gets a `ModelLoader` made of them.
 
-    Nothing is loaded before the command asks for it, so that what is wrong with its other options is found first.
+    Nothing is loaded before the command asks for it, so that errors in its other options are found first.
     """
     signature = inspect.signature(command)
     options = inspect.signature(ModelLoader).parameters

@@ -48,9 +48,9 @@ def covariance(
     dataset: Annotated[
         str | None, typer.Option(help="Data set of the hub, such as wikimedia/wikipedia, or a folder; streamed.")
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Of the data set, such as 20231101.en.")] = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
-    column: Annotated[str, typer.Option(help="Where its rows have the text.")] = "text",
+    subset: Annotated[str | None, typer.Option(help="Configuration of the data set, such as 20231101.en.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    column: Annotated[str, typer.Option(help="Column of the data set that has the text.")] = "text",
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after about this many.", show_default="all text, or 32768 sampled")
     ] = None,

@@ -1,4 +1,4 @@
-"""`tl-rome sequential`: more and more facts in one model (the draft's appendix C.2)."""
+"""`tl-rome sequential`: one model edited again and again (the draft's appendix C.2)."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ def sequential(
     seed: SeedOption = 0,
     out: ResultsOption = Path("tl-rome-sequential"),
 ) -> None:
-    """Write more and more facts into one model, and score all of them each time."""
+    """Edit one model many times, and score all of its edits at several points."""
     from tl_rome import counterfact
     from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sequential_figure
