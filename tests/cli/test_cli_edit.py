@@ -111,7 +111,8 @@ def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistic
 
 @pytest.mark.parametrize(("verdict", "code"), [("took", 0), ("partly", 0), ("did not take", 3)])
 def test_exit_code_of_an_edit_that_did_not_take(folder, statistics, tmp_path, monkeypatch, verdict, code):
-    monkeypatch.setattr(Receipt, "verdict", verdict, raising=False)
+    stated = property(lambda receipt: verdict, lambda receipt, found: None)  # whatever was found
+    monkeypatch.setattr(Receipt, "verdict", stated, raising=False)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
     result = run(*arguments, "--out", tmp_path / "edit")
     assert result.exit_code == code
