@@ -26,18 +26,18 @@ from tl_rome.tokens import encode, pad
 
 @torch.no_grad()
 def forward_seconds(model: Any, layers: list[int], batches: Iterable[list[Tensor]]) -> float:
-    """CPU-seconds of reading the keys of all batches and dropping them."""
+    """CPU-seconds of reading the keys of all batches without using them."""
     started = time.process_time()
     for batch in batches:
         read(model, pad(batch).tokens, [key_hook(layer) for layer in layers])
     return time.process_time() - started
 
 
-def in_order(texts: list[Tensor], batch_tokens: int) -> Iterable[list[Tensor]]:
-    """Batches of texts as they come."""
+def in_order(texts: list[Tensor], max_batch_tokens: int) -> Iterable[list[Tensor]]:
+    """Batches of texts in their own order."""
     batch: list[Tensor] = []
     for tokens in texts:
-        if batch and max(len(tokens), *map(len, batch)) * (len(batch) + 1) > batch_tokens:
+        if batch and max(len(tokens), *map(len, batch)) * (len(batch) + 1) > max_batch_tokens:
             yield batch
             batch = []
         batch.append(tokens)
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model-class", choices=("hooked", "bridge"), help="default: as load_model chooses")
     parser.add_argument("--layers", type=int, nargs="+", default=[5])
     parser.add_argument("--tokens", type=int, default=16_384)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--max-batch-tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -65,11 +65,11 @@ def main() -> None:
     forward_seconds(model, options.layers, [texts[:2]])
     moments = KeyMoments.zeros(model, options.layers)
     started = time.process_time()
-    for _ in stream_moments(model, moments, texts, max_batch_tokens=options.batch_tokens, progress=False):
+    for _ in stream_moments(model, moments, texts, max_batch_tokens=options.max_batch_tokens, progress=False):
         pass
     spent = time.process_time() - started
-    own = forward_seconds(model, options.layers, _batches(texts, options.batch_tokens))
-    unsorted = forward_seconds(model, options.layers, in_order(texts, options.batch_tokens))
+    own = forward_seconds(model, options.layers, _batches(texts, options.max_batch_tokens))
+    unsorted = forward_seconds(model, options.layers, in_order(texts, options.max_batch_tokens))
     report = {
         "cpu_seconds": round(spent, 2),
         "plain_cpu_seconds": round(unsorted, 2),

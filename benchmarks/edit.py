@@ -38,7 +38,7 @@ REQUESTS = (
 
 
 def minimum_flops(model: Any, layer: int, rewrite: Rewrite, evaluations: int) -> float:
-    """Floating-point operations that exactness needs, attention scores and norms left out."""
+    """Floating-point operations that an exact result needs, without attention scores and norms."""
     cfg, rows = model.cfg, rewrite.rows
     block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
     once = sum(len(tokens) for tokens, _ in rows) * cfg.n_layers * block

@@ -6,8 +6,8 @@ the logits of all positions, one by one, with the weights edited; and one record
 cache. The minimum counts the multiply-adds of the weights alone: those of the edit, every token that is scored or
 generated once, and the logits that are read, at the rate of a large matrix product.
 
-Texts of the unedited model are made once per data set, not per edit, and are timed apart. The last line is one JSON
-object.
+Texts of the unedited model are made once per data set, not per edit, and are timed separately. The last line is one
+JSON object.
 """
 
 import argparse
@@ -43,20 +43,20 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, function: Callable[[], Any]) -> Any:
-        """Do something and add what it took."""
+        """Call a function and add the CPU-seconds that it took."""
         started = time.process_time()
         result = function()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
         return result
 
     def shown(self, records: int) -> str:
-        """What each took per record."""
+        """CPU-seconds of each name per record."""
         each = {name: seconds / records for name, seconds in self.seconds.items()}
         return ", ".join(f"{name} {seconds:.2f}" for name, seconds in each.items())
 
 
 def cases(model: Any, record: CounterFactRecord) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Tokens of each prompt, twice, and of o* and o^c."""
+    """Tokens of each prompt with those of each target, o* and o^c."""
     targets = (record.requested_rewrite.target_new.str, record.requested_rewrite.target_true.str)
     return [
         (encode(model, prompt), encode_target(model, target, prompt))
@@ -76,14 +76,14 @@ def plain_scores(model: Any, record: CounterFactRecord) -> list[float]:
     return found
 
 
-def batched_scores(reading: MeasuredRecord) -> list[float]:
+def batched_scores(measured: MeasuredRecord) -> list[float]:
     """The same figures in the same order."""
-    groups = [getattr(reading.measurement, group) for group in GROUPS]
+    groups = [getattr(measured.measurement, group) for group in GROUPS]
     return [x for each in groups for pair in zip(each.logprob_new, each.logprob_true, strict=True) for x in pair]
 
 
 def minimum_flops(model: Any, record: CounterFactRecord, edit: float) -> float:
-    """Floating-point operations that exactness needs, attention scores and norms left out."""
+    """Floating-point operations that an exact result needs, without attention scores and norms."""
     cfg = model.cfg
     block = cfg.n_layers * sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
     logits = cfg.d_model * cfg.d_vocab
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", default="sample", help="what load_counterfact takes")
     parser.add_argument("--count", type=int, default=8, help="records")
-    parser.add_argument("--together", type=int, default=8, help="records edited and measured at once")
+    parser.add_argument("--batch-size", type=int, default=8, help="records edited and measured at once")
     parser.add_argument("--plain-records", type=int, default=1, help="records of the plain twin")
     parser.add_argument("--plain-steps", type=int, default=2, help="steps of v* of each that are timed")
     options = parser.parse_args()
@@ -115,8 +115,8 @@ def main() -> None:
     records = load_counterfact(source if source.exists() else options.records)[: options.count]
     rome, clock, plain = Rome.prepare(model, progress=False), Clock(), Clock()
     edits, after, texts, started = [], [], [], time.perf_counter()
-    for first in range(0, len(records), options.together):
-        batch = records[first : first + options.together]
+    for first in range(0, len(records), options.batch_size):
+        batch = records[first : first + options.batch_size]
         clock.time("scores before", lambda: measure(model, batch, SCORES))  # noqa: B023
         made = clock.time("edit", lambda: make_edits(model, [record.request for record in batch], rome))  # noqa: B023
         virtual = VirtualEdits(model, made)
@@ -124,12 +124,14 @@ def main() -> None:
         texts += clock.time("texts after", lambda: generate(model, batch, TEXTS, edits=virtual))  # noqa: B023
         edits += made
     wall, peak, rate = (time.perf_counter() - started) / len(records), peak_memory_mb(), peak_flops_per_second()
-    print(f"{len(records)} records, {options.together} at once; CPU-seconds per record: {clock.shown(len(records))}")
+    print(
+        f"{len(records)} records, batches of {options.batch_size}; CPU-seconds per record: {clock.shown(len(records))}"
+    )
     unedited = Clock()
-    unedited.time("texts before", lambda: generate(model, records[: options.together], TEXTS))
-    print(f"once per data set: {unedited.shown(min(options.together, len(records)))}")
+    unedited.time("texts before", lambda: generate(model, records[: options.batch_size], TEXTS))
+    print(f"once per data set: {unedited.shown(min(options.batch_size, len(records)))}")
     least, worst, same = [], 0.0, 0
-    for record, edit, reading, text in list(zip(records, edits, after, texts, strict=True))[: options.plain_records]:
+    for record, edit, measured, text in list(zip(records, edits, after, texts, strict=True))[: options.plain_records]:
         rewrite = Rewrite.make(model, record.request.fact, rome.contexts, rome.config.kl_template)
         evaluations = len(edit.receipt.losses)
         least.append(minimum_flops(model, record, minimum_flops_of_edit(model, rome.layer, rewrite, evaluations)))
@@ -139,7 +141,7 @@ def main() -> None:
         with edit.applied(model):
             scores = plain.time("scores after", lambda: plain_scores(model, record))  # noqa: B023
             (alone,) = plain.time("texts after", lambda: generate(model, [record], TEXTS))  # noqa: B023
-        pairs = zip(scores, batched_scores(reading), strict=True)
+        pairs = zip(scores, batched_scores(measured), strict=True)
         worst = max(worst, *(abs(one - other) for one, other in pairs))
         same += sum(one == other for one, other in zip(alone, text, strict=True))
     print(f"plain, {len(least)} records: {plain.shown(len(least))}")

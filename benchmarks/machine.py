@@ -1,4 +1,4 @@
-"""What this machine can do, and the models that it is asked to run."""
+"""This machine's speed and this process's memory, and the models that are measured."""
 
 import resource
 import time

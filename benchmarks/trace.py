@@ -34,7 +34,7 @@ COMPONENTS = {"resid_post": 1, "mlp_out": 10, "attn_out": 10}
 
 
 def minimum_flops(model: Any, runs: Runs, patch: Patch) -> float:
-    """Floating-point operations that exactness needs, attention scores and norms left out."""
+    """Floating-point operations that an exact result needs, without attention scores and norms."""
     cfg, n_pos = model.cfg, len(runs.tokens)
     block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
     total = 0

@@ -7,6 +7,7 @@ from support.cli import assert_is_picture, fail, misuse, succeed, written
 from support.families import KINDS
 
 from tl_rome.editors import KeyCovariance
+from tl_rome.errors import InputError
 
 SMALL = ("--editors", "ft,ft_l", "--limit", 2, "--generation-length", 24, "--texts", 1)
 
@@ -16,8 +17,8 @@ def options(folder, tmp_path):
     return (*SMALL, "--model", folder, "--model-class", KINDS[0], "--out", tmp_path / "out")
 
 
-def test_table_on_the_embedded_sample_goes_on_where_it_stopped(options, tmp_path):
-    told = succeed("compare", *options)
+def test_table_of_the_package_sample_and_the_same_again_from_its_store(options, tmp_path):
+    printed = succeed("compare", *options)
     out = tmp_path / "out"
     assert {"compare.json", "compare.md", "compare.png", "report.html"} <= written(out)
     assert_is_picture(out / "compare.png")
@@ -25,22 +26,22 @@ def test_table_on_the_embedded_sample_goes_on_where_it_stopped(options, tmp_path
     assert list(rows) == ["unedited", "ft", "ft_l"]
     assert rows["ft"]["ES"]["n"] == 2
     assert rows["ft"]["GE"]["mean"] > 0
-    assert "paired bootstrap" in told
+    assert "paired bootstrap" in printed
     assert "ft_l - unedited" in (out / "compare.md").read_text()
     lines = [(path, path.read_text()) for path in (out / "results").rglob("*.jsonl")]
-    assert succeed("compare", *options) == told
+    assert succeed("compare", *options) == printed
     assert [(path, path.read_text()) for path, _ in lines] == lines
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (("--records", "no_such_file.json"), "no_such_file.json"),
         (("--references", "no_such_file.json"), "no_such_file.json"),
     ],
 )
-def test_what_cannot_be_run_is_named(options, wrong, told):
-    assert told in fail("compare", *options, *wrong)
+def test_files_that_do_not_exist_are_named(options, wrong, message):
+    assert message in fail("compare", *options, *wrong)
 
 
 @pytest.mark.slow
@@ -55,7 +56,29 @@ def test_model_and_statistics_reach_the_worker_processes(options, statistics, tm
     assert len(results) == 2
 
 
-def test_names_and_layers_that_are_none(options):
+def test_the_layer_is_found_once_for_all_workers(options, monkeypatch):
+    """In this process, before they begin; a single worker leaves it to the editors."""
+
+    class Found:
+        layer = 2
+
+        def __str__(self):
+            return "layer 2, traced"
+
+    makers = []
+
+    def evaluate(load, records, maker, **_):
+        makers.append(maker)
+        raise InputError("nothing is measured")
+
+    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model, **_: Found())
+    monkeypatch.setattr("tl_rome.counterfact.evaluate_in_processes", evaluate)
+    for workers, layer in ((2, "2"), (1, "auto")):
+        fail("compare", *options, "--editors", "rome,ft", "--layer", "auto", "--workers", workers)
+        assert makers[-1].layer == layer
+
+
+def test_unknown_editors_and_layers_are_refused(options):
     assert "there is no editor 'kn'; choose from ft" in misuse("compare", *options, "--editors", "ft,kn")
     assert "'deep' is neither a layer's number nor auto" in misuse("compare", *options, "--layer", "deep")
 

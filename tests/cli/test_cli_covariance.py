@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from support.cli import fail, misuse, succeed, written
+from support.cli import fail, misuse, run, succeed, written
 from support.families import KINDS, N_LAYERS, SENTENCES
 
 from tl_rome import Fact, KeyCovariance
 from tl_rome.editors import estimate_covariances, measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
+from tl_rome.generation import sample_tokens
 from tl_rome.patching import load_sample_facts
 
 KIND = KINDS[0]
@@ -79,6 +80,34 @@ def test_several_layers_of_own_samples_are_those_of_each_alone(folder, tmp_path)
     succeed("covariance", "--layers", "0,2", *options, tmp_path / "all")
     succeed("covariance", "--layers", "2", *options, tmp_path / "two")
     assert moments(tmp_path / "all")[2].digest == KeyCovariance.load(tmp_path / "two").digest
+
+
+def test_own_samples_are_drawn_once_for_all_layers(folder, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(*arguments, **options):
+        drawn.append(arguments)
+        return sample_tokens(*arguments, **options)
+
+    monkeypatch.setattr("tl_rome.editors.covariance.estimation.sample_tokens", draw)
+    succeed("covariance", "--layers", "0,2", "--tokens", 1000, "--model", folder, "--out", tmp_path / "all")
+    assert len(drawn) == 1
+
+
+def test_interrupted_with_a_checkpoint_says_how_to_go_on(folder, text, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    options = ("covariance", "--layer", 1, "--text", text, "--model", folder, "--out", tmp_path / "cov")
+    kept = (*options, "--checkpoint", tmp_path / "unfinished")
+    succeed(*kept, "--tokens", 200)
+    monkeypatch.setattr("tl_rome.editors.covariance.moments._add", interrupt)
+    for arguments, hint in (
+        (kept, f"; run the same command again to go on from {tmp_path / 'unfinished'}"),
+        (options, ""),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, f"interrupted{hint}")
 
 
 def test_data_set(folder, tiny, data, tmp_path):

@@ -1,4 +1,4 @@
-"""`tl-rome demo`: how it asks a model, and the whole of it as a user runs it."""
+"""`tl-rome demo`: how it asks a model, and the whole command as a user runs it."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def test_first_answer(continuation, answer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_do_not_depend_on_their_company(tiny, kind):
+def test_answers_do_not_depend_on_the_other_prompts(tiny, kind):
     model = tiny("gpt2", kind)
     prompts = [FACT.prompt, "Big Ben is in", "The city of"]
     together = ask(model, prompts, ["Paris", NEW])

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from support.cli import fail, succeed, written
+from support.cli import fail, run, succeed, written
 from support.families import KINDS
 
 from tl_rome import Edit, Fact, FineTune, KeyCovariance, rome
 from tl_rome.cli.demo_run import FACT, NEW, ask
 from tl_rome.cli.editor_options import EditorName
-from tl_rome.editors import FT, FT_L, PRESETS, sample_contexts
+from tl_rome.editors import FT, FT_L, PRESETS, Receipt, sample_contexts
 from tl_rome.editors.by_name import EDITOR_NAMES, FINE_TUNING
 from tl_rome.facts import EditRequest
 
@@ -76,7 +76,7 @@ def test_layer_that_tracing_finds(folder, statistics, tmp_path, monkeypatch, edi
         def __str__(self):
             return "layer 1, traced"
 
-    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model: Found())
+    monkeypatch.setattr("tl_rome.patching.find_layer", lambda model, **_: Found())
     options = ("--covariance", statistics) if editor == "rome" else ()
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", editor, "--layer", "auto", *options, "--model", folder)
     assert "layer 1 (suggested: layer 1, traced)" in succeed(*arguments, "--out", tmp_path / "edit")
@@ -107,6 +107,18 @@ def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistic
     monkeypatch.setattr("tl_rome.editors.edits.safety.MAX_DISTURBANCE", 0.0)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
     assert "WARNING the layer's output on ordinary text changes by" in succeed(*arguments, "--out", tmp_path / "edit")
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("took", 0), ("partly", 0), ("did not take", 3)])
+def test_exit_code_of_an_edit_that_did_not_take(folder, statistics, tmp_path, monkeypatch, verdict, code):
+    stated = property(lambda receipt: verdict, lambda receipt, found: None)  # whatever was found
+    monkeypatch.setattr(Receipt, "verdict", stated, raising=False)
+    arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
+    result = run(*arguments, "--out", tmp_path / "edit")
+    assert result.exit_code == code
+    assert ("the edit did not take" in result.stderr) == (code == 3)
+    assert Edit.load(tmp_path / "edit").request.target_new == NEW
+    assert "exit code is 3" in succeed("edit", "--help")
 
 
 def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """Help, and what the commands refuse or leave behind when interrupted: one line, no traceback, no file."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from functools import partial
 from pathlib import Path
@@ -118,7 +120,7 @@ def test_layer_and_statistics_of_editors_that_are_compared(folder, statistics, t
     assert "is at layer 2" in fail(*arguments, "--out", tmp_path / "out")
 
 
-def test_text_that_is_not_text(folder, tmp_path):
+def test_text_file_that_is_not_utf8(folder, tmp_path):
     file = tmp_path / "text"
     file.write_bytes(b"fine\n\xff\xfe\n")
     out = tmp_path / "cov"
@@ -127,7 +129,7 @@ def test_text_that_is_not_text(folder, tmp_path):
 
 
 @pytest.mark.skipif("hooked" in KINDS, reason="this TransformerLens has both classes")
-def test_class_that_is_not_there(folder, tmp_path):
+def test_class_that_this_transformer_lens_lacks(folder, tmp_path):
     assert "has no HookedTransformer" in fail(
         "demo", "--model", folder, "--model-class", "hooked", "--out", tmp_path / "out"
     )
@@ -188,28 +190,57 @@ def test_interrupted_commands_that_resume_say_so(tmp_path, monkeypatch, command)
     assert "Traceback" not in result.output
 
 
+def interrupted_at(mark: str, *arguments: Any) -> tuple[int, str]:
+    """Run a command in a terminal of its own, send Ctrl-C to its processes once a text is shown; exit code and output.
+
+    A shell has programs that it runs in the background ignore Ctrl-C, and so would their children.
+    """
+    command = [sys.executable, "-m", "tl_rome.cli", *map(str, arguments)]
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    ours, theirs = os.openpty()  # progress bars are drawn on terminals alone
+    termios.tcsetwinsize(theirs, (40, 160))
+    seen = ""
+    try:
+        options: dict[str, Any] = {"start_new_session": True, "preexec_fn": listen, "stdin": subprocess.DEVNULL}
+        options["env"] = {**os.environ, "TERM": "dumb"}  # no colours
+        with subprocess.Popen(command, stdout=theirs, stderr=theirs, **options) as process:
+            os.close(theirs)
+            try:
+                while text := _read(ours):
+                    if mark not in seen and mark in seen + text:
+                        time.sleep(0.2)
+                        os.killpg(process.pid, signal.SIGINT)
+                    seen += text
+                return process.wait(timeout=60), seen
+            finally:
+                process.kill()
+    finally:
+        os.close(ours)
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 4096).decode(errors="replace")
+    except OSError:  # how Linux reports a terminal that no process has open
+        return ""
+
+
 @pytest.mark.slow
 @pytest.mark.leg("4")
 def test_ctrl_c_in_a_real_run(folder, tmp_path):
-    command = [sys.executable, "-m", "tl_rome.cli", "trace", TEMPLATE, SUBJECT, "--model", str(folder)]
-    command += ["--samples", "20000", "--component", "mlp_out", "--out", str(tmp_path / "out")]
-    # A shell has programs that it runs in the background ignore Ctrl-C, and so would their children.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, preexec_fn=listen) as process:
-        try:
-            assert process.stderr is not None
-            seen = ""
-            while "trace mlp_out" not in seen:
-                character = process.stderr.read(1)
-                assert character, f"ended before it could be interrupted: {seen}"
-                seen += character
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            _, rest = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert rest.rstrip().endswith("interrupted")
-    assert "Traceback" not in seen + rest
+    options = ("--samples", 20000, "--component", "mlp_out", "--out", tmp_path / "out")
+    code, seen = interrupted_at("trace mlp_out", "trace", TEMPLATE, SUBJECT, "--model", folder, *options)
+    assert code == 130, seen
+    assert seen.rstrip().endswith("interrupted")
+    assert "Traceback" not in seen
     assert not written(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.leg("3.9")
+def test_ctrl_c_in_a_comparison_by_several_processes(folder, tmp_path):
+    options = ("--model", folder, "--workers", 2, "--batch-size", 1, "--out", tmp_path / "out")
+    code, seen = interrupted_at("unedited", "compare", "--editors", "ft", "--generation-length", 128, *options)
+    assert code == 130, seen
+    assert seen.rstrip().endswith("interrupted; run the same command again to go on")
+    assert "Traceback" not in seen

@@ -28,7 +28,7 @@ def test_texts_of_all_models_are_printed_and_written(folder, tmp_path):
     assert page.startswith("# The Eiffel Tower is located in the city of Rome\n")
 
 
-def test_a_record_brings_its_prompts(folder, tmp_path):
+def test_a_record_has_its_own_prompts(folder, tmp_path):
     record = load_counterfact("sample")[3]
     succeed("generate", "--record", record.case_id, *SHORT, "--model", folder, "--out", tmp_path)
     saved = json.loads((tmp_path / "generate.json").read_text())

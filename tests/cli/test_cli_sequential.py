@@ -18,8 +18,8 @@ def options(folder, tmp_path):
     return ("--model", folder, "--model-class", KIND, "--out", tmp_path / "out")
 
 
-def test_many_facts(tiny, options, tmp_path):
-    told = succeed("sequential", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options)
+def test_figures_are_the_librarys(tiny, options, tmp_path):
+    printed = succeed("sequential", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options)
     data, table = read_experiment(tmp_path / "out", "sequential")
     result = SequentialResult.from_dict(data["ft_l"])
     model = tiny("gpt2", KIND)
@@ -27,8 +27,8 @@ def test_many_facts(tiny, options, tmp_path):
     expected = sequential_edits(model, load_counterfact()[:3], editor, (1, 3), name="ft_l", progress=False)
     assert result == expected
     assert expected.grid().markdown in table
-    assert f"{expected.text_nll[-1]:.2f}" in told
-    assert succeed("sequential", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options) == told
+    assert f"{expected.text_nll[-1]:.2f}" in printed
+    assert succeed("sequential", "--editors", "ft_l", "--counts", "1,3", *SHORT, *options) == printed
 
 
 def test_counts_go_as_far_as_the_records_by_default(options, tmp_path):
@@ -51,5 +51,5 @@ def test_what_is_refused_before_the_model_is_loaded(tmp_path, arguments, message
     assert not (tmp_path / "out").exists()
 
 
-def test_counts_that_are_none(options):
+def test_invalid_counts_are_refused(options):
     assert "'one' is not a list of numbers" in misuse("sequential", "--counts", "one", *options)

@@ -19,7 +19,7 @@ def options(folder, tmp_path):
 
 
 def test_sweep_of_fine_tuning_over_layers_and_bounds(tiny, options, tmp_path):
-    told = succeed("sweep", "--layers", "2,0", "--epsilons", "0.0005,0.01", *SHORT, *options)
+    printed = succeed("sweep", "--layers", "2,0", "--epsilons", "0.0005,0.01", *SHORT, *options)
     data, table = read_experiment(tmp_path / "out", "sweep")
     curves = [Curve.from_dict(each) for each in data]
     assert [curve.name for curve in curves] == ["ft", "ft_l, epsilon 0.0005", "ft_l, epsilon 0.01"]
@@ -27,8 +27,8 @@ def test_sweep_of_fine_tuning_over_layers_and_bounds(tiny, options, tmp_path):
     expected = sweep_editors(tiny("gpt2", KIND), records, editors, name="ft_l, epsilon 0.0005", progress=False)
     assert curves[1] == expected
     assert expected.grid().markdown in table
-    assert expected.rows[0]["ES"].text() in told
-    assert succeed("sweep", "--layers", "2,0", "--epsilons", "0.0005,0.01", *SHORT, *options) == told
+    assert expected.rows[0]["ES"].text() in printed
+    assert succeed("sweep", "--layers", "2,0", "--epsilons", "0.0005,0.01", *SHORT, *options) == printed
 
 
 def test_sweep_over_epsilon_at_one_layer(options, tmp_path):
@@ -71,9 +71,9 @@ def test_what_is_refused(options, tmp_path, arguments, message):
         (("--editors", ","), "',' names no editor"),
     ],
 )
-def test_lists_that_are_none(options, arguments, message):
+def test_invalid_lists_are_refused(options, arguments, message):
     assert message in misuse("sweep", *arguments, *options)
 
 
-def test_statistics_are_missed_before_the_model_is_loaded():
+def test_missing_statistics_are_reported_before_the_model_is_loaded():
     assert "none of any layer" in fail("sweep", "--editors", "rome", "--model", "./nowhere")

@@ -22,12 +22,12 @@ def test_it_traces_what_the_model_knows_and_goes_on_where_it_was(tiny, family_di
         "--out",
         store,
     ]
-    told = succeed(*arguments, "--samples", 2, "--prompts", 2)
-    assert all(component in told for component in ("resid_post", "mlp_out", "attn_out"))
-    assert "to edit: layer" in told
+    printed = succeed(*arguments, "--samples", 2, "--prompts", 2)
+    assert all(component in printed for component in ("resid_post", "mlp_out", "attn_out"))
+    assert "to edit: layer" in printed
     assert_is_picture(store / "average.png")
     first = {path: path.stat().st_mtime_ns for path in store.glob("*_out/*.safetensors")}
     assert len(first) == 4
-    assert succeed(*arguments, "--samples", 2, "--prompts", 2) == told
+    assert succeed(*arguments, "--samples", 2, "--prompts", 2) == printed
     assert {path: path.stat().st_mtime_ns for path in store.glob("*_out/*.safetensors")} == first
     assert "samples=3" in fail(*arguments, "--samples", 3, "--prompts", 2)

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pandas
 import torch
 from rich.console import Console
 from support.edits import REQUEST, editor
 from support.families import KINDS
 
-from tl_rome.cli.tables import convergence_table, receipt_table
+from tl_rome.cli import console
+from tl_rome.cli.tables import convergence_table, frame_grid, receipt_table
 from tl_rome.editors import RELEASED, Convergence
 
 
@@ -35,3 +37,15 @@ def test_convergence_is_shown_whole():
     lines = shown(convergence_table(report, 3))
     for line in str(report).splitlines():
         assert " ".join(line.split()) in lines
+
+
+def test_a_frame_is_cut_between_columns_where_the_terminal_is_narrow(capsys, monkeypatch):
+    columns = [f"a long name of column {n}" for n in range(9)]
+    frame = pandas.DataFrame([["resid_post", *(n / 16 for n in range(1, 9))]], columns=columns)
+    monkeypatch.setattr(console, "out", Console(width=80))
+    console.say_grids([frame_grid(frame, "The caption.")])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for whole in (*columns, "resid_post", *(str(n / 16) for n in range(1, 9)), "The caption."):
+        assert whole in text

@@ -21,9 +21,10 @@ def run(*arguments: Any) -> Result:
 
 
 def succeed(*arguments: Any) -> str:
-    """What a call prints, its white space made plain."""
+    """What a call prints, with runs of white space as one space; it draws no bars, since this is not a terminal."""
     result = run(*arguments)
     assert result.exit_code == 0, result.output
+    assert "%|" not in result.stderr
     return " ".join(result.stdout.split())
 
 
@@ -39,7 +40,7 @@ def fail(*arguments: Any) -> str:
 
 
 def misuse(*arguments: Any) -> str:
-    """What a call that must fail as a usage error says, its frame and line breaks taken away."""
+    """The message of a call that must fail as a usage error, without its frame and line breaks."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
@@ -59,7 +60,7 @@ def written(folder: Path) -> set[str]:
 
 
 def assert_is_picture(path: Path, wider_than: int = 300) -> None:
-    """That something is drawn there, in colour."""
+    """Check that something is drawn there, in colour."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(float)

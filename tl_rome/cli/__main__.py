@@ -1,4 +1,4 @@
-"""`python -m tl_rome.cli`, where the `tl-rome` script is not at hand."""
+"""`python -m tl_rome.cli`, where the `tl-rome` script is not on the path."""
 
 from tl_rome.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The commands by subject, in the order of `tl-rome --help`, and what becomes of their errors."""
+"""The commands by subject, in the order of `tl-rome --help`, and how their errors are shown."""
 
 from typing import Annotated, Any
 
@@ -25,11 +25,11 @@ _SUBJECTS = {
     "Measuring": (compare, sweep, sequential, generate),
 }
 _RESUMED = {"trace-many", "compare", "sweep", "sequential"}
-"""Commands that keep what they have done."""
+"""Commands that go on from stored results."""
 
 
 class _Commands(TyperGroup):
-    """All commands; here an error of ours, and Ctrl-C, become a message."""
+    """The commands; an error of ours and Ctrl-C become one-line messages."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,9 +37,9 @@ class _Commands(TyperGroup):
         except TLRomeError as error:
             console.complain(f"error: {error}")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            again = "; run the same command again to go on" if ctx.invoked_subcommand in _RESUMED else ""
-            console.complain(f"interrupted{again}")
+        except KeyboardInterrupt as stop:
+            hints = stop.args or (["run the same command again to go on"] if ctx.invoked_subcommand in _RESUMED else [])
+            console.complain("; ".join(["interrupted", *hints]))
             raise typer.Exit(130) from None
 
 
@@ -69,4 +69,5 @@ def _commands(
 
 def main() -> None:
     """Run the command line; the entry point of `tl-rome`."""
+    console.log_plainly()
     app(prog_name="tl-rome")

@@ -1,6 +1,13 @@
-"""What commands print on: tables and plain lines on stdout, complaints on stderr."""
+"""What commands print on: tables and plain lines on stdout, complaints, warnings and progress bars on stderr.
 
+Text of a user, a record or a model is shown with its control characters escaped, so that it cannot drive the terminal.
+"""
+
+import logging
+import re
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +18,18 @@ if TYPE_CHECKING:
     from tl_rome.grid import Grid
 
 out = Console()
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tab and line feed; escape sequences begin with one."""
+
+
+def visible(text: str) -> Text:
+    """Text as it is, without markup, its control characters as in Python's `repr`."""
+    return Text(_escaped(text))
 
 
 def say(line: str) -> None:
     """Print a line as it is, unbroken."""
-    out.print(Text(line), soft_wrap=True)
+    out.print(visible(line), soft_wrap=True)
 
 
 def say_written(files: Iterable[Path]) -> None:
@@ -24,12 +38,37 @@ def say_written(files: Iterable[Path]) -> None:
         say(f"wrote {file}")
 
 
-def say_grids(grids: "Iterable[Grid]") -> None:
-    """Print tables, each in as many parts as the terminal's width asks for."""
+def say_grids(grids: "Iterable[Grid]", width: int | None = None) -> None:
+    """Print tables, each in as many parts as a width asks for; by default the terminal's."""
     for grid in grids:
-        out.print(*grid.tables(out.width), sep="\n")
+        rows = tuple(tuple(map(_escaped, row)) for row in grid.rows)
+        shown = replace(grid, caption=_escaped(grid.caption), header=tuple(map(_escaped, grid.header)), rows=rows)
+        out.print(*shown.tables(width or out.width), sep="\n")
 
 
-def complain(line: str) -> None:
+def complain(line: str, style: str = "red") -> None:
     """Print why a command ends early, as one line on stderr."""
-    Console(stderr=True).print(Text(line.replace("\n", " "), style="red"), soft_wrap=True)
+    Console(stderr=True).print(visible(line.replace("\n", " ")), style=style, soft_wrap=True)
+
+
+def shows_progress() -> bool:
+    """Whether to draw progress bars: on a terminal, not into a log file."""
+    return sys.stderr.isatty()
+
+
+def log_plainly() -> None:
+    """Show what the library logs as one line on stderr; for a process that is the command line's own."""
+    log = logging.getLogger("tl_rome")
+    log.handlers = [_PlainLines()]
+    log.propagate = False  # or a handler of another library shows the lines again
+
+
+class _PlainLines(logging.Handler):
+    """Lines such as "warning: ..."."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -1,8 +1,8 @@
-"""One real fact the whole way: where a model keeps it, rewritten in one call, and what it says before and after.
+"""One real fact from trace to edit: where a model keeps it, rewritten in one call, and what it says before and after.
 
 The prompts were chosen by what the unedited SmolLM2-135M says, before any edit was tried: it answers every paraphrase
 with Paris, and every landmark with the right city. Paraphrases test whether the edit generalises; landmarks, three of
-them in Paris and three of them towers, whether it bleeds.
+them in Paris and three of them towers, whether it spreads to other subjects.
 """
 
 import re
@@ -203,7 +203,7 @@ def ask(model: HookedModel, prompts: Sequence[str], targets: Sequence[str]) -> l
 
 @torch.no_grad()
 def _say(model: HookedModel, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    """Greedy continuations of a few tokens: one padded batch for all prompts, quicker here than a cache per length."""
+    """Greedy continuations of a few tokens: one padded batch for all prompts, faster here than a cache per length."""
     starts = texts = [encode(model, prompt) for prompt in prompts]
     last = last_resid(model)
     for _ in range(min(new_tokens, model.cfg.n_ctx - max(map(len, starts)))):

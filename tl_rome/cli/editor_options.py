@@ -1,11 +1,14 @@
 """The options that say which editors a command compares, and the editors that they name."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tl_rome.cli import console
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EditorName(StrEnum):
-    """The names of `tl_rome.editors.by_name`, which imports torch, as `--help` must not; a test holds them together."""
+    """The names of `tl_rome.editors.by_name`, which imports torch, as `--help` must not; a test keeps the two equal."""
 
     ft = "ft"
     ft_l = "ft_l"
@@ -32,7 +35,7 @@ class EditorName(StrEnum):
 
 
 class EditorNames(tuple[EditorName, ...]):
-    """Names with commas between, each once."""
+    """Names separated by commas, without repeats."""
 
 
 def editor_names(text: str | EditorNames) -> EditorNames:
@@ -50,7 +53,7 @@ def editor_names(text: str | EditorNames) -> EditorNames:
 EditorsOption = Annotated[
     EditorNames,
     typer.Option(
-        "--editors", parser=editor_names, metavar="NAMES", help=f"With commas between: {', '.join(EditorName)}."
+        "--editors", parser=editor_names, metavar="NAMES", help=f"Separated by commas: {', '.join(EditorName)}."
     ),
 ]
 LayerOption = Annotated[
@@ -71,7 +74,7 @@ CovarianceOption = Annotated[
     ),
 ]
 COMPARED = EditorNames((EditorName.ft, EditorName.ft_l, EditorName.rome, EditorName.r_rome))
-"""Editors of a command that compares them, where none are named."""
+"""Editors that a command compares by default."""
 
 
 def layer_choice(layer: str | None) -> "int | LayerFinder | None":
@@ -85,7 +88,7 @@ def layer_choice(layer: str | None) -> "int | LayerFinder | None":
     if layer == "auto":
         from tl_rome.patching import find_layer
 
-        return find_layer
+        return partial(find_layer, progress=console.shows_progress())
     try:
         return int(layer)
     except ValueError:
@@ -133,4 +136,19 @@ class EditorMaker:
             covariance=None if self.covariance is None else KeyCovariance.load(self.covariance),
             max_contexts=self.max_contexts,
             seed=self.seed,
+            progress=console.shows_progress(),
         )
+
+    def with_layer_found(self, load: "Callable[[], HookedModel]") -> "EditorMaker":
+        """The same with a layer's number in place of auto, which is found here, once for all processes.
+
+        Args:
+            load: Loads the model that is looked at.
+        """
+        if self.layer != "auto":
+            return self
+        find = layer_choice(self.layer)
+        assert callable(find)
+        found = find(load())
+        console.say(f"to edit: {found}")
+        return replace(self, layer=str(found.layer))

@@ -5,9 +5,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+
+from tl_rome.cli import console
 
 if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
@@ -34,7 +37,7 @@ ModelOption = Annotated[
 ]
 ModelClassOption = Annotated[
     ModelClass | None,
-    typer.Option("--model-class", help="HookedTransformer or TransformerBridge.", show_default="hooked if there"),
+    typer.Option("--model-class", help="HookedTransformer or TransformerBridge.", show_default="hooked if available"),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights.")]
 DeviceOption = Annotated[
@@ -42,7 +45,7 @@ DeviceOption = Annotated[
 ]
 BosOption = Annotated[
     bool | None,
-    typer.Option("--prepend-bos/--no-prepend-bos", help="Begin prompts with BOS.", show_default="the tokenizer's way"),
+    typer.Option("--prepend-bos/--no-prepend-bos", help="Begin prompts with BOS.", show_default="by tokenizer"),
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -55,11 +58,11 @@ class ModelLoader:
     model: ModelOption = DEFAULT_MODEL
     """Name or folder."""
     model_class: ModelClassOption = None
-    """None takes HookedTransformer where there is one."""
+    """None takes HookedTransformer where it is available."""
     dtype: DtypeOption = Dtype.float32
     """Of the weights."""
     device: DeviceOption = None
-    """None is the best that there is."""
+    """None is the best available."""
     prepend_bos: BosOption = None
     """None follows the tokenizer."""
 
@@ -73,19 +76,22 @@ class ModelLoader:
 
         from tl_rome.models.loading import load_model
 
+        if parent_process() is not None:
+            console.log_plainly()  # a worker, in which `main` was not called
         return load_model(
             self.model,
             model_class=cast("Literal['hooked', 'bridge'] | None", self.model_class and self.model_class.value),
             dtype=getattr(torch, self.dtype.value),
             device=self.device,
             prepend_bos=self.prepend_bos,
+            progress=console.shows_progress(),
         )
 
 
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the model's options in place of its first parameter, which gets a `ModelLoader` made of them.
 
-    Nothing is loaded before the command asks for it, so that what is wrong with its other options is found first.
+    Nothing is loaded before the command asks for it, so that errors in its other options are found first.
     """
     signature = inspect.signature(command)
     options = inspect.signature(ModelLoader).parameters

@@ -8,23 +8,23 @@ import typer
 
 
 class Integers(tuple[int, ...]):
-    """Integers with commas between, in order, each once."""
+    """Integers separated by commas, sorted, without repeats."""
 
 
 class Floats(tuple[float, ...]):
-    """Numbers with commas between, in order, each once."""
+    """Numbers separated by commas, sorted, without repeats."""
 
 
 Number = TypeVar("Number", int, float)
 
 
 def integers(text: str | Integers) -> Integers:
-    """Parse integers; a default comes parsed."""
+    """Parse integers; a default is parsed already."""
     return Integers(_numbers(text, int)) if isinstance(text, str) else text
 
 
 def floats(text: str | Floats) -> Floats:
-    """Parse numbers; a default comes parsed."""
+    """Parse numbers; a default is parsed already."""
     return Floats(_numbers(text, float)) if isinstance(text, str) else text
 
 
@@ -35,9 +35,7 @@ def _numbers(text: str, read: Callable[[str], Number]) -> list[Number]:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,3") from None
 
 
-TemplateArgument = Annotated[
-    str, typer.Argument(help="Prompt with one {} in the subject's place, ending before the object.")
-]
+TemplateArgument = Annotated[str, typer.Argument(help="Prompt with one {} for the subject, ending before the object.")]
 SubjectArgument = Annotated[str, typer.Argument(help="The entity, as it appears in the prompt.")]
 RecordsOption = Annotated[
     str, typer.Option("--records", help="sample, a JSON or JSONL file, or the name of a `datasets` data set.")
@@ -46,6 +44,6 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take th
 BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Records or prompts at once; more take more memory.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random draws.")]
 ResultsOption = Annotated[Path, typer.Option("--out", help="Folder of results; run again with it to go on.")]
 """The `--out` of a command that resumes."""

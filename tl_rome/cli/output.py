@@ -1,4 +1,4 @@
-"""Files for people: figures and text that appear whole or not at all, and a check of the place before long work."""
+"""Files for people: figures and text that appear whole or not at all, and a check of where they go before long work."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def check_folder(path: Path) -> Path:
     """
     existing = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
     try:
-        with TemporaryFile(dir=existing):  # permissions alone do not tell: a file system can refuse even the superuser
+        with TemporaryFile(dir=existing):  # permissions are not enough: a file system can refuse even the superuser
             return path
     except OSError:
         what = f"cannot write to {path}: {existing} is not a folder that can be written to; name another"
@@ -57,7 +57,7 @@ def save_figure(traces: Sequence[TraceResult], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     width, height = figure_size(traces[0])
-    if len(traces) > 1:  # the tokens are named once, and the page is as wide as it is
+    if len(traces) > 1:  # the tokens are labelled once, and a page has a fixed width
         width, height = 0.65 * len(traces) * width, 0.95 * height
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     for trace, ax in zip(traces, figure.subplots(1, len(traces), sharey=True, squeeze=False)[0], strict=True):

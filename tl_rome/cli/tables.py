@@ -8,9 +8,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tl_rome.cli.console import visible
 from tl_rome.cli.demo_run import FACT, GROUPS, NEW, Answer, DemoResult
 from tl_rome.editors import Convergence, Receipt
 from tl_rome.editors.covariance.convergence import CONVERGENCE_COLUMNS
+from tl_rome.grid import Grid
 from tl_rome.patching import TraceResult
 
 if TYPE_CHECKING:
@@ -30,15 +32,13 @@ def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> G
             _add(table, name, str(layer), f"{position}: {result.labels[position]!r}{star}", score)
         table.add_section()
     effect = f"{answer} is {some.clean_score:.3f}, and {some.corrupted_score:.3f} with the subject corrupted"
-    return Group(Text(f"Trace of {prompt!r}: {effect}"), table)
+    return Group(visible(f"Trace of {prompt!r}: {effect}"), table)
 
 
-def frame_table(frame: "pandas.DataFrame") -> Table:
-    """A data frame, without its index."""
-    table = _table(*map(str, frame.columns))
-    for row in frame.itertuples(index=False):
-        table.add_row(*[Text(str(value)) for value in row])
-    return table
+def frame_grid(frame: "pandas.DataFrame", caption: str) -> Grid:
+    """A data frame without its index; its first column names the rows."""
+    rows = tuple(tuple(map(str, row)) for row in frame.itertuples(index=False))
+    return Grid(caption, tuple(map(str, frame.columns)), rows)
 
 
 def receipt_table(receipt: Receipt) -> Group:
@@ -46,8 +46,8 @@ def receipt_table(receipt: Receipt) -> Group:
     table = _table("", "")
     table.show_header = False
     for name, figures in receipt.rows():
-        table.add_row(Text(name, style="bold red" if name == "WARNING" else ""), Text(figures))
-    return Group(Text(receipt.title), table)
+        table.add_row(Text(name, style="bold red" if name == "WARNING" else ""), visible(figures))
+    return Group(visible(receipt.title), table)
 
 
 def convergence_table(report: Convergence, layer: int) -> Group:
@@ -78,7 +78,7 @@ def demo_table(result: DemoResult) -> Table:
             if row.group == group:
                 cells = (row.prompt, row.before.text, row.after.text, *_changes(row.before, row.after))
                 verdict = Text("yes", style="green") if row.passed else Text("no", style="red")
-                table.add_row(*map(Text, cells), verdict)
+                table.add_row(*map(visible, cells), verdict)
         table.add_section()
     return table
 
@@ -95,9 +95,9 @@ def _changes(before: Answer, after: Answer) -> list[str]:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(Text(column), no_wrap=column.startswith("P("))
+        table.add_column(visible(column), no_wrap=column.startswith("P("))
     return table
 
 
 def _add(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))
+    table.add_row(*map(visible, cells))

@@ -1,4 +1,4 @@
-"""Text to stream over, which can be gone through more than once: files on disk, or a data set by its name."""
+"""Text that can be streamed more than once: files on disk, or a data set by its name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

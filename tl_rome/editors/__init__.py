@@ -3,6 +3,7 @@
 from tl_rome.editors.covariance.convergence import Convergence as Convergence
 from tl_rome.editors.covariance.convergence import measure_convergence as measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples as covariance_from_samples
+from tl_rome.editors.covariance.estimation import covariances_from_samples as covariances_from_samples
 from tl_rome.editors.covariance.estimation import estimate_covariance as estimate_covariance
 from tl_rome.editors.covariance.estimation import estimate_covariances as estimate_covariances
 from tl_rome.editors.covariance.key_covariance import KeyCovariance as KeyCovariance

@@ -99,7 +99,7 @@ def load_model(
         raise InputError(f"model name is empty ({name!r}); give {smollm2.NAME!r}, a hub name or a folder")
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; use a floating-point type such as torch.float32 or torch.bfloat16")
-    with _quiet(progress):
+    with quiet(progress):
         from transformer_lens.utilities.devices import get_device
 
         from tl_rome.models.conversion import convert, has_hooked_transformer
@@ -250,7 +250,7 @@ def _short_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
+def quiet(progress: bool) -> Iterator[None]:
     """Silence TransformerLens' deprecation warnings, and transformers where no progress is wanted; then restore all."""
     from huggingface_hub import utils as hub
     from transformers.utils import logging as transformers_logging

@@ -1,1 +1,1 @@
-"""The commands of `tl-rome`, a module for each subject."""
+"""The commands of `tl-rome`, a module for each."""

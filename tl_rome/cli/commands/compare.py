@@ -51,15 +51,19 @@ def compare(
     maker = EditorMaker(editors, layer, covariance, contexts, seed)
     chosen = counterfact.load_counterfact(records)[:limit]
     about = counterfact.load_references(references) if generation_length else None
+    workers = workers or _default_workers(load.device)
+    if workers > 1:
+        maker = maker.with_layer_found(load)
     results = counterfact.evaluate_in_processes(
         load,
         chosen,
         maker,
         store=out / "results",
-        workers=workers or _default_workers(load.device),
+        workers=workers,
         config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
         batch_size=batch_size,
         seed=seed,
+        progress=console.shows_progress(),
     )
     summary = counterfact.summarize(results, references=about, seed=seed)
     console.say_grids((summary.grid(), summary.differences()))  # the files have all columns

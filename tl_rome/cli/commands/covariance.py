@@ -48,9 +48,9 @@ def covariance(
     dataset: Annotated[
         str | None, typer.Option(help="Data set of the hub, such as wikimedia/wikipedia, or a folder; streamed.")
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Of the data set, such as 20231101.en.")] = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
-    column: Annotated[str, typer.Option(help="Where its rows have the text.")] = "text",
+    subset: Annotated[str | None, typer.Option(help="Configuration of the data set, such as 20231101.en.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    column: Annotated[str, typer.Option(help="Column of the data set that has the text.")] = "text",
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after about this many.", show_default="all text, or 32768 sampled")
     ] = None,
@@ -109,29 +109,32 @@ def _from_texts(
 ) -> "dict[int, KeyCovariance]":
     from tl_rome.editors import estimate_covariances
 
-    return estimate_covariances(
-        model,
-        layers,
-        texts,
-        source=texts.source,
-        max_tokens=tokens,
-        text_column=column,
-        checkpoint=checkpoint,
-    )
+    try:
+        return estimate_covariances(
+            model,
+            layers,
+            texts,
+            source=texts.source,
+            max_tokens=tokens,
+            text_column=column,
+            checkpoint=checkpoint,
+            progress=console.shows_progress(),
+        )
+    except KeyboardInterrupt:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        raise KeyboardInterrupt(f"run the same command again to go on from {checkpoint}") from None
 
 
 def _from_own_samples(
     model: "HookedModel", layers: Sequence[int], tokens: int, seed: int
 ) -> "dict[int, KeyCovariance]":
-    """Every layer from the same samples: those that it would have alone."""
     import torch
 
-    from tl_rome.editors import covariance_from_samples
+    from tl_rome.editors import covariances_from_samples
 
-    return {
-        layer: covariance_from_samples(model, layer, generator=torch.Generator().manual_seed(seed), tokens=tokens)
-        for layer in layers
-    }
+    rng = torch.Generator().manual_seed(seed)
+    return covariances_from_samples(model, layers, generator=rng, tokens=tokens, progress=console.shows_progress())
 
 
 def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, tokens: int, seed: int) -> "Convergence":
@@ -146,4 +149,5 @@ def _convergence(model: "HookedModel", layer: int, texts: Texts, column: str, to
     subjects = sorted({fact.subject for fact in load_sample_facts()})
     drawn = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))[:_SUBJECTS].tolist()
     keys = torch.cat([subject_keys(model, layer, Fact("{}", subjects[index]), ("",)) for index in drawn])
-    return measure_convergence(model, layer, texts, keys, max_tokens=tokens, text_column=column)
+    options = {"max_tokens": tokens, "text_column": column, "progress": console.shows_progress()}
+    return measure_convergence(model, layer, texts, keys, **options)

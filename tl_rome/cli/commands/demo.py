@@ -1,4 +1,4 @@
-"""`tl-rome demo`: one fact the whole way."""
+"""`tl-rome demo`: one fact from trace to edit."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,13 @@ def demo(
     load: ModelLoader,
     out: Annotated[Path, typer.Option(help="Folder for figures, edit and table.")] = Path("tl-rome-demo"),
 ) -> None:
-    """Find where the model keeps the Eiffel Tower's city, make it Rome, and ask around; takes about two minutes."""
+    """Find where the model keeps the Eiffel Tower's city, make it Rome, and ask before and after; about two minutes."""
     from tl_rome.cli import tables
     from tl_rome.cli.demo_run import FACT, run_demo
     from tl_rome.cli.output import check_folder
 
     check_folder(out)
-    result = run_demo(load(), out)
+    result = run_demo(load(), out, progress=console.shows_progress())
     console.out.print(tables.trace_table(result.traces, FACT.prompt, cells=2))
     console.out.print(tables.receipt_table(result.edit.receipt))
     console.out.print(tables.demo_table(result))

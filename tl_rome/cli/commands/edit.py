@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
 
 
+NOT_TAKEN = "did not take"
+"""The receipt's verdict on an edit without effect."""
+NOT_TAKEN_CODE = 3
+"""The exit code then."""
+
+
 class Contexts(StrEnum):
     """How the texts before the prompt are made."""
 
@@ -44,7 +50,10 @@ def edit(
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="File for the edit; replaced if it exists.")] = Path("edit.safetensors"),
 ) -> None:
-    """Rewrite one fact, save the edit, and show what the model says before and after."""
+    """Rewrite one fact, save the edit, and show what the model says before and after.
+
+    An edit that did not take is saved too, and the exit code is 3.
+    """
     from tl_rome import editors
     from tl_rome.cli import demo_run as demo
     from tl_rome.cli import output, tables
@@ -56,24 +65,27 @@ def edit(
         raise InputError(f"{editor} fine-tunes on the prompt alone; leave out --covariance and --contexts")
     chosen_layer = layer_choice(layer)
     statistics = editors.KeyCovariance.load(covariance) if covariance is not None else None
-    model = load()
+    model, progress = load(), console.shows_progress()
     targets = [target for target in (target_true, target_new) if target is not None]
     prompts = [request.fact.prompt, *(ask or [])]
     before = demo.ask(model, prompts, targets)
     if editor.is_fine_tuning:
         prepared = _fine_tuning(model, editor, chosen_layer)
     else:
-        prepared = _rome(model, editor, chosen_layer, statistics, contexts, seed)
-    made = prepared(model, request, progress=True)
+        prepared = _rome(model, editor, chosen_layer, statistics, contexts, seed, progress)
+    made = prepared(model, request, progress=progress)
     with made.applied(model):
         after = demo.ask(model, prompts, targets)
     console.out.print(tables.receipt_table(made.receipt))
     console.out.print(tables.answer_table(targets, zip(prompts, before, after, strict=True)))
     console.say_written([made.save(out)])
+    if getattr(made.receipt, "verdict", None) == NOT_TAKEN:
+        console.complain(f"the edit did not take: {request.fact.prompt!r} is still not completed with {target_new!r}")
+        raise typer.Exit(NOT_TAKEN_CODE)
 
 
 def _fine_tuning(model: "HookedModel", name: EditorName, layer: "int | LayerFinder | None") -> "FineTune":
-    """Fine-tuning with the settings of that name, of a layer that is not the default one if so said."""
+    """Fine-tuning with the settings of that name, of another layer than the default one if it is given."""
     from tl_rome.editors import FineTune
     from tl_rome.editors.by_name import FINE_TUNING
 
@@ -87,6 +99,7 @@ def _rome(
     covariance: "KeyCovariance | None",
     contexts: Contexts,
     seed: int,
+    progress: bool,
 ) -> "Rome":
     """ROME with the settings of that name."""
     from tl_rome.editors import Rome
@@ -99,4 +112,5 @@ def _rome(
         contexts="recipe" if contexts == Contexts.recipe else None,
         config=ROME_CONFIGS[name.value],
         seed=seed,
+        progress=progress,
     )

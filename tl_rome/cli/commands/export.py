@@ -23,13 +23,18 @@ def export(
 ) -> None:
     """Write the model with one edit or several in Hugging Face layout, for any library to load."""
     from tl_rome.editors import compose, export_model
+    from tl_rome.models.loading import quiet
 
     _check_new(out)
     whole = compose(edit for location in edits for edit in _read(location))
     loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place, whole.applied(loaded):
+        with (
+            quiet(console.shows_progress()),
+            TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place,
+            whole.applied(loaded),
+        ):
             finished = export_model(loaded, model, Path(place) / out.name)
             os.replace(finished, out)
     except OSError as error:

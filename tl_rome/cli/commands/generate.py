@@ -1,6 +1,7 @@
 """`tl-rome generate`: the same prompts continued by the unedited model and by each edited one."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,10 +58,11 @@ def generate(
     model = load()
     edits = {name: editor(model, request) for name, editor in maker(model).items()}
     rng = torch.Generator().manual_seed(seed)
-    texts = continue_side_by_side(model, prompts, edits, new_tokens=new_tokens, generator=rng, top_k=top_k)
+    options = {"new_tokens": new_tokens, "top_k": top_k, "progress": console.shows_progress()}
+    texts = continue_side_by_side(model, prompts, edits, generator=rng, **options)
     title = f"{request.fact.prompt} {request.target_new}"
     console.say(title)
-    console.out.print(texts.grid.table)
+    console.say_grids([texts.grid], width=sys.maxsize)  # running text is broken within its cells, not cut into parts
     about = {"model": load.model, "prompt": request.fact.prompt, "target_new": request.target_new}
     settings = {"target_true": request.target_true, "seed": seed, "new_tokens": new_tokens, "top_k": top_k}
     page = json.dumps({**about, **settings, **texts.to_dict()}, indent=1, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""`tl-rome sequential`: more and more facts in one model (appendix C.2)."""
+"""`tl-rome sequential`: one model edited again and again (the draft's appendix C.2)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ def sequential(
     seed: SeedOption = 0,
     out: ResultsOption = Path("tl-rome-sequential"),
 ) -> None:
-    """Write more and more facts into one model, and score all of them each time (figure 10)."""
+    """Edit one model many times, and score all of its edits at several points."""
     from tl_rome import counterfact
     from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sequential_figure
@@ -48,8 +48,8 @@ def sequential(
     model = load()
     found = {}
     for name, editor in maker(model).items():
-        store = out / "results" / name
-        found[name] = sequential_edits(model, chosen, editor, wanted, name=name, store=store, seed=seed)
+        options: dict[str, Any] = {"store": out / "results" / name, "seed": seed, "progress": console.shows_progress()}
+        found[name] = sequential_edits(model, chosen, editor, wanted, name=name, **options)
     grids = [result.grid() for result in found.values()]
     plain = {name: result.to_dict() for name, result in found.items()}
     figure = sequential_figure(found)

@@ -1,4 +1,4 @@
-"""`tl-rome sweep`: editors over one setting (appendix C)."""
+"""`tl-rome sweep`: editors over one setting (appendix E.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +64,7 @@ def sweep(
     seed: SeedOption = 0,
     out: ResultsOption = Path("tl-rome-sweep"),
 ) -> None:
-    """Sweep fine-tuning over layers and epsilon, and ROME over layers (figures 8 and 9)."""
+    """Sweep fine-tuning over layers and epsilon (figure 17), and ROME over layers."""
     from tl_rome import counterfact
     from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sweep_figure
@@ -79,8 +79,8 @@ def sweep(
     model = load()
     swept = []
     for name, along, variants in _sweeps(model, editors, layers, epsilons, statistics, seed):
-        options: dict[str, Any] = {"store": out / "results", "batch_size": batch_size, "seed": seed}
-        swept.append(sweep_editors(model, chosen, variants, name=name, along=along, **options))
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": console.shows_progress()}
+        swept.append(sweep_editors(model, chosen, variants, name=name, along=along, store=out / "results", **options))
     grids = [curve.grid() for curve in swept]
     console.say_grids(grids)
     files = output.save_experiment(out, "sweep", [curve.to_dict() for curve in swept], grids, sweep_figure(swept))

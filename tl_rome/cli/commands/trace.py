@@ -47,11 +47,11 @@ def trace(
     fact = Fact(template, subject, target)
     check_folder(out)
     model = load()
-    noise = GaussianNoise(samples=samples)
+    options = {"window": window, "corruption": GaussianNoise(samples=samples), "progress": console.shows_progress()}
     traces = {}
     for name in dict.fromkeys(component or COMPONENTS):
         rng = torch.Generator().manual_seed(seed)
-        traces[name] = causal_trace(model, fact, name, generator=rng, window=window, corruption=noise)
+        traces[name] = causal_trace(model, fact, name, generator=rng, **options)
     console.out.print(trace_table(traces, fact.prompt, cells=4))
     files = [save_figure([result], out / f"trace_{name}.png") for name, result in traces.items()]
     if len(traces) > 1:

@@ -32,19 +32,21 @@ def trace_many(
 
     from tl_rome import patching
     from tl_rome.cli.output import check_folder, save_averages
-    from tl_rome.cli.tables import frame_table
+    from tl_rome.cli.tables import frame_grid
 
     check_folder(out)
     found = patching.load_facts(facts) if facts is not None else patching.load_sample_facts()
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     asked = [found[index] for index in order]
-    model = load()
-    known = patching.collect_known_facts(model, asked, store=out / "known.jsonl", limit=prompts)
+    model, progress = load(), console.shows_progress()
+    known = patching.collect_known_facts(model, asked, store=out / "known.jsonl", limit=prompts, progress=progress)
     config = patching.TraceConfig(corruption=patching.GaussianNoise(samples=samples))
     chosen = [one.fact for one in known]
-    traces = patching.trace_facts(model, chosen, store=out, seed=seed, config=config, batch_size=batch_size)
+    options = {"config": config, "batch_size": batch_size, "seed": seed, "progress": progress}
+    traces = patching.trace_facts(model, chosen, store=out, **options)
     averages = {name: patching.average_traces(results, seed=seed) for name, results in traces.items()}
-    console.out.print(frame_table(patching.summary_frame(averages.values()).round(3)))
+    frame = patching.summary_frame(averages.values()).round(3)
+    console.say_grids([frame_grid(frame, f"Scores and indirect effects, averaged over {len(chosen)} prompts.")])
     console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], seed=seed)}")
     files = [result.save(out / f"average_{name}.safetensors") for name, result in averages.items()]
     console.say_written([save_averages(list(averages.values()), out / "average.png"), *files])

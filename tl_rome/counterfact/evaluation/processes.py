@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from itertools import cycle
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import RLock
 
 import torch
+from tqdm import tqdm
 
 from tl_rome.counterfact.evaluation.evaluate import Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
@@ -118,6 +120,7 @@ _ready: list[Evaluator] = []
 
 def _begin(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller's process, which ends its workers
+    tqdm.set_lock(RLock())  # its own is a named semaphore, which a terminated process leaves behind with a complaint
     torch.set_num_threads(threads)
 
 

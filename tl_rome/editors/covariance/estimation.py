@@ -110,32 +110,48 @@ def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: s
     )
 
 
-def covariance_from_samples(
+def covariance_from_samples(model: HookedModel, layer: int, **options: Any) -> KeyCovariance:
+    """Statistics of one layer; see `covariances_from_samples`, which takes the same options.
+
+    Args:
+        model: Left as found.
+        layer: Layer whose keys are wanted.
+        **options: `generator`, which is required, and the others of `covariances_from_samples`.
+
+    Raises:
+        TLRomeError: As `covariances_from_samples` does.
+    """
+    return covariances_from_samples(model, [layer], **options)[layer]
+
+
+def covariances_from_samples(
     model: HookedModel,
-    layer: int,
+    layers: Sequence[int],
     *,
     generator: torch.Generator,
     tokens: int = 32_768,
     batch_size: int = 64,
     progress: bool = True,
-) -> KeyCovariance:
-    """Statistics of text that the model samples from its start token: the fallback where no corpus is at hand.
+) -> dict[int, KeyCovariance]:
+    """Statistics of text that the model samples from its start token: the fallback where there is no corpus.
+
+    The text does not depend on the layers, so each gets the statistics that it would get alone.
 
     Args:
         model: Left as found.
-        layer: Layer whose keys are wanted.
+        layers: Layers whose keys are wanted.
         generator: Source of the draws.
         tokens: How many tokens to sample, at least; must well exceed d_mlp.
         batch_size: Texts sampled at once.
-        progress: Whether to show a progress bar over tokens.
+        progress: Whether to show progress bars, over the tokens of each batch of texts and over all tokens.
 
     Raises:
         NumericsError: If a key is not finite.
     """
     _log.warning(
-        "estimating the key covariance of layer %d from %d tokens of text that the model samples itself; "
+        "estimating the key covariance of layer %s from %d tokens of text that the model samples itself; "
         "a corpus is better: estimate_covariance(model, layer, texts, source=...)",
-        layer,
+        ", ".join(map(str, layers)),
         tokens,
     )
     length = min(_SAMPLED_LENGTH, model.cfg.n_ctx - 1)
@@ -143,14 +159,15 @@ def covariance_from_samples(
     def texts() -> Iterator[Int[Tensor, " pos"]]:
         for _ in range(-(-tokens // (batch_size * length))):
             start = torch.full((batch_size, 1), start_token(model))
-            yield from sample_tokens(model, start, length, generator=generator, top_k=None)[:, 1:]
+            drawn = sample_tokens(model, start, length, generator=generator, top_k=None, progress=progress)
+            yield from drawn[:, 1:]
 
-    moments = KeyMoments.zeros(model, [layer])
+    moments = KeyMoments.zeros(model, layers)
     for _ in stream_moments(
         model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
     ):
         pass
-    return covariance_of(model, moments, layer, "own samples")
+    return {layer: covariance_of(model, moments, layer, "own samples") for layer in layers}
 
 
 def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iterator[Encoded]:
