@@ -1,4 +1,4 @@
-"""The document's own record (appendix D), and small changes of it."""
+"""The paper's sample record (appendix H), and small changes of it."""
 
 import copy
 from typing import Any

@@ -21,6 +21,7 @@ from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import InputError, StorageError, TLRomeError
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 
@@ -58,6 +59,7 @@ def evaluate(
 
     Raises:
         InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or an editor belongs to another model, or to this one after an edit.
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
     """
@@ -121,16 +123,21 @@ class Evaluator:
         """Measure a batch; where that fails, each record alone, so that the one at fault has a result with `error`.
 
         Raises:
+            UnsupportedModelError: See `borrowed`.
             StorageError: As an editor does, such as one that was prepared for another model.
             TypeError: See `make_edits`.
         """
+        with borrowed(self.model):
+            return self._run(batch)
+
+    def _run(self, batch: Batch) -> list[RecordResult]:
         try:
             return self._unedited(batch) if batch.editor is None else self._edited(batch, self.editors[batch.editor])
         except StorageError:
             raise
         except TLRomeError as error:
             if len(batch.records) > 1:
-                return [found for single in batch.singles() for found in self.run(single)]
+                return [found for single in batch.singles() for found in self._run(single)]
             return [RecordResult(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
 
     def _unedited(self, batch: Batch) -> list[RecordResult]:

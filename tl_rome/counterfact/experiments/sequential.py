@@ -29,6 +29,7 @@ from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
@@ -66,6 +67,7 @@ def sequential_edits(
     Raises:
         InputError: If a count is not from 1 to the number of records, or two records have one case_id.
         NumericsError: If the edited model's scores are not finite.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or the editor belongs to another model.
         StorageError: If the store was made with other records or settings, or cannot be written.
     """
@@ -75,7 +77,8 @@ def sequential_edits(
     if isinstance(editor, Rome):
         editor = replace(editor, find_values=optimise_values)
     run = _Run(model, chosen, editor, name, None if store is None else Path(store), progress)
-    lines = run.lines(sorted({0, *counts}))
+    with borrowed(model):
+        lines = run.lines(sorted({0, *counts}))
     cases = [case for count, line in lines.items() if count for case in run.results(count, line, lines[0])]
     curve = Curve.of(
         summarize(cases, conventions=conventions, seed=seed), name, "facts", {n: str(n) for n in lines if n}

@@ -16,6 +16,7 @@ from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.generation import generate_to_length
 from tl_rome.grid import Grid
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
@@ -76,6 +77,7 @@ def continue_side_by_side(
 
     Raises:
         InputError: If there is no prompt, an edit is named "unedited", or a text would exceed the context.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If an edit is for another model.
     """
     prompts = tuple(prompts)
@@ -89,7 +91,7 @@ def continue_side_by_side(
     draws = [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(models)]
     rows = [index - 1 for _ in prompts for index in range(models)]
     length = max(map(len, starts)) + new_tokens
-    with VirtualEdits(model, list(edits.values())).on(rows):
+    with borrowed(model), VirtualEdits(model, list(edits.values())).on(rows):
         filled = generate_to_length(
             model,
             [start for start in starts for _ in range(models)],
