@@ -81,6 +81,24 @@ class RandomEdit:
         )
 
 
+class Judged(Receipt):
+    """A receipt with a verdict of a test's choice."""
+
+    verdict = None
+
+
+@dataclass(frozen=True)
+class JudgedEdit(RandomEdit):
+    """The same, with verdicts on some subjects in their receipts."""
+
+    verdicts: tuple[tuple[str, str], ...] = ()
+
+    def _receipt(self, request: EditRequest) -> Receipt:
+        receipt = Judged(**vars(super()._receipt(request)))
+        object.__setattr__(receipt, "verdict", dict(self.verdicts).get(request.subject))
+        return receipt
+
+
 class RandomEdits(RandomEdit):
     """The same, making many at once; one that is refused spoils the batch."""
 

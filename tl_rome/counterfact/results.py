@@ -13,7 +13,10 @@ from tl_rome.errors import InputError, StorageError
 from tl_rome.scoring import TargetScores
 
 Conventions = Literal["draft", "neurips", "released"]
-"""Source whose conventions are followed: the document, the published text, or the authors' code."""
+"""Source whose conventions are followed: the draft, the published text, or the authors' code."""
+
+TOOK = "took"
+"""Verdict on an edit that did what was asked for."""
 
 UNEDITED = "unedited"
 """Name of the row of the model before any edit."""
@@ -135,6 +138,8 @@ class CaseResult:
     """From before to after."""
     seconds: float = 0.0
     """Wall-clock time of the edit alone."""
+    verdict: str | None = None
+    """What the edit's receipt says: "took", "partly" or "did not take"; None where it says nothing."""
     error: str | None = None
     """Why there is no `after`."""
 

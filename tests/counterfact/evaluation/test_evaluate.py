@@ -2,15 +2,16 @@
 
 import errno
 import os
+import re
 import signal
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.evaluation import RECORDS, SHORT, RandomEdit, RandomEdits
+from support.evaluation import RECORDS, SHORT, JudgedEdit, RandomEdit, RandomEdits
 from support.families import KINDS
 
-from tl_rome.counterfact import evaluate, load_results, summarize
+from tl_rome.counterfact import evaluate, load_results, summarize, to_dataset
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
@@ -78,6 +79,29 @@ def test_the_unedited_model_is_measured_once_for_all_editors(tiny, tmp_path, mon
     assert run(model, {"weak": RandomEdit(strength=0.1)}, store=tmp_path) == results[: len(RECORDS)]
     assert len(runs) == 12, "nothing is done twice"
     assert len(load_results(tmp_path)) == 15
+
+
+def test_verdicts_of_receipts_are_kept_and_counted(tiny, tmp_path):
+    verdicts = ("took", "partly", "did not take", "took")
+    judged = tuple((record.request.subject, verdict) for record, verdict in zip(RECORDS, verdicts, strict=False))
+    results = run(tiny("gpt2", KIND), {"judged": JudgedEdit(verdicts=judged)}, store=tmp_path)
+    assert [result.verdict for result in results] == [*verdicts, None]
+    assert load_results(tmp_path) == results
+    took = summarize(results).rows["judged"]["took"]
+    assert (took.mean, took.n) == (50.0, 4)
+    assert [row["took"] for row in to_dataset(results)] == [100.0, 0.0, 0.0, 100.0, None]
+    assert [row["verdict"] for row in to_dataset(results)] == [*verdicts, None]
+
+
+def test_results_that_were_stored_without_verdicts_are_read(tiny, tmp_path):
+    results = run(tiny("gpt2", KIND), RandomEdit(), store=tmp_path)
+    (file,) = tmp_path.glob("editors/*.jsonl")
+    file.write_text(re.sub(r'"verdict": ?[^,}]*, ?', "", file.read_text()))
+    assert "verdict" not in file.read_text()
+    assert load_results(tmp_path) == results
+    summary = summarize(results)
+    assert summary.rows["randomedit"]["took"].n == 0
+    assert "took" not in summary.columns
 
 
 def test_the_unedited_model_alone(tiny):

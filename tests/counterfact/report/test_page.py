@@ -111,6 +111,14 @@ def test_outcomes_by_editor_are_what_the_page_filters_by(page_of):
     assert "neighborhood 2" in page.texts("td"), "prompts are numbered where the records are not given"
 
 
+def test_an_edit_that_did_not_take_is_marked(page_of):
+    judged = [replace(RESULTS[0], verdict="partly"), replace(RESULTS[1], verdict="took"), *RESULTS[2:]]
+    page = Page(page_of(judged))
+    assert page.texts("span", **{"class": "badge ok e e0"}) == ["rome: holds (edit: partly)", "rome: holds"]
+    assert page.texts("span", **{"class": "badge bad e e0"}) == ["rome: fails in neighborhood"]
+    assert "50.0 [0.0, 100.0]" in page.texts("td")
+
+
 def test_what_records_models_and_errors_say_is_text(page_of):
     rewrite = replace(RESULTS[0].rewrite, subject=EVIL)
     paraphrases = (f"{EVIL} is", f"Where is {EVIL}?")

@@ -17,7 +17,7 @@ from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Ru
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.virtual import VirtualEdits
+from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import InputError, StorageError, TLRomeError
@@ -157,8 +157,14 @@ class Evaluator:
         for record, before, edit, each in zip(batch.records, batch.before, edits, measured, strict=True):
             moved = compare(self.model, before, each.states)
             seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
-            results.append(RecordResult(_result(record, after=each.measurement, divergence=moved, seconds=seconds)))
+            figures = {"divergence": moved, "seconds": seconds, "verdict": _verdict(edit)}
+            results.append(RecordResult(_result(record, after=each.measurement, **figures)))
         return results
+
+
+def _verdict(edit: AnyEdit) -> str | None:
+    """What the receipt of an edit says; edits without a receipt, such as sequences of several, say nothing."""
+    return getattr(getattr(edit, "receipt", None), "verdict", None)
 
 
 def _result(record: CounterFactRecord, **figures: Any) -> CaseResult:

@@ -107,7 +107,7 @@ def unedited_line(result: CaseResult) -> dict[str, Any]:
 
 def editor_line(result: CaseResult) -> dict[str, Any]:
     """What an editor's file keeps of a result."""
-    kept = ("case_id", "after", "divergence", "seconds", "error")
+    kept = ("case_id", "after", "divergence", "seconds", "verdict", "error")
     return {name: value for name, value in result.to_dict().items() if name in kept}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions, Measurement, PromptScores
+from tl_rome.counterfact.results import TOOK, UNEDITED, CaseResult, Conventions, Measurement, PromptScores
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 
@@ -148,7 +148,7 @@ def case_view(
         prompt=rewriting,
         target_new=rewrite.target_new.str,
         target_true=rewrite.target_true.str,
-        badges=tuple(_badge(name, found) for name, found in zip(editors, judged, strict=True)),
+        badges=tuple(_badge(name, found, results.get(name)) for name, found in zip(editors, judged, strict=True)),
         outcomes=tuple(judged),
         sides=tuple(sides),
         groups=tuple(_groups(sides, record, rewriting, conventions)),
@@ -170,11 +170,14 @@ def _outcomes(result: CaseResult, conventions: Conventions) -> tuple[str, ...]:
     return ("failure", *failed) if failed else ("success",)
 
 
-def _badge(name: str, found: tuple[str, ...] | None) -> Badge:
-    if found is None:
+def _badge(name: str, found: tuple[str, ...] | None, result: CaseResult | None) -> Badge:
+    if found is None or result is None:
         return Badge(name, "", "not run")
     wrong = [each for each in found if each not in ("failure", "success")]
-    return Badge(name, "bad", f"fails in {', '.join(wrong)}") if wrong else Badge(name, "ok", "holds")
+    verdict = "" if result.verdict in (None, TOOK) else f" (edit: {result.verdict})"
+    if wrong:
+        return Badge(name, "bad", f"fails in {', '.join(wrong)}{verdict}")
+    return Badge(name, "ok", f"holds{verdict}")
 
 
 def _groups(

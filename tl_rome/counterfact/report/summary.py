@@ -95,6 +95,6 @@ def summarize(
         if result.after is None:
             failed[case] = result.error or "no reason was recorded"
         else:
-            rows[case] = metrics.compute(result.after, result.rewrite, result.divergence)
+            rows[case] = metrics.compute(result.after, result.rewrite, result.divergence, result.verdict)
     measured = {name: rows for name, rows in figures.items() if rows}
     return Summary(conventions, measured, failures, confidence, resamples, seed)
