@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tl_rome.errors import StorageError
 
@@ -31,14 +31,32 @@ def read_text(path: str | Path) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
     if data.startswith(_POINTER):
-        raise StorageError(
-            f"{path} is a Git LFS pointer, not the data that it stands for; run `git lfs pull` in its repository, or "
-            "download the file itself"
-        )
+        refuse_pointer(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise StorageError(f"cannot read {path}: {error}; save it as UTF-8") from error
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
+def refuse_pointer(path: str | Path) -> NoReturn:
+    """Say what a Git LFS pointer is.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"{path} is a Git LFS pointer, not the data that it stands for; run `git lfs pull` in its repository, or "
+        "download the file itself"
+    )
 
 
 def brief(value: Any, show: Callable[[Any], str] = repr) -> str:
