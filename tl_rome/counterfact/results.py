@@ -5,7 +5,7 @@ of an append-only file. Metrics are not in it: another convention, or other refe
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tl_rome.counterfact.records import RequestedRewrite, Target
@@ -142,10 +142,14 @@ class CaseResult:
     """What the edit's receipt says: "took", "partly" or "did not take"; None where it says nothing."""
     error: str | None = None
     """Why there is no `after`."""
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the run was made with, as its store's header has it, such as `seed` and `editor_settings`; may be empty."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types; without `settings`, which a store keeps once."""
+        plain = asdict(replace(self, settings={}))
+        del plain["settings"]
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CaseResult":

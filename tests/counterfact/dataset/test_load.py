@@ -106,7 +106,7 @@ def test_an_unknown_name_says_what_can_be_read(monkeypatch):
         (
             "x.json",
             json.dumps(GAZI) + "\n" + json.dumps(OTHER),
-            r"\(Extra data.*if every line is a record, name it \.jsonl",
+            r"Extra data.*; if every line is a record, name it \.j",
         ),
         ("x.json", " \n", r"x\.json is empty"),
         ("x.jsonl", "", r"x\.jsonl is empty"),
@@ -177,9 +177,8 @@ def test_files_of_other_data_sets_are_called_what_they_are(tmp_path, name):
 
 
 def test_a_malformed_record_is_not_taken_for_another_data_set(tmp_path):
-    (tmp_path / "x.json").write_text(
-        json.dumps({**changed("paraphrase_prompts"), "questions": [], "answer": ""}), "utf-8"
-    )
+    row = {**changed("paraphrase_prompts"), "questions": [], "answer": ""}
+    (tmp_path / "x.json").write_text(json.dumps(row), "utf-8")
     with pytest.raises(RecordError, match="record 1067: paraphrase_prompts is missing"):
         load_counterfact(tmp_path / "x.json")
 

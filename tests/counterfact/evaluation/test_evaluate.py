@@ -79,6 +79,8 @@ def test_the_unedited_model_is_measured_once_for_all_editors(tiny, tmp_path, mon
     assert run(model, {"weak": RandomEdit(strength=0.1)}, store=tmp_path) == results[: len(RECORDS)]
     assert len(runs) == 12, "nothing is done twice"
     assert len(load_results(tmp_path)) == 15
+    assert results[0].settings["editor_settings"]["strength"] == 0.1
+    assert (results[0].settings["seed"], results[0].settings["records"]) == (0, len(RECORDS))
 
 
 def test_verdicts_of_receipts_are_kept_and_counted(tiny, tmp_path):

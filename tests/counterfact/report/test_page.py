@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -83,6 +84,33 @@ def test_the_tables_are_those_of_the_summary(page_of):
         assert set(row) <= set(cells)
     draft = summarize(RESULTS, conventions="draft")
     assert draft.grid().caption in Page(page_of(RESULTS, summary=draft)).texts("caption")
+
+
+def test_the_heading_says_what_is_known_of_the_run(page_of):
+    made = {
+        "editor": "Rome",
+        "covariance": {"digest": "0f", "layer": 5},
+        "contexts": ["a"] * 7,
+        "config": {"clamp": None},
+    }
+    settings = {
+        "seed": 3,
+        "records": 9,
+        "editor_settings": {**made, "config": {"learning_rate": 0.5, "sum_nll": False}},
+    }
+    page = Page(page_of([replace(RESULTS[0], settings=settings)], about={"Model": "gpt2-xl"}))
+    about = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    assert about["Model"] == "gpt2-xl"
+    assert about["Records"] == f"1 of 9, data set {RESULTS[0].dataset}"
+    assert (about["Seed"], about["Date"]) == ("3", f"page written on {date.today().isoformat()}")
+    assert about["rome"] == "editor Rome, covariance layer 5, contexts (7), config learning rate 0.5, sum nll no"
+    plain = Page(page_of(RESULTS))
+    assert plain.texts("dd")[0] == f"fingerprint {RESULTS[0].model}"
+    assert not {"Seed", "rome"} & {*plain.texts("dt")}
+
+
+def test_badges_can_wrap(page_of):
+    assert not re.search(r"</span><span class=.badge", page_of(RESULTS))
 
 
 def test_every_record_shows_prompts_probabilities_and_texts_of_all_models(page_of):

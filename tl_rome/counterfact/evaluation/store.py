@@ -136,4 +136,6 @@ def _results(folder: Path, files: Sequence[Path]) -> list[CaseResult]:
 
 
 def _origin(header: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: header["settings"].get(name) for name in ("model", "dataset")}
+    settings = header["settings"]
+    others = {name: value for name, value in settings.items() if name not in ("model", "dataset", "editor", "config")}
+    return {**{name: settings.get(name) for name in ("model", "dataset")}, "settings": others}
