@@ -114,11 +114,12 @@ class SummaryTables:
 
     @property
     def markdown(self) -> str:
-        """All measured columns, and their differences to the unedited model."""
+        """All measured columns, their differences to the unedited model, and what the columns are."""
         parts = [self.grid(self.columns).markdown]
         if UNEDITED in self.rows and len(self.rows) > 1:
             parts.append(self.differences(columns=self.columns).markdown)
-        return "\n".join(parts)
+        legend = [f"- `{name}`: {COLUMNS[name]}" for name in COLUMNS if name in self.columns]
+        return "\n".join([*parts, *legend, ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: estimates by row and column, also of the differences to the unedited model."""
