@@ -1,4 +1,4 @@
-"""The same records come out of every kind of source."""
+"""The same records come from every source, and files that hold something else say so."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What is measured of many records at once equals what is measured of each prompt alone in the edited weights."""
+"""Many records measured together give what each prompt gives alone in the edited weights."""
 
 import math
 from contextlib import nullcontext
@@ -86,8 +86,8 @@ CHINESE = CounterFactRecord(
 def test_every_group_is_scored_with_the_joiner_of_its_record(tiny, family_dir, kind, joiner):
     model, hf = tiny("llama", kind), plain.load(family_dir("llama"))
     record = replace(CHINESE, joiner=joiner)
-    beside = CounterFactRecord.from_dict(GAZI)
-    found = measure(model, [beside, record], replace(SHORT, generation_length=0))[1].measurement
+    other = CounterFactRecord.from_dict(GAZI)
+    found = measure(model, [other, record], replace(SHORT, generation_length=0))[1].measurement
     for name in GROUPS:
         scores = getattr(found, name)
         for prompt, new, true in zip(record.prompts(name), scores.logprob_new, scores.logprob_true, strict=True):
@@ -164,7 +164,7 @@ def test_what_is_not_asked_for_is_not_measured(tiny):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_broken_model_is_no_measurement(fresh_tiny, batch):
+def test_a_broken_model_is_an_error(fresh_tiny, batch):
     model = fresh_tiny("gpt2", KIND)
     with torch.no_grad():
         w_out(model, 2).fill_(math.nan)
@@ -182,7 +182,7 @@ def test_impossible_settings_are_refused(tiny):
         generate(tiny("gpt2", KIND), RECORDS, EvaluationConfig(generation_length=129))
 
 
-def test_settings_tell_texts_apart():
+def test_settings_distinguish_texts():
     described = [EvaluationConfig(essence_texts=texts).describe() for texts in ({}, {"Rome": "a"}, {"Rome": "b"})]
     assert len({each["essence_texts"] for each in described}) == 3
 

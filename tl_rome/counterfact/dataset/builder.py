@@ -43,7 +43,7 @@ class BuilderConfig:
     generations: int = 10
     """Generation prompts, drawn with replacement; none if the relation has none."""
     per_relation: int | None = None
-    """Records of each relation at most, spread by chance; None makes all that can be made."""
+    """At most this many records of each relation, drawn at random; None makes all that can be made."""
 
     def __post_init__(self) -> None:
         if any(number is not None and number < 0 for number in vars(self).values()):
@@ -156,7 +156,7 @@ class _Draw:
         )
 
     def _other_object(self, fact: StatedFact) -> Target:
-        """An object by its frequency among the relation's facts, none that is stated of the subject."""
+        """An object drawn by its frequency among the relation's facts, but not one that they give to the subject."""
         while True:
             index = int(torch.randint(len(self.relation.facts), (), generator=self.generator))
             new = self.relation.facts[index].object
@@ -164,7 +164,7 @@ class _Draw:
                 return new
 
     def _pairs(self, fact: StatedFact, shared: Target, other: Target, n: int) -> tuple[str, ...]:
-        """Prompts about subjects of the shared object; those that have the other one too are not asked about."""
+        """Prompts about subjects of the shared object; those that have the other one too are left out."""
         found = dict.fromkeys(self.neighbors(self.relation.relation_id, shared))
         subjects = [name for name in found if name != fact.subject and other.str not in self.objects.get(name, ())]
         templates = self.relation.templates
@@ -172,5 +172,5 @@ class _Draw:
         return tuple(Fact(templates[i % len(templates)], subjects[i // len(templates)]).prompt for i in chosen)
 
     def _choose(self, items: Sequence[T], n: int) -> list[T]:
-        """As many items as there are up to n, without replacement, in the order of the draw."""
+        """Up to n items without replacement, in the order of the draw."""
         return [items[i] for i in torch.randperm(len(items), generator=self.generator)[:n].tolist()]

@@ -1,4 +1,4 @@
-"""Reading COUNTERFACT from where it is: the sample that ships, a file, or a data set of the `datasets` library.
+"""Reading COUNTERFACT: the sample that ships, a file, or a data set of the `datasets` library.
 
 Two layouts are known on the hub: the released records ("azhx/counterfact"), and the flat table of prompts and targets
 for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.

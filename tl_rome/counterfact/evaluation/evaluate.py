@@ -1,7 +1,7 @@
 """Running editors over records: score before, edit, score after, generate; nothing is ever written to the model.
 
 The unedited model is measured once for all editors. Edits are made and measured in batches, each record in the model
-with its own edit; where one record of a batch fails, each is tried alone. What is done is in the store at once.
+with its own edit; where one record of a batch fails, each is tried alone. Each finished batch is stored immediately.
 """
 
 import time
@@ -38,7 +38,7 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> list[CaseResult]:
-    """Measure what editors do to each record, each edit in a model of its own; or go on with an earlier run.
+    """Measure what editors do to each record, each edit in a model of its own; or continue an earlier run.
 
     A record that cannot be measured or edited is logged, and has a result with `error`.
 
@@ -47,7 +47,7 @@ def evaluate(
         records: Each case_id once.
         editors: One, such as `Rome.prepare(model)`, or several by name; None measures the unedited model alone.
         store: Folder of results, made if needed; by default nothing is kept on disk.
-        batch_size: Records edited and measured at once, which are lost together when the run dies; bounds memory.
+        batch_size: Records edited and measured together, and lost together if the run dies; bounds memory.
         config: What is measured.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
@@ -58,7 +58,7 @@ def evaluate(
         One result per editor and record, in this order.
 
     Raises:
-        InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+        InputError: If there are no records, two with one case_id, a batch_size below 1, or no such shard.
         UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or an editor belongs to another model, or to this one after an edit.
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
@@ -86,7 +86,7 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
         return {}
     named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
-        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the editor another name")
     return named
 
 

@@ -1,4 +1,4 @@
-"""A folder of results that an evaluation fills record by record, and goes on with after an interruption.
+"""A folder of results that an evaluation fills record by record, and continues to fill after an interruption.
 
     unedited.jsonl                  measurements of the unedited model, made once for all editors
     states/<case_id>.safetensors    its next-token states, with which edited models are compared
@@ -33,7 +33,7 @@ class RunStore:
     folder: Path
     """Where they are."""
     settings: Mapping[str, Any]
-    """JSON-serialisable, with `model` and `dataset`; what was made with others is refused."""
+    """JSON-serialisable, with `model` and `dataset`; files made with others are refused."""
 
     def open_unedited(self) -> AbstractContextManager[Ledger]:
         """The file of the unedited model; see `open_ledger` for errors."""
@@ -93,7 +93,7 @@ def load_results(store: str | Path) -> list[CaseResult]:
     """All results of a store: of every editor, or of the unedited model if there is none; no model is needed.
 
     Raises:
-        StorageError: If the folder is no store, or a file damaged.
+        StorageError: If the folder is not a store, or a file is damaged.
     """
     return _results(Path(store), sorted(Path(store).glob("editors/*.jsonl")))
 

@@ -1,7 +1,7 @@
-"""Many facts in one model: edits made one on top of the other, and all facts so far scored (appendix C.2, figure 10).
+"""Sequential edits of one model, with all facts so far scored (the draft's appendix C.2; not in the published paper).
 
-Each edit is made on the model as edited so far, with the key statistics of the unedited model, as in the release. Next
-to the scores stand what plain sentences cost and how spread the next token is in them, which show a model that breaks.
+Each edit is made on the model as edited so far, with the key statistics of the unedited model, as in the release.
+Beside the scores stand the NLL of plain sentences and the entropy of their next tokens, which reveal a broken model.
 """
 
 import logging
@@ -35,7 +35,7 @@ from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
 
 COUNTS = (1, *range(10, 101, 10))
-"""Numbers of facts after which the document scores the model."""
+"""Numbers of facts after which the draft scores the model (its appendix C.2)."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ def sequential_edits(
         editor: Such as `Rome.prepare(model)`; `SharedValues` are not used, since they are of the unedited model.
         counts: Numbers of facts.
         name: What to call the editor in tables.
-        store: Folder that keeps edits and scores, to go on with an interrupted run; one for each editor.
+        store: Folder that keeps edits and scores, to continue an interrupted run; one for each editor.
         conventions: Whose conventions the figures follow.
         seed: Of the bootstrap.
         progress: Whether to show a progress bar over edits.
@@ -83,14 +83,14 @@ def sequential_edits(
     curve = Curve.of(
         summarize(cases, conventions=conventions, seed=seed), name, "facts", {n: str(n) for n in lines if n}
     )
-    nll, entropy = (tuple(line[kind] for line in lines.values()) for kind in ("text_nll", "text_entropy"))
+    nll, entropy = (tuple(line[figure] for line in lines.values()) for figure in ("text_nll", "text_entropy"))
     last = lines[max(lines)]
     return SequentialResult(curve, nll, entropy, {int(case): reason for case, reason in last["failed"].items()})
 
 
 @contextmanager
 def restored(model: HookedModel) -> Iterator[Callable[[EditSequence], None]]:
-    """Gives a function that writes edits into a model for good; at the end all weights are back bit for bit.
+    """Yields a function that writes edits into a model; at the end all weights are restored bit for bit.
 
     Only the first weights of each edited layer are kept, however many edits there are.
     """
@@ -133,7 +133,7 @@ class _Run:
     progress: bool
 
     def lines(self, counts: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """The line of each count, those that are missing made."""
+        """The line of each count; missing ones are computed."""
         if self.store is None:
             return self._complete(counts, {}, None)
         records = [record.to_dict() for record in self.records]
@@ -200,7 +200,7 @@ class _Run:
         return {"count": count, **figures, "results": [result.to_dict() for result in found]}
 
     def results(self, count: int, line: Mapping[str, Any], unedited: Mapping[str, Any]) -> list[CaseResult]:
-        """Results of one count, with those of the unedited model beside them."""
+        """Results of one count, with those of the unedited model as `before`."""
         pairs = zip(line["results"], unedited["results"][:count], strict=True)
         return [
             replace(CaseResult.from_dict(after), before=CaseResult.from_dict(before).after) for after, before in pairs

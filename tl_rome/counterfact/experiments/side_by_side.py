@@ -1,7 +1,7 @@
-"""The same prompts continued by the unedited model and by each edited one, for reading (figure 1, appendix E).
+"""The same prompts continued by the unedited model and by each edited one, for reading (figure 6, appendix G).
 
-All of them run in one batch through virtual edits, and the models share their draws at each prompt: what differs
-between two texts is the edits' doing.
+All of them run in one batch through virtual edits, and the models share their draws at each prompt, so two texts differ
+only because of the edits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +84,7 @@ def continue_side_by_side(
     if not prompts or new_tokens < 1:
         raise InputError(f"{len(prompts)} prompts and {new_tokens=}; give at least one prompt and one token")
     if UNEDITED in edits:
-        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the edit otherwise")
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the edit another name")
     models = len(edits) + 1
     starts = [encode(model, prompt) for prompt in prompts]
     seeds = [int(torch.randint(_SEEDS, (), generator=generator)) for _ in prompts]

@@ -1,4 +1,4 @@
-"""One record on the page of a run: its prompts with both targets' probabilities, its texts, and how each edit came out.
+"""One record on the page of a run: its prompts with both targets' probabilities, its texts, each edit's outcome.
 
 Models stand side by side, the unedited one first. Columns of editors carry the classes `e` and `e<place>`, by which the
 page hides those of editors that are not chosen.
@@ -22,7 +22,7 @@ OUTCOMES: Mapping[str, str] = {
     "neighborhood": "a neighbour fails",
     "error": "no edit was made",
 }
-"""What can be asked for, with its wording."""
+"""What the page can filter by, with its wording."""
 
 _GROUPS: Mapping[PromptGroup, str] = {
     "rewrite": "Rewrite",
@@ -56,7 +56,7 @@ class Cell:
     text: str
     """Both targets' probabilities, or a continuation."""
     verdict: str = ""
-    """ "ok", "bad" or none."""
+    """ "ok", "bad" or empty."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Badge:
     editor: str
     """Its name."""
     verdict: str
-    """ "ok", "bad" or none."""
+    """ "ok", "bad" or empty."""
     text: str
     """What fails, if anything."""
 
@@ -166,7 +166,7 @@ def _outcomes(result: CaseResult, conventions: Conventions) -> tuple[str, ...]:
         return ("failure", "error")
     failed = [
         name for name in _RATED if _success(name, getattr(result.after, name), conventions) < 1
-    ]  # NaN is no failure
+    ]  # NaN is not a failure
     return ("failure", *failed) if failed else ("success",)
 
 

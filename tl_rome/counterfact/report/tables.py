@@ -107,7 +107,7 @@ class SummaryTables:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The source's columns and those beside them, as far as something was measured."""
+        """The source's columns, then the others; all of them only where something was measured."""
         paper = PAPER_COLUMNS[self.conventions]
         measured = [name for name in COLUMNS if any(row[name].n for row in self.rows.values())]
         return (*(name for name in paper if name in measured), *(name for name in measured if name not in paper))
