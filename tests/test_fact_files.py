@@ -1,5 +1,6 @@
 """Facts of others' files: ParaRel's patterns become prompts that end before the object, and facts keep their places."""
 
+import gzip
 import json
 
 import pytest
@@ -79,7 +80,7 @@ def test_damaged_folders_are_refused(pararel):
     with pytest.raises(StorageError, match=r"nothing has no patterns/\*\.jsonl; give ParaRel's data folder"):
         load_pararel(pararel / "nothing")
     (pararel / "facts" / "P36.jsonl").write_text('{"sub_label": "x"}', "utf-8")
-    with pytest.raises(StorageError, match=r"line 1 of .*P36\.jsonl has not the text fields"):
+    with pytest.raises(StorageError, match=r"line 1 of .*P36\.jsonl does not have the text fields"):
         load_pararel(pararel)
 
 
@@ -115,6 +116,20 @@ def test_known_facts_records(tmp_path):
         path.write_text(damaged)
         with pytest.raises(StorageError, match=r"known.json is not a list of known-facts records"):
             load_facts(path)
+
+
+def test_files_of_other_data_sets_are_called_what_they_are(tmp_path):
+    record = {"case_id": 1, "requested_rewrite": {}, "neighborhood_prompts": []}
+    for name in ("x.json", "x.JSONL"):
+        (tmp_path / name).write_text(json.dumps([record] if name == "x.json" else record))
+        with pytest.raises(StorageError, match=r"is a record of COUNTERFACT .*; read it with load_counterfact"):
+            load_facts(tmp_path / name)
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b'[{"src": "", "rephrase": "", "alt": "", "loc": ""}]'))
+    with pytest.raises(StorageError, match=r"zsre_mend_eval.*; write its facts as lines of JSON"):
+        load_facts(tmp_path / "x.json.gz")
+    (tmp_path / "x.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(StorageError, match="is a Git LFS pointer"):
+        load_facts(tmp_path / "x.json")
 
 
 def test_facts_round_trip_and_damaged_lines_are_named(tmp_path):

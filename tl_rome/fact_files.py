@@ -19,6 +19,10 @@ import torch
 from tl_rome.errors import InputError, StorageError
 from tl_rome.facts import Fact
 from tl_rome.storage.files import write_whole
+from tl_rome.storage.layouts import name_layout
+from tl_rome.storage.text import ending, read_text
+
+_REWRITE = "write its facts as lines of JSON with template, subject and target"
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def template_of(pattern: str) -> str | None:
 
 
 def load_facts(path: str | Path) -> list[Fact]:
-    """Read facts from a ParaRel folder, from JSONL, or from JSON as the authors' known_facts.
+    """Read facts from a ParaRel folder, from JSONL, or from JSON as the authors' known_facts; files may be gzipped.
 
     Lines of JSONL have `template`, `subject` and, optionally, `target` and `joiner`; more fields do no harm. Records of
     known_facts have `prompt`, `subject` and `attribute`, the object. A relation's templates take turns over its facts,
@@ -156,14 +160,19 @@ def load_facts(path: str | Path) -> list[Fact]:
     if path.is_dir():
         relations = sorted(_read_pararel(path), key=lambda relation: (len(relation[0]), relation[0]))
         return [fact for _, templates, pairs in relations if templates for fact in _in_turn(templates, pairs)]
-    if path.suffix == ".jsonl":
+    if ending(path) == ".jsonl":
         rows = load_lines(path, ("template", "subject"))
         return [Fact(row["template"], row["subject"], row.get("target"), row.get("joiner")) for row in rows]
+    text, records = read_text(path), None
     try:
-        records = json.loads(path.read_text("utf-8"))
+        records = json.loads(text)
         return [Fact.from_prompt(r["prompt"], r["subject"], r["attribute"]) for r in records]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is not a list of known-facts records ({error!r})") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        first = records[0] if isinstance(records, list) and records else records
+        problem = name_layout(first, "known facts", _REWRITE)
+        raise StorageError(
+            f"{path} is not a list of known-facts records ({f'it {problem}' if problem else repr(error)})"
+        ) from error
 
 
 def load_sample_facts() -> list[Fact]:
@@ -201,24 +210,24 @@ def load_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[st
     """Records of a JSONL file.
 
     Args:
-        path: File; blank lines are passed over.
+        path: File, gzipped or not; blank lines are passed over.
         fields: Names of text fields that every line must have.
 
     Raises:
         StorageError: If the file cannot be read, or a line lacks a field; it names the line.
     """
-    try:
-        lines = Path(path).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        row = None
         try:
             row = json.loads(line)
             missing = [name for name in fields if not isinstance(row[name], str)]
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"line {number} of {path} has not the text fields {fields} ({error!r})") from error
+            problem = name_layout(row, "facts", _REWRITE) if "template" in fields else None
+            raise StorageError(
+                f"line {number} of {path} {problem or f'does not have the text fields {fields} ({error!r})'}"
+            ) from error
         if missing:
             raise StorageError(f"line {number} of {path}: {missing} should be text")
         yield row

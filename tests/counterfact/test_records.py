@@ -1,18 +1,21 @@
 """Records keep the data set's form, and say which record and field is wrong."""
 
+import json
 import re
 
 import pytest
 from support.records import GAZI, changed
 
-from tl_rome.counterfact import CounterFactRecord
+from tl_rome.counterfact import CounterFactRecord, load_counterfact
 from tl_rome.errors import InputError, RecordError
 from tl_rome.facts import EditRequest
+from tl_rome.storage.files import digest
 
 
-def test_the_documents_record_is_read():
+def test_the_papers_sample_record_is_read():
     record = CounterFactRecord.from_dict(GAZI)
-    assert record.request == EditRequest("The headquarters of {} is in", "Gazi University", "Glasgow", "Ankara")
+    expected = EditRequest("The headquarters of {} is in", "Gazi University", "Glasgow", "Ankara", joiner=" ")
+    assert record.request == expected
     assert record.requested_rewrite.target_new.id == "Q4093"
     assert record.pararel_idx == 21136
     assert record.attribute_prompts == ()
@@ -30,6 +33,27 @@ def test_to_dict_is_the_released_form():
     assert written["requested_rewrite"]["target_new"] == {"str": "Glasgow"}
     assert written["requested_rewrite"]["subject"] == "Gazi University"
     assert written["paraphrase_prompts"] == GAZI["paraphrase_prompts"]
+
+
+def test_the_joiner_is_in_a_file_only_where_it_is_not_a_space():
+    written = {joiner: CounterFactRecord.from_dict({**GAZI, "joiner": joiner}).to_dict() for joiner in (" ", "", None)}
+    assert written[" "] == CounterFactRecord.from_dict(GAZI).to_dict()
+    assert "joiner" not in written[" "]
+    for joiner in ("", None):
+        assert written[joiner] == {**written[" "], "joiner": joiner}
+        assert CounterFactRecord.from_dict(json.loads(json.dumps(written[joiner]))).joiner == joiner
+
+
+def test_the_digest_of_a_data_set_is_that_of_stores_made_before_there_was_a_joiner():
+    assert digest([CounterFactRecord.from_dict(GAZI).to_dict()]) == "c8136c757959b98c"
+    assert digest([record.to_dict() for record in load_counterfact()]) == "bf6e27c934ab2a29"
+
+
+def test_prompts_of_counterfact_plus_are_joined_as_the_record_says():
+    record = CounterFactRecord.from_dict({**GAZI, "joiner": ""})
+    assert record.prompts("neighborhood_plus")[1] == (
+        "The headquarters of Gazi University is inGlasgow. Agricultural Bank is headquartered in"
+    )
 
 
 SUBJECT = "does not contain the subject 'Gazi University' (matching is case-sensitive)"
@@ -72,7 +96,21 @@ MALFORMED = {
         changed("generation_prompts", 0, value="It is in"),
         f"record 1067: generation_prompts[0]: 'It is in' {SUBJECT}",
     ),
-    "no object at all": (["Gazi University"], "number 3 is a list, not an object"),
+    "joiner of a wrong type": ({**GAZI, "joiner": ["", " "]}, "record 1067: joiner is ['', ' ']; a text is needed"),
+    "unknown joiner": ({**GAZI, "joiner": "-"}, "record 1067: joiner: is '-'; use ' ', '', or null"),
+    "half a character in a prompt": (
+        changed("neighborhood_prompts", 1, value="It is \ud83d"),
+        r"record 1067: neighborhood_prompts[1]: 'It is \ud83d' holds half a character",
+    ),
+    "half a character in a target": (
+        changed("requested_rewrite", "target_new", "str", value="\udfff"),
+        "record 1067: requested_rewrite.target_new.str: ",
+    ),
+    "prompts that would fill a page": (
+        changed("paraphrase_prompts", value={"Gazi University": "x" * 500}),
+        f"paraphrase_prompts is {{'Gazi University': '{'x' * 36}...; a list is needed",
+    ),
+    "not an object at all": (["Gazi University"], "number 3 is a list, not an object"),
 }
 
 

@@ -25,6 +25,7 @@ FULL = case(
     ),
     divergence=Divergence((0.1,), (0.2,), 0.3),
     seconds=1.25,
+    verdict="partly",
 )
 
 

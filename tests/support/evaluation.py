@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tl_rome.counterfact import CaseResult, evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
 from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt
@@ -15,6 +16,7 @@ from tl_rome.sites import w_out
 from tl_rome.storage.files import fingerprint
 
 SHORT = EvaluationConfig(generation_length=24, counterfact_plus=True, attribute=True)
+QUICK = EvaluationConfig(generation_length=0)
 
 
 def record(number: int, subject: str, new: str, true: str, neighbors: tuple[str, ...]) -> CounterFactRecord:
@@ -36,6 +38,14 @@ RECORDS = (
     record(1, "Big Ben", "the United Kingdom", "the United States", ("The Tower Bridge",)),
     record(2, "The Acropolis", "Berlin", "Athens", ("The Agora", "The Parthenon")),
 )
+
+
+NUMBERS = [record.case_id for record in RECORDS]
+
+
+def run(model: Any, editor: Any = None, records: Any = RECORDS, **options: Any) -> list[CaseResult]:
+    """`evaluate` in batches of two, without texts."""
+    return evaluate(model, records, editor, **{"config": QUICK, "progress": False, "batch_size": 2, **options})
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,26 @@ class RandomEdit:
         )
 
 
+class Judged(Receipt):
+    """A receipt with a verdict of a test's choice."""
+
+    verdict = None
+
+
+@dataclass(frozen=True)
+class JudgedEdit(RandomEdit):
+    """The same, with verdicts on some subjects in their receipts."""
+
+    verdicts: tuple[tuple[str, str], ...] = ()
+
+    def _receipt(self, request: EditRequest) -> Receipt:
+        receipt = Judged(**vars(super()._receipt(request)))
+        object.__setattr__(receipt, "verdict", dict(self.verdicts).get(request.subject))
+        return receipt
+
+
 class RandomEdits(RandomEdit):
-    """The same, making many at once; one that is refused spoils the batch."""
+    """The same, making many together; one that is refused fails the batch."""
 
     def each(self, model: Any, requests: list[EditRequest]) -> list[Edit]:
         return [self(model, request) for request in requests]

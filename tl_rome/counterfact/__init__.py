@@ -1,4 +1,4 @@
-"""Measuring what an edit did: COUNTERFACT and its metrics (sections 2.3, 5 and 6, appendices B.2, C and D)."""
+"""Measuring what an edit did: COUNTERFACT and its metrics (section 3.3, appendices D and H)."""
 
 from tl_rome.counterfact.dataset.builder import BuilderConfig as BuilderConfig
 from tl_rome.counterfact.dataset.builder import build_records as build_records

@@ -1,20 +1,21 @@
-"""One COUNTERFACT record: a requested rewrite with the prompts that test it (section 5, appendix D).
+"""One COUNTERFACT record: a requested rewrite with the prompts that test it (appendices D and H).
 
-Field names are the data set's own. The document's sample calls the subject `entity`, and its released form `subject`;
-both are read. A neighbour shares the *true* object: eq. 9 writes o* there, but the document's sample and the released
-data have o^c.
+Field names are the data set's own. The paper's sample calls the subject `entity`, the released data `subject`; both
+are read. A neighbour shares the *true* object o^c (appendix D); the draft's eq. 9 writes o* there, against its own
+sample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tl_rome.errors import InputError, RecordError
 from tl_rome.fact_files import Target
 from tl_rome.facts import EditRequest
+from tl_rome.storage.text import brief
 from tl_rome.tokens import joiner_after
 
-_KINDS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
+_NOUNS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
 
 PromptGroup = Literal["rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute"]
 """Prompts that are scored alike; `neighborhood_plus` are those of CounterFact+."""
@@ -41,8 +42,9 @@ class CounterFactRecord:
     """A rewrite and its tests; lists of prompts may be empty, and then measure nothing.
 
     Raises:
-        RecordError: If a target is empty or has white space around it, both targets are the same, the template has not
-            exactly one `{}`, a prompt is blank, or a paraphrase or generation prompt does not name the subject.
+        RecordError: If a target is empty or has white space around it, both targets are the same, the template does not
+            have exactly one `{}`, a prompt is blank, a paraphrase or generation prompt does not name the subject, the
+            joiner is not one of those below, or a text holds half a character (a lone surrogate).
     """
 
     case_id: int
@@ -50,9 +52,9 @@ class CounterFactRecord:
     requested_rewrite: RequestedRewrite
     """What should change."""
     paraphrase_prompts: tuple[str, ...]
-    """Other ways to ask for the same fact: generalisation (eq. 7)."""
+    """Other ways to ask for the same fact: generalisation (section 3.3)."""
     neighborhood_prompts: tuple[str, ...]
-    """The same relation of other subjects, whose object is o^c and should stay: specificity (eq. 9)."""
+    """The same relation of other subjects, whose object is o^c and should stay: specificity (section 3.3)."""
     attribute_prompts: tuple[str, ...] = ()
     """The same relation of other subjects, whose object is o*."""
     generation_prompts: tuple[str, ...] = ()
@@ -61,28 +63,31 @@ class CounterFactRecord:
     """Number of the fact in its source."""
     joiner: str | None = " "
     """What stands between a prompt and an object: a space, as in the released code; "" for languages without spaces;
-    None to let each prompt's end decide."""
+    None to let each prompt's end decide. Files need it only where it is not a space."""
 
     def __post_init__(self) -> None:
         rewrite = self.requested_rewrite
+        for field, text in _texts(vars(self)):
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                self._refuse(field, f"{brief(text)} holds half a character (a lone surrogate); write the whole one")
+        if self.joiner not in (None, "", " "):
+            self._refuse("joiner", f"is {brief(self.joiner)}; use ' ', '', or null to let each prompt's end decide")
         try:
             _ = self.request
         except InputError as error:
             raise RecordError(f"record {self.case_id}: requested_rewrite: {error}") from error
         for name, target in (("target_new", rewrite.target_new), ("target_true", rewrite.target_true)):
             if target.str != target.str.strip():
-                self._refuse(f"requested_rewrite.{name}", f"{target.str!r} has white space around it; leave it out")
+                self._refuse(f"requested_rewrite.{name}", f"{brief(target.str)} has white space around it; cut it")
         if rewrite.target_new.str == rewrite.target_true.str:
-            self._refuse("requested_rewrite.target_new", f"{rewrite.target_new.str!r} is target_true; name another")
+            self._refuse("requested_rewrite.target_new", f"{brief(rewrite.target_new.str)} is target_true; change one")
         for field in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
             for index, prompt in enumerate(getattr(self, field)):
                 if not prompt.strip():
                     self._refuse(f"{field}[{index}]", "is blank; write a prompt or leave it out")
                 if field in ("paraphrase_prompts", "generation_prompts") and rewrite.subject not in prompt:
-                    problem = (
-                        f"{prompt!r} does not contain the subject {rewrite.subject!r} (matching is case-sensitive)"
-                    )
-                    self._refuse(f"{field}[{index}]", problem)
+                    named = f"the subject {brief(rewrite.subject)} (matching is case-sensitive)"
+                    self._refuse(f"{field}[{index}]", f"{brief(prompt)} does not contain {named}")
 
     def _refuse(self, field: str, problem: str) -> None:
         raise RecordError(f"record {self.case_id}: {field}: {problem}")
@@ -134,10 +139,12 @@ class CounterFactRecord:
             RecordError: If a field is missing or of the wrong type, or see `CounterFactRecord`.
         """
         if not isinstance(data, Mapping):
-            raise RecordError(f"{where or 'a record'} is a {type(data).__name__}, not an object; see appendix D")
-        reader = _Reader(f"record {data.get('case_id', where)}")
+            problem = f"is a {type(data).__name__}, not an object; see appendix H of the paper"
+            raise RecordError(f"{where or 'a record'} {problem}")
+        reader = _Reader(f"record {brief(data.get('case_id', where), str)}")
         rewrite = reader.read(data, "requested_rewrite", Mapping)
         inside = "requested_rewrite."
+        joiner = data.get("joiner", " ")
         named = "entity" if "entity" in rewrite and "subject" not in rewrite else "subject"
         return cls(
             case_id=reader.read(data, "case_id", int),
@@ -153,7 +160,7 @@ class CounterFactRecord:
             attribute_prompts=reader.prompts(data, "attribute_prompts", optional=True),
             generation_prompts=reader.prompts(data, "generation_prompts"),
             pararel_idx=reader.read(data, "pararel_idx", int) if data.get("pararel_idx") is not None else None,
-            joiner=data.get("joiner", " "),
+            joiner=None if joiner is None else reader.read({"joiner": joiner}, "joiner", str),
         )
 
 
@@ -164,11 +171,11 @@ class _Reader:
     record: str
     """What to call the record."""
 
-    def read(self, data: Mapping[str, Any], name: str, kind: type, inside: str = "") -> Any:
+    def read(self, data: Mapping[str, Any], name: str, expected: type, inside: str = "") -> Any:
         if data.get(name) is None:
             raise RecordError(f"{self.record}: {inside}{name} is missing")
-        if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise RecordError(f"{self.record}: {inside}{name} is {data[name]!r}; {_KINDS[kind]} is needed")
+        if not isinstance(data[name], expected) or isinstance(data[name], bool):
+            raise RecordError(f"{self.record}: {inside}{name} is {brief(data[name])}; {_NOUNS[expected]} is needed")
         return data[name]
 
     def target(self, rewrite: Mapping[str, Any], name: str) -> Target:
@@ -183,9 +190,23 @@ class _Reader:
         texts: Sequence[Any] = self.read(data, name, list)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise RecordError(f"{self.record}: {name}[{index}] is {text!r}; a text is needed")
+                raise RecordError(f"{self.record}: {name}[{index}] is {brief(text)}; a text is needed")
         return tuple(texts)
 
 
 def _known(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value is not None}
+
+
+def _texts(data: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a record, with the field that holds it."""
+    if isinstance(data, str):
+        yield where, data
+    elif isinstance(data, Mapping):
+        for name, part in data.items():
+            yield from _texts(part, f"{where}.{name}".lstrip("."))
+    elif isinstance(data, list | tuple):
+        for index, part in enumerate(data):
+            yield from _texts(part, f"{where}[{index}]")
+    elif isinstance(data, RequestedRewrite | Target):
+        yield from _texts(vars(data), where)

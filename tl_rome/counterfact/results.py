@@ -5,7 +5,7 @@ of an append-only file. Metrics are not in it: another convention, or other refe
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tl_rome.counterfact.records import RequestedRewrite, Target
@@ -13,7 +13,10 @@ from tl_rome.errors import InputError, StorageError
 from tl_rome.scoring import TargetScores
 
 Conventions = Literal["draft", "neurips", "released"]
-"""Source whose conventions are followed: the document, the published text, or the authors' code."""
+"""Source whose conventions are followed: the draft, the published text, or the authors' code."""
+
+TOOK = "took"
+"""Verdict on an edit that did what was asked for."""
 
 UNEDITED = "unedited"
 """Name of the row of the model before any edit."""
@@ -135,12 +138,18 @@ class CaseResult:
     """From before to after."""
     seconds: float = 0.0
     """Wall-clock time of the edit alone."""
+    verdict: str | None = None
+    """What the edit's receipt says: "took", "partly" or "did not take"; None where it says nothing."""
     error: str | None = None
     """Why there is no `after`."""
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the run was made with, as its store's header has it, such as `seed` and `editor_settings`; may be empty."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types; without `settings`, which a store keeps once."""
+        plain = asdict(replace(self, settings={}))
+        del plain["settings"]
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CaseResult":

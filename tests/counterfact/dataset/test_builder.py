@@ -1,5 +1,6 @@
-"""Records that are built keep section 5.1's rules, follow the generator, and say what was left out."""
+"""Built records keep the rules of appendix D, follow the generator, and say what was left out."""
 
+import doctest
 from collections import Counter
 
 import pytest
@@ -82,7 +83,7 @@ def test_the_generator_decides_everything():
 def test_sizes_can_be_chosen():
     built = build(relation(), per_relation=4, neighbors=3, paraphrases=1, attributes=0, generations=2)
     assert len(built.records) == 4
-    assert built.left_out == {("P276", "there are records enough"): 12}
+    assert built.left_out == {("P276", "there are enough records of this relation"): 12}
     (record, *_) = built.records
     lengths = (
         record.paraphrase_prompts,
@@ -106,6 +107,12 @@ def test_relations_that_allow_no_record_say_why(changes, reason):
     built = build(relation(**changes))
     assert built.records == ()
     assert {why for _, why in built.left_out} == {reason}
+
+
+def test_the_example_in_the_docstring_is_true():
+    (example,) = doctest.DocTestFinder().find(build_records, "build_records", globs={})
+    found = doctest.DocTestRunner().run(example)
+    assert found.failed == 0 < found.attempted
 
 
 def test_neighbors_can_come_from_elsewhere():

@@ -1,5 +1,6 @@
-"""The same records come out of every kind of source."""
+"""The same records come from every source, and files that hold something else say so."""
 
+import gzip
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from tl_rome.errors import RecordError, StorageError
 RECORD = CounterFactRecord.from_dict(GAZI)
 OTHER = changed("case_id", value=7)
 RELEASED = [RECORD.to_dict(), CounterFactRecord.from_dict(OTHER).to_dict()]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 45108470\n"
 FLAT = {
     "relation": "The mother tongue of {} is",
     "relation_prefix": "The mother tongue of",
@@ -99,6 +101,13 @@ def test_an_unknown_name_says_what_can_be_read(monkeypatch):
     [
         ("x.json", "{", r"x\.json is not JSON"),
         ("x.jsonl", json.dumps(GAZI) + "\n{", r"line 2 of .*x\.jsonl is not JSON"),
+        (
+            "x.json",
+            json.dumps(GAZI) + "\n" + json.dumps(OTHER),
+            r"Extra data.*; if every line is a record, name it \.j",
+        ),
+        ("x.json", " \n", r"x\.json is empty"),
+        ("x.jsonl", "", r"x\.jsonl is empty"),
         ("x.json", "[]", r"x\.json holds no records"),
         ("x.json", json.dumps([GAZI, GAZI]), "record 1067: case_id occurs twice"),
         ("x.json", json.dumps([GAZI, changed("case_id")]), r"x\.json: record number 1: case_id is missing"),
@@ -108,6 +117,103 @@ def test_broken_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, "utf-8")
     with pytest.raises(RecordError, match=message):
         load_counterfact(tmp_path / name)
+
+
+FOREIGN = {
+    "zsRE in MEND's layout": (
+        {
+            "subject": "a",
+            "src": "b?",
+            "pred": "c",
+            "rephrase": "d?",
+            "alt": "e",
+            "answers": ["c"],
+            "loc": "f",
+            "cond": "g",
+        },
+        "it has src, rephrase, alt, loc",
+    ),
+    "MQuAKE": (
+        {"case_id": 1, "requested_rewrite": [{"prompt": "{} is"}] * 99, "questions": ["a?"], "new_answer": "b"},
+        "it has requested_rewrite, questions, new_answer",
+    ),
+    "UnKE": (
+        {"id": 0, "question": "a?", "answer": "b", "para_question": "c?", "sub_question": ["d?"]},
+        "it has question, para_question, answer",
+    ),
+    "RippleEdits": (
+        {"example_type": "recent", "edit": {"prompt": "a is b."}, "Logical_Generalization": []},
+        "it has edit, Logical_Generalization",
+    ),
+    "KnowEdit": (
+        {"subject": "a", "prompt": "b", "target_new": "c", "ground_truth": "d", "portability": {}, "locality": {}},
+        "it has prompt, target_new, portability, locality",
+    ),
+    "EasyEdit": (
+        {"case_id": 0, "prompt": "a is", "target_new": "c", "ground_truth": "d", "rephrase_prompt": "e"},
+        "it has prompt, target_new, rephrase_prompt",
+    ),
+    "known facts": (
+        {"known_id": 0, "subject": "a", "attribute": "c", "prompt": "a is", "template": "{} is"},
+        "not of COUNTERFACT; read it with load_facts",
+    ),
+    "reference texts": (
+        {"relation_id": "P1", "target_id": "Q1", "samples": []},
+        "not of COUNTERFACT; read it with load_references",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_data_sets_are_called_what_they_are(tmp_path, name):
+    row, message = FOREIGN[name]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([row, row]), "utf-8")
+    with pytest.raises(RecordError, match=f"number 0 is a record of {name}.*{message}") as caught:
+        load_counterfact(path)
+    assert len(str(caught.value).replace(str(path), "")) < 250
+
+
+def test_a_malformed_record_is_not_taken_for_another_data_set(tmp_path):
+    row = {**changed("paraphrase_prompts"), "questions": [], "answer": ""}
+    (tmp_path / "x.json").write_text(json.dumps(row), "utf-8")
+    with pytest.raises(RecordError, match="record 1067: paraphrase_prompts is missing"):
+        load_counterfact(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["records.JSON", "records.json.gz", "records.Jsonl", "records.JSONL.GZ"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_endings_of_any_case_gzipped_files_and_byte_order_marks(tmp_path, name, mark):
+    data = mark + json.dumps(GAZI).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    assert load_counterfact(tmp_path / name) == [RECORD]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.json", POINTER, "x.json is a Git LFS pointer, .* run `git lfs pull`"),
+        ("x.jsonl", POINTER, "x.jsonl is a Git LFS pointer"),
+        ("x.parquet", POINTER, "x.parquet is a Git LFS pointer"),
+        ("data/train.parquet", POINTER, "train.parquet is a Git LFS pointer"),
+        ("x.json.gz", gzip.compress(b"[" * 99)[:20], "cannot read .*x.json.gz"),
+        ("x.json", "é".encode("utf-16"), "cannot read .*; save it as UTF-8"),
+        ("x.csv", b"a,b", r"cannot tell from its name what .*x\.csv holds; give a \.json, \.jsonl"),
+    ],
+)
+def test_files_that_hold_something_else_say_so(tmp_path, cache, name, data, message):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match=message):
+        load_counterfact(path if path.parent == tmp_path else path.parent)
+
+
+def test_half_a_character_is_a_fault_of_its_record(tmp_path):
+    odd = changed("neighborhood_prompts", 0, value="It is \ud83d")
+    (tmp_path / "x.jsonl").write_text(json.dumps(OTHER) + "\n" + json.dumps(odd), "utf-8")
+    with pytest.raises(RecordError, match=r"record 1067: neighborhood_prompts\[0\]: .* holds half a character"):
+        load_counterfact(tmp_path / "x.jsonl")
 
 
 def test_a_missing_file_is_a_storage_error(tmp_path):

@@ -1,4 +1,4 @@
-"""Relations of JSON texts, with their facts numbered through all of them."""
+"""Relations read from JSON texts; their facts are numbered across all of them."""
 
 import json
 

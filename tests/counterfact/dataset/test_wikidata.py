@@ -97,7 +97,7 @@ def test_a_damaged_answer_on_disk_is_asked_for_again(service, tmp_path):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_failures_are_tried_again(service, tmp_path, status):
+def test_failed_requests_are_repeated(service, tmp_path, status):
     service.replies = [(status, "busy"), (status, "busy"), *service.replies]
     assert client(service, tmp_path)("P159", ANKARA)
     assert len(service.requests) == 3
@@ -113,22 +113,22 @@ def test_a_service_that_stays_down_is_an_error_and_nothing_is_kept(service, tmp_
 
 @pytest.mark.parametrize(
     ("reply", "message"),
-    [((400, "no"), "400"), ((200, "<html>"), "or none in JSON"), ((200, "[]"), "something else than SPARQL results")],
+    [((400, "no"), "400"), ((200, "<html>"), "or none in JSON"), ((200, "[]"), "something other than SPARQL results")],
 )
-def test_refusals_and_nonsense_are_not_tried_again(service, tmp_path, reply, message):
+def test_refusals_and_nonsense_are_not_repeated(service, tmp_path, reply, message):
     service.replies = [reply]
     with pytest.raises(NetworkError, match=message):
         client(service, tmp_path)("P159", ANKARA)
     assert len(service.requests) == 1
 
 
-def test_nobody_there_is_an_error(tmp_path):
+def test_a_service_that_cannot_be_reached_is_an_error(tmp_path):
     neighbors = WikiDataNeighbors(cache=tmp_path, endpoint="http://127.0.0.1:9/sparql", retries=1, backoff=0.01)
     with pytest.raises(NetworkError, match="gave no answer in 2 tries"):
         neighbors("P159", ANKARA)
 
 
-def test_requests_keep_their_distance(service, tmp_path):
+def test_requests_are_spaced(service, tmp_path):
     neighbors = client(service, tmp_path, interval=0.2)
     for name in ("Q1", "Q2", "Q3"):
         neighbors("P159", Target("x", name))
@@ -150,6 +150,6 @@ def test_objects_without_identifier_are_looked_up_by_name():
         ("P1", ANKARA, {"limit": 0}, "limit and timeout must be positive"),
     ],
 )
-def test_what_is_no_wikidata_is_refused(tmp_path, relation_id, target, options, message):
+def test_identifiers_that_are_not_wikidatas_are_refused(tmp_path, relation_id, target, options, message):
     with pytest.raises(InputError, match=message.replace("}", r"\}")):
         WikiDataNeighbors(cache=tmp_path, **options)(relation_id, target)

@@ -1,14 +1,18 @@
-"""What is measured of many records at once equals what is measured of each prompt alone in the edited weights."""
+"""Many records measured together give what each prompt gives alone in the edited weights."""
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
+from support import plain
 from support.evaluation import RECORDS, SHORT, RandomEdit
 from support.families import KINDS
+from support.records import GAZI
 
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, generate, measure
+from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.generation import sample_tokens
@@ -65,6 +69,33 @@ def test_scores_and_texts_equal_those_of_each_prompt_alone_in_edited_weights(fre
             assert texts == list(written_alone(model, record, SHORT.generation_length))
         assert found.measurement.rewrite.logprob_new != pytest.approx(before.measurement.rewrite.logprob_new, rel=0.01)
         assert found.measurement.generations != before.measurement.generations
+
+
+CHINESE = CounterFactRecord(
+    case_id=11,
+    requested_rewrite=RequestedRewrite("{}位于", "P131", Target("罗马"), Target("巴黎"), "埃菲尔铁塔"),
+    paraphrase_prompts=("埃菲尔铁塔在哪里？它在", "要看埃菲尔铁塔，你得去 Rome"),
+    neighborhood_prompts=("卢浮宫位于",),
+    attribute_prompts=("斗兽场位于",),
+    joiner="",
+)
+
+
+@each_kind
+@pytest.mark.parametrize("joiner", ["", " "])
+def test_every_group_is_scored_with_the_joiner_of_its_record(tiny, family_dir, kind, joiner):
+    model, hf = tiny("llama", kind), plain.load(family_dir("llama"))
+    record = replace(CHINESE, joiner=joiner)
+    other = CounterFactRecord.from_dict(GAZI)
+    found = measure(model, [other, record], replace(SHORT, generation_length=0))[1].measurement
+    for name in GROUPS:
+        scores = getattr(found, name)
+        for prompt, new, true in zip(record.prompts(name), scores.logprob_new, scores.logprob_true, strict=True):
+            before = plain.ids(model.tokenizer, prompt)
+            for logprob, target in ((new, "罗马"), (true, "巴黎")):
+                whole = plain.ids(model.tokenizer, prompt + joiner + target)
+                assert whole[: len(before)] == before
+                assert logprob == pytest.approx(plain.logprob(hf, before, whole[len(before) :]), rel=1e-4)
 
 
 @each_kind
@@ -133,7 +164,7 @@ def test_what_is_not_asked_for_is_not_measured(tiny):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_broken_model_is_no_measurement(fresh_tiny, batch):
+def test_a_broken_model_is_an_error(fresh_tiny, batch):
     model = fresh_tiny("gpt2", KIND)
     with torch.no_grad():
         w_out(model, 2).fill_(math.nan)
@@ -151,7 +182,7 @@ def test_impossible_settings_are_refused(tiny):
         generate(tiny("gpt2", KIND), RECORDS, EvaluationConfig(generation_length=129))
 
 
-def test_settings_tell_texts_apart():
+def test_settings_distinguish_texts():
     described = [EvaluationConfig(essence_texts=texts).describe() for texts in ({}, {"Rome": "a"}, {"Rome": "b"})]
     assert len({each["essence_texts"] for each in described}) == 3
 

@@ -1,4 +1,4 @@
-"""Evaluation in several processes: what `evaluate` finds, in its order; errors as they were, and a death reported."""
+"""Evaluation in several processes: the results of `evaluate`, in its order; errors and deaths are reported."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def load(family_dir):
 
 
 @pytest.mark.slow
-def test_results_are_those_of_one_process_which_can_go_on_with_the_store(tiny, load, tmp_path):
+def test_results_are_those_of_one_process_which_can_continue_the_store(tiny, load, tmp_path):
     (tmp_path / "notes").mkdir()
     notes = str(tmp_path / "notes")
     editors = {"weak": Noting(strength=0.1, notes=notes), "strong": Noting(refused=("Big Ben",), notes=notes)}
@@ -113,7 +113,7 @@ def test_the_death_of_a_worker_is_reported_and_what_was_done_is_kept(tiny, load,
         (None, differ, ModelMismatchError, "workers differ in the editor 'random'; load the same model"),
     ],
 )
-def test_workers_that_cannot_begin(load, tmp_path, broken, editors, error, message):
+def test_workers_that_cannot_start_end_the_run(load, tmp_path, broken, editors, error, message):
     with pytest.raises(error, match=message):
         evaluate_in_processes(broken or load, RECORDS, editors, store=tmp_path, **OPTIONS)
 
@@ -155,7 +155,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_at_once_and_only_the_caller_says_so(family_dir, tmp_path):
+def test_ctrl_c_ends_all_processes_and_only_the_caller_reports_it(family_dir, tmp_path):
     script, mark = tmp_path / "interrupted.py", tmp_path / "mark"
     script.write_text(INTERRUPTED)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -1,4 +1,4 @@
-"""Evaluation on Ray: what `evaluate` finds, also where workers die."""
+"""Evaluation on Ray gives what `evaluate` gives, even when workers die."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ def load(family_dir):
 
 @dataclass(frozen=True)
 class Deadly(RandomEdit):
-    """Ends its process at one record, unless a mark says that it has done so; without a place for the mark, always."""
+    """Ends its process at one record, unless a mark says that it has done so; without a mark it always does."""
 
     victim: str = RECORDS[3].request.subject
     mark: str | None = None
@@ -60,7 +60,7 @@ def these(editors: Mapping[str, Any]):
 
 
 @pytest.mark.slow
-def test_results_are_those_of_one_process_which_can_go_on_with_the_store(cluster, tiny, load, tmp_path):
+def test_results_are_those_of_one_process_which_can_continue_the_store(cluster, tiny, load, tmp_path):
     model, weak, strong = tiny("gpt2", KINDS[0]), RandomEdit(strength=0.1), RandomEdit(refused=("Big Ben",))
     expected = evaluate(model, RECORDS, {"weak": weak, "strong": strong}, store=tmp_path / "plain", **OPTIONS)
     found = evaluate_on_ray(load, RECORDS, these({"weak": weak}), store=tmp_path / "ray", **OPTIONS)
@@ -127,7 +127,7 @@ def test_a_replaced_worker_with_other_editors_ends_the_run(cluster, load, tmp_pa
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"retries": -1}])
 def test_impossible_pools_are_refused(load, tmp_path, options):
-    with pytest.raises(InputError, match="give at least one worker, and no negative number"):
+    with pytest.raises(InputError, match="give at least one worker, and 0 or more retries"):
         evaluate_on_ray(load, RECORDS, store=tmp_path, **options)
 
 

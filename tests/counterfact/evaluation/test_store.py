@@ -1,4 +1,4 @@
-"""A folder of results: nothing is mixed, lost or made up."""
+"""A store keeps results of different runs apart and loses nothing."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_unedited_measurements_are_on_disk_once(store):
     assert first.before == second.before == BEFORE
 
 
-def test_states_come_back_to_the_bit_and_damaged_ones_are_refused(store):
+def test_states_come_back_bit_for_bit_and_damaged_ones_are_refused(store):
     states = {"neighborhood": torch.randn(2, 4).bfloat16(), "essence": torch.randn(1, 4).bfloat16()}
     store.put_states(3, states)
     found = store.states(3)
@@ -80,7 +80,7 @@ def test_a_store_of_something_else_is_refused(store, change, error, message):
             pass
 
 
-def test_folders_that_are_no_store_are_refused(tmp_path):
+def test_folders_that_are_not_stores_are_refused(tmp_path):
     with pytest.raises(StorageError, match="cannot read"):
         load_results(tmp_path)
     (tmp_path / "file").write_text("")

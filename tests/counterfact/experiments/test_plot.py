@@ -50,7 +50,7 @@ def test_epsilon_is_drawn_on_a_logarithmic_axis_and_a_title_can_be_given(ax):
     assert (ax.get_xscale(), ax.get_title()) == ("log", "mine")
 
 
-def test_many_facts_has_a_line_for_every_editor(ax):
+def test_sequential_edits_have_a_line_for_every_editor(ax):
     assert plot_sequential({"rome": many(50.0), "ft": many(20.0)}, ax, column="PS") is ax
     assert drawn(ax) == {"rome": ([1, 10], [52.0, 57.0]), "ft": ([1, 10], [22.0, 27.0])}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rome", "ft"]

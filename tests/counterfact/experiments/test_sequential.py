@@ -1,4 +1,4 @@
-"""Many facts in one model: each edit is made on top of those before it, all are scored, and nothing is left behind."""
+"""Sequential edits: each is made on top of those before it, all are scored, and the weights are restored."""
 
 import json
 from dataclasses import replace
@@ -112,7 +112,7 @@ def test_restored_in_bfloat16_with_several_edits_of_a_layer(fresh_tiny):
     assert same(model, before)
 
 
-def test_an_interrupted_run_goes_on_with_the_edits_it_has(fresh_tiny, tmp_path):
+def test_an_interrupted_run_continues_with_the_edits_it_has(fresh_tiny, tmp_path):
     model, left = fresh_tiny("gpt2", KIND), [3]
 
     class Stopping(FineTune):
@@ -172,11 +172,11 @@ def test_a_result_can_be_kept_as_json(tiny):
 
 
 @pytest.mark.parametrize("counts", [(), (0,), (1, 6), COUNTS])
-def test_counts_that_cannot_be(tiny, counts):
+def test_impossible_counts_are_refused(tiny, counts):
     with pytest.raises(InputError, match="from 1 to 5"):
         written(tiny("gpt2", KIND), TUNED, counts)
 
 
-def test_records_of_one_number_are_refused(tiny):
+def test_records_with_one_number_are_refused(tiny):
     with pytest.raises(InputError, match="1 case_ids of 2 records"):
         written(tiny("gpt2", KIND), TUNED, (1,), [RECORDS[0], RECORDS[0]])

@@ -72,7 +72,7 @@ def test_what_cannot_be_continued_is_refused(tiny):
     model = tiny("gpt2", KIND)
     with pytest.raises(InputError, match="0 prompts"):
         continue_side_by_side(model, (), {}, generator=rng())
-    with pytest.raises(InputError, match="name the edit otherwise"):
+    with pytest.raises(InputError, match="give the edit another name"):
         continue_side_by_side(model, PROMPTS, {UNEDITED: RandomEdit()(model, REQUEST)}, generator=rng())
     with pytest.raises(InputError, match="exceed the model's context"):
         continue_side_by_side(model, PROMPTS, {}, new_tokens=10_000, generator=rng())

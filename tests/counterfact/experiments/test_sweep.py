@@ -42,7 +42,7 @@ def test_each_value_has_the_figures_of_its_editor_alone(tiny, kind):
     assert curve.rows[0] != curve.rows[1]
 
 
-def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
+def test_a_sweep_continues_where_it_stopped(tiny, tmp_path):
     model, made = tiny("gpt2", KIND), []
 
     class Counting(RandomEdit):
@@ -56,7 +56,7 @@ def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
     assert made == [0.1] * len(RECORDS) + [3.0] * len(RECORDS)
 
 
-def test_constructors():
+def test_fine_tuning_is_swept_over_layers_and_epsilon():
     layers = finetune_over_layers(range(3))
     assert [(x, each.layer, each.config) for x, each in layers.items()] == [(i, i, FT) for i in range(3)]
     epsilons = finetune_over_epsilon([1e-3, 1e-4], layer=2)
@@ -94,10 +94,10 @@ def test_the_table_has_the_unedited_model_first():
     assert "95% interval" in grid.caption
 
 
-def test_what_cannot_be_swept(tiny):
+def test_impossible_sweeps_are_refused(tiny):
     with pytest.raises(InputError, match="nothing to sweep"):
         swept(tiny("gpt2", KIND), {})
-    with pytest.raises(InputError, match="too close to be told apart"):
+    with pytest.raises(InputError, match="too close to be distinguished"):
         swept(tiny("gpt2", KIND), {1.0: RandomEdit(), 1.0 + 1e-9: RandomEdit()})
     with pytest.raises(StorageError, match="damaged"):
         Curve.from_dict({"x": [1]})

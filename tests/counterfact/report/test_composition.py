@@ -1,4 +1,4 @@
-"""Table 1 counts different items, not occurrences."""
+"""Table 2 counts different items, not occurrences."""
 
 from support.records import GAZI, changed
 

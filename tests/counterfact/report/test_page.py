@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -85,6 +86,33 @@ def test_the_tables_are_those_of_the_summary(page_of):
     assert draft.grid().caption in Page(page_of(RESULTS, summary=draft)).texts("caption")
 
 
+def test_the_heading_says_what_is_known_of_the_run(page_of):
+    made = {
+        "editor": "Rome",
+        "covariance": {"digest": "0f", "layer": 5},
+        "contexts": ["a"] * 7,
+        "config": {"clamp": None},
+    }
+    settings = {
+        "seed": 3,
+        "records": 9,
+        "editor_settings": {**made, "config": {"learning_rate": 0.5, "sum_nll": False}},
+    }
+    page = Page(page_of([replace(RESULTS[0], settings=settings)], about={"Model": "gpt2-xl"}))
+    about = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    assert about["Model"] == "gpt2-xl"
+    assert about["Records"] == f"1 of 9, data set {RESULTS[0].dataset}"
+    assert (about["Seed"], about["Date"]) == ("3", f"page written on {date.today().isoformat()}")
+    assert about["rome"] == "editor Rome, covariance layer 5, contexts (7), config learning rate 0.5, sum nll no"
+    plain = Page(page_of(RESULTS))
+    assert plain.texts("dd")[0] == f"fingerprint {RESULTS[0].model}"
+    assert not {"Seed", "rome"} & {*plain.texts("dt")}
+
+
+def test_badges_can_wrap(page_of):
+    assert not re.search(r"</span><span class=.badge", page_of(RESULTS))
+
+
 def test_every_record_shows_prompts_probabilities_and_texts_of_all_models(page_of):
     page = Page(page_of(RESULTS[:3], records=RECORDS))
     cells = page.texts("td")
@@ -109,6 +137,14 @@ def test_outcomes_by_editor_are_what_the_page_filters_by(page_of):
         [["success"], None],
     ]
     assert "neighborhood 2" in page.texts("td"), "prompts are numbered where the records are not given"
+
+
+def test_an_edit_that_did_not_take_is_marked(page_of):
+    judged = [replace(RESULTS[0], verdict="partly"), replace(RESULTS[1], verdict="took"), *RESULTS[2:]]
+    page = Page(page_of(judged))
+    assert page.texts("span", **{"class": "badge ok e e0"}) == ["rome: holds (edit: partly)", "rome: holds"]
+    assert page.texts("span", **{"class": "badge bad e e0"}) == ["rome: fails in neighborhood"]
+    assert "50.0 [0.0, 100.0]" in page.texts("td")
 
 
 def test_what_records_models_and_errors_say_is_text(page_of):

@@ -1,4 +1,4 @@
-"""The picture of table 3 shows the table's figures."""
+"""The picture of a summary shows the table's figures."""
 
 import pytest
 from matplotlib.container import ErrorbarContainer

@@ -45,6 +45,8 @@ def test_saved_files_say_the_same(summary, results, tmp_path):
     assert files[1].read_text() == summary.markdown
     assert row["EM"].text() in summary.markdown
     assert "weak - unedited" in summary.markdown
+    assert "- `S`: harmonic mean of ES, PS and NS\n- `ES`: o* more likely than" in summary.markdown
+    assert "- `PPL`" not in summary.markdown
     with Image.open(files[2]) as picture:
         assert picture.width > 500
     page = files[3].read_text()

@@ -1,4 +1,4 @@
-"""Tables of many records: averages by hand, intervals that cover, pairing that helps, and what is left out is said."""
+"""Tables of many records: averages by hand, intervals that cover, pairing that helps, and omissions are reported."""
 
 import dataclasses
 import io
@@ -73,7 +73,7 @@ def test_an_interval_is_about_the_normal_one_for_many_records():
     assert wider.low < found.low < found.high < wider.high
 
 
-def test_pairing_takes_the_hardness_of_records_out_of_a_difference():
+def test_pairing_removes_the_difficulty_of_records_from_a_difference():
     results = [*random_cases(300, "rome", rate=0.7, seed=1), *random_cases(300, "ft", rate=0.65, seed=2)]
     summary = summarize(results)
     rome, ft = summary.rows["rome"]["ES"], summary.rows["ft"]["ES"]

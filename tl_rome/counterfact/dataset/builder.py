@@ -1,11 +1,11 @@
-"""Compiling records from relations and facts, as section 5.1 does from ParaRel.
+"""Compiling records from relations and facts, as appendix D does from ParaRel.
 
 For a fact (s, r, o^c): the rewriting prompt is drawn among r's templates, and o* among the relation's other facts, so
 that an object is drawn by how often it occurs. Paraphrases are drawn from the remaining templates. Neighbourhood
 prompts are drawn from all pairs of a template and a subject that shares (r, o^c), attribute prompts likewise for
 (r, o*), and generation prompts with replacement from the relation's own.
 
-Where the section leaves it open: o* is never an object that the facts give to s, and subjects that have both objects
+Where the appendix leaves it open: o* is never an object that the facts give to s, and subjects that have both objects
 are excluded from neighbourhood prompts, because either answer is correct.
 """
 
@@ -28,7 +28,7 @@ Neighbors = Callable[[str, Target], Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class BuilderConfig:
-    """How many prompts of each kind a record gets; the defaults are the document's.
+    """How many prompts of each kind a record gets; the defaults are the paper's.
 
     Raises:
         InputError: If a number is negative.
@@ -43,7 +43,7 @@ class BuilderConfig:
     generations: int = 10
     """Generation prompts, drawn with replacement; none if the relation has none."""
     per_relation: int | None = None
-    """Records of each relation at most, spread by chance; None makes all that can be made."""
+    """At most this many records of each relation, drawn at random; None makes all that can be made."""
 
     def __post_init__(self) -> None:
         if any(number is not None and number < 0 for number in vars(self).values()):
@@ -72,11 +72,30 @@ def build_records(
     Args:
         relations: Templates, facts and generation prompts.
         generator: Source of all draws; the same one gives the same records.
-        config: Sizes; None is the document's.
+        config: Sizes; None is the paper's.
         neighbors: Where subjects that share an object come from, such as `WikiDataNeighbors`; None takes the facts.
 
     Returns:
         Records, and what was left out and why.
+
+    Example:
+        A relation is some templates, each ending just before the object, and the facts that they state; `load_pararel`
+        reads such relations from files.
+
+        >>> import torch
+        >>> from tl_rome.counterfact import BuilderConfig, Relation, StatedFact, Target, build_records
+        >>> countries = {"Paris": "France", "Lyon": "France", "Nice": "France", "Rome": "Italy", "Turin": "Italy"}
+        >>> facts = [StatedFact(city, Target(country), i) for i, (city, country) in enumerate(countries.items())]
+        >>> templates = ("{} is in", "{} lies in", "{} is a city in")
+        >>> relation = Relation("P17", templates, tuple(facts), generation_prompts=("{} is known for",))
+        >>> config = BuilderConfig(paraphrases=1, neighbors=2)
+        >>> built = build_records([relation], generator=torch.Generator().manual_seed(0), config=config)
+        >>> [record.requested_rewrite.subject for record in built.records]
+        ['Paris', 'Lyon', 'Nice', 'Rome', 'Turin']
+        >>> built.records[3].requested_rewrite.target_new.str
+        'France'
+        >>> len(built.records[0].neighborhood_prompts), built.left_out
+        (2, {})
     """
     config = config or BuilderConfig()
     records: list[CounterFactRecord] = []
@@ -85,9 +104,8 @@ def build_records(
         draw = _Draw(relation, config, neighbors, generator)
         made: dict[int, CounterFactRecord] = {}
         for index in torch.randperm(len(relation.facts), generator=generator).tolist():
-            found = (
-                "there are records enough" if len(made) == config.per_relation else draw.record(relation.facts[index])
-            )
+            enough = len(made) == config.per_relation
+            found = "there are enough records of this relation" if enough else draw.record(relation.facts[index])
             if isinstance(found, str):
                 left_out[relation.relation_id, found] += 1
             else:
@@ -138,7 +156,7 @@ class _Draw:
         )
 
     def _other_object(self, fact: StatedFact) -> Target:
-        """An object by its frequency among the relation's facts, none that is stated of the subject."""
+        """An object drawn by its frequency among the relation's facts, but not one that they give to the subject."""
         while True:
             index = int(torch.randint(len(self.relation.facts), (), generator=self.generator))
             new = self.relation.facts[index].object
@@ -146,7 +164,7 @@ class _Draw:
                 return new
 
     def _pairs(self, fact: StatedFact, shared: Target, other: Target, n: int) -> tuple[str, ...]:
-        """Prompts about subjects of the shared object; those that have the other one too are not asked about."""
+        """Prompts about subjects of the shared object; those that have the other one too are left out."""
         found = dict.fromkeys(self.neighbors(self.relation.relation_id, shared))
         subjects = [name for name in found if name != fact.subject and other.str not in self.objects.get(name, ())]
         templates = self.relation.templates
@@ -154,5 +172,5 @@ class _Draw:
         return tuple(Fact(templates[i % len(templates)], subjects[i // len(templates)]).prompt for i in chosen)
 
     def _choose(self, items: Sequence[T], n: int) -> list[T]:
-        """As many items as there are up to n, without replacement, in the order of the draw."""
+        """Up to n items without replacement, in the order of the draw."""
         return [items[i] for i in torch.randperm(len(items), generator=self.generator)[:n].tolist()]

@@ -1,4 +1,4 @@
-"""Reading COUNTERFACT from where it is: the sample that ships, a file, or a data set of the `datasets` library.
+"""Reading COUNTERFACT: the sample that ships, a file, or a data set of the `datasets` library.
 
 Two layouts are known on the hub: the released records ("azhx/counterfact"), and the flat table of prompts and targets
 for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.
@@ -12,34 +12,42 @@ from typing import Any
 
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.errors import RecordError, StorageError
+from tl_rome.storage.layouts import name_layout
+from tl_rome.storage.text import ending, is_pointer, read_text, refuse_pointer
 
 SAMPLE = "sample"
 """Name of the records that ship with the package."""
 SAMPLE_FILE = "counterfact_sample.jsonl"
 """Where they are, in `tl_rome/data`."""
+_SOURCES = (
+    "give a .json, .jsonl (both may be gzipped) or .parquet file, a folder, or the name of a data set on the hub; "
+    f"{SAMPLE!r} needs no download"
+)
+_REWRITE = "write its facts as COUNTERFACT records, with a prompt, a subject, target_new and target_true"
 
 
 def load_counterfact(source: str | Path = SAMPLE, *, split: str | None = None) -> list[CounterFactRecord]:
     """Read records.
 
     Args:
-        source: "sample"; a `.json` file (one record or a list of them), `.jsonl` or `.parquet` file; a folder that
-            `datasets` wrote or can read; or the name of a data set on the hub, such as "azhx/counterfact".
+        source: "sample"; a `.json` file (one record or a list of them), `.jsonl` or `.parquet` file, the first two also
+            gzipped (`.json.gz`); a folder that `datasets` wrote or can read; or the name of a data set on the hub,
+            such as "azhx/counterfact".
         split: Part of a data set of several parts; None takes all of them, one after the other.
 
     Returns:
         The records in the order of the source.
 
     Raises:
-        RecordError: If the source has no record or a malformed one; the message names the record and the field.
+        RecordError: If the source has no record or a malformed one; the message names the record and the field, or the
+            data set where it is another one.
         StorageError: If the source cannot be read.
     """
     if source == SAMPLE:
         text = resources.files("tl_rome.data").joinpath(SAMPLE_FILE).read_text("utf-8")
         return parse_records(_json_lines(text, "the sample"), "the sample")
-    path = Path(source)
-    if path.suffix in (".json", ".jsonl"):
-        return parse_records(_read_file(path), str(source))
+    if ending(source) in (".json", ".jsonl"):
+        return parse_records(read_rows(source), str(source))
     return parse_records(load_rows(str(source), split), str(source))
 
 
@@ -47,7 +55,7 @@ def parse_records(rows: Iterable[Any], source: str) -> list[CounterFactRecord]:
     """Make records of their JSON forms.
 
     Args:
-        rows: Records as in appendix D, with `subject` or `entity`; or rows of the flat layout.
+        rows: Records as in appendix H, with `subject` or `entity`; or rows of the flat layout.
         source: What to call the rows in errors.
 
     Raises:
@@ -59,7 +67,8 @@ def parse_records(rows: Iterable[Any], source: str) -> list[CounterFactRecord]:
         try:
             record = CounterFactRecord.from_dict(nested, f"number {index}")
         except RecordError as error:
-            raise RecordError(f"{source}: {error}") from error
+            layout = name_layout(row, "COUNTERFACT", _REWRITE)
+            raise RecordError(f"{source}: {f'number {index} {layout}' if layout else error}") from error
         if record.case_id in records:
             raise RecordError(f"{source}: record {record.case_id}: case_id occurs twice; results are kept by it")
         records[record.case_id] = record
@@ -87,17 +96,23 @@ def _from_flat(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     }
 
 
-def _read_file(path: Path) -> Iterable[Any]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
-    if path.suffix == ".jsonl":
+def read_rows(path: str | Path) -> Iterable[Any]:
+    """What a JSON file lists, or the lines of a JSONL file; either may be gzipped.
+
+    Raises:
+        RecordError: If the file is empty or is not what its name says.
+        StorageError: If it cannot be read.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise RecordError(f"{path} is empty")
+    if ending(path) == ".jsonl":
         return _json_lines(text, str(path))
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecordError(f"{path} is not JSON ({error})") from error
+        remedy = "; if every line is a record, name it .jsonl" if error.msg == "Extra data" else ""
+        raise RecordError(f"{path} is not JSON ({error}){remedy}") from error
     return data if isinstance(data, list) else [data]
 
 
@@ -116,20 +131,24 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
     Raises:
         StorageError: If it cannot be read, or has no such split.
     """
+    folder = Path(name)
+    if folder.is_file() and ending(name) != ".parquet":
+        raise StorageError(f"cannot tell from its name what {name} holds; {_SOURCES}")
     from datasets import DatasetDict, load_dataset, load_from_disk
 
-    folder = Path(name)
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             data = load_from_disk(name)
-        elif folder.suffix == ".parquet":
+        elif ending(name) == ".parquet":
             data = load_dataset("parquet", data_files=name)
         else:
             data = load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
+        for file in (folder, *folder.rglob("*")):
+            if is_pointer(file):
+                refuse_pointer(file)
         raise StorageError(
-            f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); give a .json, .jsonl or .parquet "
-            f"file, a folder, or the name of a data set on the hub; {SAMPLE!r} needs no download"
+            f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); {_SOURCES}"
         ) from error
     parts = {str(name): part for name, part in data.items()} if isinstance(data, DatasetDict) else {split or "": data}
     if split is not None and split not in parts:

@@ -12,14 +12,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_rome.counterfact.dataset.load import load_rows
+from tl_rome.counterfact.dataset.load import load_rows, read_rows
 from tl_rome.counterfact.records import RequestedRewrite, Target
-from tl_rome.errors import InputError, StorageError, require
+from tl_rome.errors import InputError, RecordError, StorageError, require
+from tl_rome.storage.layouts import name_layout
+from tl_rome.storage.text import brief, ending, read_text
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+_REWRITE = "give texts about entities, by relation and object"
 _SAMPLE_FILE = "reference_texts.json"
 
 
@@ -86,6 +89,8 @@ class ReferenceTexts:
         """
         collected: dict[tuple[str, str], list[ReferenceText]] = {}
         for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise InputError(f"reference text number {number} is {brief(row)}, not an object")
             target = row.get("target_id") or row.get("target")
             fields = {"relation_id": row.get("relation_id"), "target_id": target, "text": row.get("text")}
             missing = [name for name, value in fields.items() if not str(value or "").strip()]
@@ -99,7 +104,7 @@ class ReferenceTexts:
     def from_folder(cls, folder: Path) -> "ReferenceTexts":
         """Read `<relation_id>/<identifier or name of the object>/<entity>.txt`."""
         files = sorted(folder.glob("*/*/*.txt"))
-        rows = [(file.parts[-3], file.parts[-2], file.stem, file.read_text("utf-8")) for file in files]
+        rows = [(file.parts[-3], file.parts[-2], file.stem, read_text(file)) for file in files]
         return cls.from_rows(dict(zip(("relation_id", "target_id", "name", "text"), row, strict=True)) for row in rows)
 
 
@@ -107,9 +112,9 @@ def load_references(source: str | Path = "sample") -> ReferenceTexts:
     """Read reference texts.
 
     Args:
-        source: "sample" for those that ship with the package; a `.json` file like the released attribute_snippets; a
-            folder of `<relation_id>/<object>/<entity>.txt`; or the name or path of a `datasets` data set with the
-            columns relation_id, target_id (or target), name and text.
+        source: "sample" for those that ship with the package; a `.json` file like the released attribute_snippets,
+            which may be gzipped; a folder of `<relation_id>/<object>/<entity>.txt`; a `.jsonl` file or the name or path
+            of a `datasets` data set with the columns relation_id, target_id (or target), name and text.
 
     Raises:
         StorageError: If the source cannot be read.
@@ -120,21 +125,24 @@ def load_references(source: str | Path = "sample") -> ReferenceTexts:
         return ReferenceTexts.from_rows(_flatten(json.loads(shipped)))
     path = Path(source)
     try:
-        if path.suffix == ".json":
-            return ReferenceTexts.from_rows(_flatten(json.loads(path.read_text("utf-8"))))
-        if path.is_dir() and any(path.glob("*/*/*.txt")):
-            return ReferenceTexts.from_folder(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if ending(path) == ".json":
+            return ReferenceTexts.from_rows(_flatten(read_rows(path)))
+        if ending(path) == ".jsonl":
+            return ReferenceTexts.from_rows(read_rows(path))
+    except RecordError as error:
         raise StorageError(f"cannot read reference texts from {path}: {error}") from error
+    if path.is_dir() and any(path.glob("*/*/*.txt")):
+        return ReferenceTexts.from_folder(path)
     return ReferenceTexts.from_rows(load_rows(str(source)))
 
 
-def _flatten(groups: Any) -> Iterable[dict[str, Any]]:
+def _flatten(groups: Iterable[Any]) -> Iterable[dict[str, Any]]:
     """Rows of the released form: a list of objects with relation_id, target_id and samples of name and text."""
-    for group in groups:
-        if not isinstance(group, Mapping) or not isinstance(group.get("samples"), list):
-            raise InputError(
-                f"{str(group)[:60]!r} is no group of reference texts; it needs relation_id, target_id, samples"
-            )
-        for sample in group["samples"]:
+    for number, group in enumerate(groups):
+        samples = group.get("samples") if isinstance(group, Mapping) else None
+        if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
+            wanted = "reference texts"
+            problem = f"is {brief(group)}, not a group of {wanted}; it needs relation_id, target_id, samples"
+            raise InputError(f"number {number} {name_layout(group, wanted, _REWRITE) or problem}")
+        for sample in samples:
             yield {**group, "target": group.get("target"), "name": sample.get("name"), "text": sample.get("text")}

@@ -1,4 +1,4 @@
-"""Relations to build records from, of JSON texts in which the facts are listed by object, as the sample's are.
+"""Relations to build records from, read from JSON texts that list the facts by object, as the sample's do.
 
 Those of ParaRel (Elazar et al. 2021) are read by `load_pararel`.
 """

@@ -1,10 +1,10 @@
-"""The records that ship with the package, and how they are made.
+"""The records that ship with the package, and how to make them.
 
 They are compiled by `build_records` from facts and templates written for it (`tl_rome/data/facts/`, one file per
-relation). Nearly all facts are such that SmolLM2-135M finds the true object likelier than the other objects of its
-relation, after every template: there is something to rewrite, and something to preserve.
+relation). For nearly all facts, SmolLM2-135M gives the true object a higher probability than the other objects of
+its relation after every template: there is something to rewrite, and something to preserve.
 
-`python -m tl_rome.counterfact.dataset.sample` makes the file again.
+`python -m tl_rome.counterfact.dataset.sample` writes the file anew.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Subjects that share a relation and an object, from WikiData's SPARQL service (section 5.1).
+"""Subjects that share a relation and an object, from WikiData's SPARQL service (appendix D).
 
-The service is a public one: requests are spaced, failed ones tried again with growing pauses (a `Retry-After` is
-obeyed), and answers are kept on disk, so that a data set is compiled again without the network and from the same
-neighbours.
+The service is public: requests are spaced, failed ones are repeated after growing pauses (a `Retry-After` is obeyed),
+and answers are kept on disk, so that a data set can be compiled again without the network and from the same neighbours.
 """
 
 import hashlib
@@ -75,7 +74,7 @@ class WikiDataNeighbors:
         path = self.cache / f"{relation_id}-{key}.json"
         try:
             return json.loads(path.read_text("utf-8"))["names"]
-        except (OSError, ValueError, KeyError, TypeError):  # never asked, or a damaged file: ask
+        except (OSError, ValueError, KeyError, TypeError):  # never asked, or a damaged file
             names = self._ask(query)
         answer = {"endpoint": self.endpoint, "query": query, "names": names}
         write_whole(path, json.dumps(answer, ensure_ascii=False, indent=1).encode())
@@ -98,7 +97,7 @@ class WikiDataNeighbors:
             ) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise NetworkError(
-                f"{self.endpoint} answered with something else than SPARQL results: {error!r}"
+                f"{self.endpoint} answered with something other than SPARQL results: {error!r}"
             ) from error
         finally:
             self._last = time.monotonic()

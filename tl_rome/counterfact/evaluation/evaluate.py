@@ -1,7 +1,7 @@
 """Running editors over records: score before, edit, score after, generate; nothing is ever written to the model.
 
 The unedited model is measured once for all editors. Edits are made and measured in batches, each record in the model
-with its own edit; where one record of a batch fails, each is tried alone. What is done is in the store at once.
+with its own edit; where one record of a batch fails, each is tried alone. Each finished batch is stored immediately.
 """
 
 import time
@@ -17,10 +17,11 @@ from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Ru
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.virtual import VirtualEdits
+from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import InputError, StorageError, TLRomeError
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 
@@ -37,7 +38,7 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> list[CaseResult]:
-    """Measure what editors do to each record, each edit in a model of its own; or go on with an earlier run.
+    """Measure what editors do to each record, each edit in a model of its own; or continue an earlier run.
 
     A record that cannot be measured or edited is logged, and has a result with `error`.
 
@@ -46,7 +47,7 @@ def evaluate(
         records: Each case_id once.
         editors: One, such as `Rome.prepare(model)`, or several by name; None measures the unedited model alone.
         store: Folder of results, made if needed; by default nothing is kept on disk.
-        batch_size: Records edited and measured at once, which are lost together when the run dies; bounds memory.
+        batch_size: Records edited and measured together, and lost together if the run dies; bounds memory.
         config: What is measured.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
@@ -57,7 +58,8 @@ def evaluate(
         One result per editor and record, in this order.
 
     Raises:
-        InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+        InputError: If there are no records, two with one case_id, a batch_size below 1, or no such shard.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or an editor belongs to another model, or to this one after an edit.
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
     """
@@ -84,7 +86,7 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
         return {}
     named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
-        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the editor otherwise")
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the editor another name")
     return named
 
 
@@ -121,16 +123,21 @@ class Evaluator:
         """Measure a batch; where that fails, each record alone, so that the one at fault has a result with `error`.
 
         Raises:
+            UnsupportedModelError: See `borrowed`.
             StorageError: As an editor does, such as one that was prepared for another model.
             TypeError: See `make_edits`.
         """
+        with borrowed(self.model):
+            return self._run(batch)
+
+    def _run(self, batch: Batch) -> list[RecordResult]:
         try:
             return self._unedited(batch) if batch.editor is None else self._edited(batch, self.editors[batch.editor])
         except StorageError:
             raise
         except TLRomeError as error:
             if len(batch.records) > 1:
-                return [found for single in batch.singles() for found in self.run(single)]
+                return [found for single in batch.singles() for found in self._run(single)]
             return [RecordResult(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
 
     def _unedited(self, batch: Batch) -> list[RecordResult]:
@@ -150,8 +157,14 @@ class Evaluator:
         for record, before, edit, each in zip(batch.records, batch.before, edits, measured, strict=True):
             moved = compare(self.model, before, each.states)
             seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
-            results.append(RecordResult(_result(record, after=each.measurement, divergence=moved, seconds=seconds)))
+            figures = {"divergence": moved, "seconds": seconds, "verdict": _verdict(edit)}
+            results.append(RecordResult(_result(record, after=each.measurement, **figures)))
         return results
+
+
+def _verdict(edit: AnyEdit) -> str | None:
+    """What the receipt of an edit says; edits without a receipt, such as sequences of several, say nothing."""
+    return getattr(getattr(edit, "receipt", None), "verdict", None)
 
 
 def _result(record: CounterFactRecord, **figures: Any) -> CaseResult:

@@ -33,12 +33,12 @@ from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100
 States = Mapping[str, Float[Tensor, "_ d_model"]]
-"""The last block's output at the end of some prompts, by group; next-token logits are made of it."""
+"""The last block's output at the end of some prompts, by group; next-token logits are computed from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured beside rewrite, paraphrase and neighbourhood scores; the defaults give the columns of table 3.
+    """What is measured besides rewrite, paraphrase and neighbourhood scores; the defaults give the columns of table 4.
 
     Raises:
         InputError: If a number is out of range, or the template has not exactly one `{}`.
@@ -75,7 +75,7 @@ class EvaluationConfig:
         return (*(("neighborhood", *plus) if self.kl else ()), *essence)
 
     def describe(self) -> dict[str, Any]:
-        """JSON form for a store's settings; texts are told apart by a digest."""
+        """JSON form for a store's settings; texts are represented by a digest."""
         return {**asdict(self), "essence_texts": digest(sorted(self.essence_texts.items()))}
 
 
@@ -97,7 +97,7 @@ def measure(
     seed: int = 0,
     edits: VirtualEdits | None = None,
 ) -> list[MeasuredRecord]:
-    """Measure some records at once.
+    """Measure some records together.
 
     Args:
         model: Left as found.
@@ -196,9 +196,11 @@ def generate(
 
 def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:
     """Text after the prompt; the prompt is decoded with it, since some tokenizers drop a text's first space."""
-    kind = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole, prompt = (model.tokenizer.decode(part.tolist(), **kind) for part in (tokens, tokens[:start]))
-    return whole[len(prompt) :] if whole.startswith(prompt) else model.tokenizer.decode(tokens[start:].tolist(), **kind)
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    whole, prompt = (model.tokenizer.decode(part.tolist(), **options) for part in (tokens, tokens[:start]))
+    return (
+        whole[len(prompt) :] if whole.startswith(prompt) else model.tokenizer.decode(tokens[start:].tolist(), **options)
+    )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The evaluation in several processes of one machine, each with a model of its own.
 
-On a CPU, two processes with one thread each do more records in an hour than one with two: an edit is many small steps,
-and threads wait for each other at every one.
+On a CPU, two processes with one thread each evaluate more records per hour than one with two: an edit is many small
+steps, and threads wait for each other at every one.
 """
 
 import signal
@@ -39,9 +39,9 @@ def evaluate_in_processes(
     seed: int = 0,
     progress: bool = True,
 ) -> list[CaseResult]:
-    """Do what `evaluate` does in several processes, which share torch's threads of this one.
+    """Do what `evaluate` does in several processes, which divide the torch threads of this one among them.
 
-    They are started anew, so a script that calls this needs the usual `if __name__ == "__main__":`, and `load` and
+    Processes are spawned, so a script that calls this needs the usual `if __name__ == "__main__":`, and `load` and
     `editors` are defined in modules, or are `functools.partial` of such functions.
 
     Args:
@@ -50,7 +50,7 @@ def evaluate_in_processes(
         editors: Makes editors by name in each process; None measures the unedited model alone.
         store: Folder of results.
         workers: How many processes; 1 is this one.
-        batch_size: Records in a batch; the same worker does it under every editor, so that editors may share work.
+        batch_size: Records in a batch; the same worker takes it under every editor, so that editors can share work.
         config: What is measured.
         seed: Of the generated texts.
         progress: Whether to show a progress bar over records.

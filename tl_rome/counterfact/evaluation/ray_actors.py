@@ -1,7 +1,7 @@
 """The evaluation on Ray: one model per worker, on one machine or many.
 
-A worker is a Ray actor. Ray starts one that dies again and gives it its batch again; a batch that ends its worker each
-time is set aside, so that the others are done, and named at the end.
+A worker is a Ray actor. Ray restarts one that dies and gives it its batch again; a batch that ends its worker each time
+is set aside, so that the others are measured, and is named at the end.
 """
 
 import logging
@@ -45,7 +45,7 @@ def evaluate_on_ray(
     """Do what `evaluate` does, on many workers.
 
     Ray is used as it was set up with `ray.init`; else it is set up here, and shut down at the end. `load` and
-    `editors`, with what they refer to, must be something that Ray can send.
+    `editors`, with what they refer to, must be picklable by Ray.
 
     Args:
         load: Makes the model in each worker.
@@ -72,7 +72,7 @@ def evaluate_on_ray(
         WorkerError: If records were given up, or a worker could not be started; all else is stored.
     """
     if workers < 1 or retries < 0:
-        raise InputError(f"{workers=} and {retries=}; give at least one worker, and no negative number of retries")
+        raise InputError(f"{workers=} and {retries=}; give at least one worker, and 0 or more retries")
     run = Run(
         records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
     )
@@ -104,7 +104,7 @@ def _ray() -> Iterator[ModuleType]:
 
 
 class _Worker:
-    """What runs in an actor. It gets ready at its first call, since errors of a constructor look like its death."""
+    """What runs in an actor. It prepares itself at its first call: Ray reports errors in a constructor as a death."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -121,7 +121,7 @@ class _Worker:
         return self._identity
 
     def run(self, batch: Batch, expected: Identity) -> BatchResult:
-        """Measure a batch, unless this is a worker that came back as another."""
+        """Measure a batch, unless this worker was restarted with another model or other editors."""
         expected.check_same(self._identity)
         return self.evaluator.run(batch)
 
@@ -139,13 +139,13 @@ class _Workers:
         self._failure: Exception | None = None
 
     def start(self) -> Identity:
-        """Wait for the first actor to be ready; all others must be like it."""
+        """Wait for the first actor to be ready; all others must have its identity."""
         while self._identity is None:
             self._admit(_PATIENCE)
         return self._identity
 
     def run(self, batches: Iterator[Batch]) -> Iterator[BatchResult]:
-        """Measure batches; those that end their workers are named after all others were measured."""
+        """Measure batches; those that end their workers are named once all others are measured."""
         under_way: dict[int, Batch] = {}  # by the first record's number, since a pool does not say which call failed
         for batch in batches:
             self._admit(0)
@@ -157,10 +157,10 @@ class _Workers:
             yield from self._collected(under_way)
         if under_way:
             raise WorkerError(
-                f"gave up {_names(under_way.values())}: {self._retries + 1} workers died at each batch of them, lastly "
-                f"of: {_brief(self._failure)}; all other records of this step are stored. Look at the worker's own "
-                "log, give workers more memory, or go on in the same store with batch_size=1 to find the record at "
-                "fault"
+                f"gave up {_names(under_way.values())}: {self._retries + 1} workers died at each of their batches, the "
+                f"last because of: {_brief(self._failure)}; all other records of this step are stored. Look at the "
+                "worker's own log, give workers more memory, or continue in the same store with batch_size=1 to find "
+                "the record at fault"
             ) from self._failure
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class _Workers:
         return actor.run.options(max_task_retries=self._retries).remote(batch, self._identity)
 
     def _collected(self, under_way: dict[int, Batch]) -> Iterator[BatchResult]:
-        """The next results, if there are any soon."""
+        """The next results, if any arrive within `_POLL` seconds."""
         try:
             with _as_raised(self._ray):
                 results = self._ready.get_next_unordered(timeout=_POLL)
@@ -185,7 +185,7 @@ class _Workers:
             yield results
 
     def _admit(self, patience: int) -> None:
-        """Let an actor that has become ready take part; warn if none has within this many seconds."""
+        """Admit an actor that has become ready; warn if none has within this many seconds."""
         if not self._preparing:
             return
         ready, _ = self._ray.wait(list(self._preparing), num_returns=1, timeout=patience)
@@ -198,7 +198,7 @@ class _Workers:
                     identity = self._ray.get(call)
             except self._ray.exceptions.RayError as error:
                 raise WorkerError(
-                    f"could not start a worker in {self._retries + 1} attempts, lastly because of: {_brief(error)}; "
+                    f"could not start a worker in {self._retries + 1} attempts, the last ended by: {_brief(error)}; "
                     "look at the worker's own log, give workers more memory, and install what load and editors import "
                     "wherever workers run"
                 ) from error

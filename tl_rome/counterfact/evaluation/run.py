@@ -1,7 +1,7 @@
 """A batched run and its store; the caller chooses which processes measure.
 
-A batch holds all that measuring takes from the store, and results come back in any order. One process writes the store
-whoever measures, so a run that was begun in one way goes on in another.
+A batch holds all that measuring needs from the store, and results come back in any order. One process writes the
+store, whichever processes measure, so a run begun in one way can be continued in another.
 """
 
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """What results depend on beside the run's own settings, as JSON."""
+    """What results depend on besides the run's own settings, as JSON."""
 
     model: Mapping[str, Any]
     """See `model_settings`."""
@@ -51,10 +51,10 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Records to be measured at once."""
+    """Records to be measured together."""
 
     records: tuple[CounterFactRecord, ...]
-    """Which."""
+    """Those to measure."""
     editor: str | None = None
     """Under this editor; None is the unedited model."""
     before: tuple[States, ...] = ()
@@ -71,7 +71,7 @@ class RecordResult:
     """What measuring gave for one record."""
 
     result: CaseResult
-    """Without names of editor, model and data set: the headers of a store's files have them."""
+    """Without names of editor, model and data set: those are in the headers of a store's files."""
     states: States = field(default_factory=dict)
     """Of the unedited model; empty under an editor."""
 
@@ -87,7 +87,7 @@ class Run:
     """What is to be measured, and in which batches.
 
     Raises:
-        InputError: If there are no records, two of one case_id, no room for one in a batch, or no such shard.
+        InputError: If there are no records, two with one case_id, a batch_size below 1, or no such shard.
     """
 
     records: tuple[CounterFactRecord, ...]
@@ -108,7 +108,7 @@ class Run:
         if not self.records or len(distinct) < len(self.records) or self.batch_size < 1:
             raise InputError(
                 f"{len(distinct)} case_ids of {len(self.records)} records and batch_size={self.batch_size}; "
-                "give at least one record, each with a case_id of its own, and at least one at once"
+                "give at least one record, each with a case_id of its own, and a batch_size of at least 1"
             )
         if not 0 <= part < parts or not self.chosen:
             raise InputError(

@@ -1,4 +1,4 @@
-"""A folder of results that an evaluation fills record by record, and goes on with after an interruption.
+"""A folder of results that an evaluation fills record by record, and continues to fill after an interruption.
 
     unedited.jsonl                  measurements of the unedited model, made once for all editors
     states/<case_id>.safetensors    its next-token states, with which edited models are compared
@@ -33,7 +33,7 @@ class RunStore:
     folder: Path
     """Where they are."""
     settings: Mapping[str, Any]
-    """JSON-serialisable, with `model` and `dataset`; what was made with others is refused."""
+    """JSON-serialisable, with `model` and `dataset`; files made with others are refused."""
 
     def open_unedited(self) -> AbstractContextManager[Ledger]:
         """The file of the unedited model; see `open_ledger` for errors."""
@@ -93,7 +93,7 @@ def load_results(store: str | Path) -> list[CaseResult]:
     """All results of a store: of every editor, or of the unedited model if there is none; no model is needed.
 
     Raises:
-        StorageError: If the folder is no store, or a file damaged.
+        StorageError: If the folder is not a store, or a file is damaged.
     """
     return _results(Path(store), sorted(Path(store).glob("editors/*.jsonl")))
 
@@ -107,7 +107,7 @@ def unedited_line(result: CaseResult) -> dict[str, Any]:
 
 def editor_line(result: CaseResult) -> dict[str, Any]:
     """What an editor's file keeps of a result."""
-    kept = ("case_id", "after", "divergence", "seconds", "error")
+    kept = ("case_id", "after", "divergence", "seconds", "verdict", "error")
     return {name: value for name, value in result.to_dict().items() if name in kept}
 
 
@@ -136,4 +136,6 @@ def _results(folder: Path, files: Sequence[Path]) -> list[CaseResult]:
 
 
 def _origin(header: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: header["settings"].get(name) for name in ("model", "dataset")}
+    settings = header["settings"]
+    others = {name: value for name, value in settings.items() if name not in ("model", "dataset", "editor", "config")}
+    return {**{name: settings.get(name) for name in ("model", "dataset")}, "settings": others}

@@ -1,6 +1,7 @@
 """What the evaluation in processes and the one on Ray share: how a worker gets its model and its editors.
 
-Workers measure and the caller's process alone writes the store, so a run begun by one function goes on in another.
+Workers measure and the caller's process alone writes the store, so a run begun by one function can be continued by the
+other.
 """
 
 from collections.abc import Callable, Mapping

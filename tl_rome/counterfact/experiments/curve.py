@@ -1,4 +1,4 @@
-"""Figures as they change with one setting: what a sweep and the count of edits in one model have in common."""
+"""Figures as they change with one setting: what sweeps and sequential edits have in common."""
 
 import math
 from collections.abc import Mapping, Sequence

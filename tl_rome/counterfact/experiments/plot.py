@@ -1,4 +1,4 @@
-"""Curves of experiments in the document's manner: sweeps (figures 8 and 9) and many facts in one model (figure 10)."""
+"""Curves of experiments: sweeps (figure 17) and sequential edits of one model (the draft's figure 10)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _COLORS = ("#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("D", "o", "s", "^", "v", "x", "P")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
-"""Lines differ in style and markers too, so that they can be told apart in grey."""
+"""Lines differ in style and markers too, so that they can be distinguished in grey."""
 
 
 def plot_sweep(curve: Curve, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
@@ -59,7 +59,7 @@ def plot_sequential(
     if not results or column not in CURVES:
         raise InputError(f"{len(results)} results and column {column!r}; give at least one, and {', '.join(CURVES)}")
     ax = ax or new_axes(4.2, 3.0)
-    for index, (name, result) in enumerate(results.items(), start=1):  # black is that of S
+    for index, (name, result) in enumerate(results.items(), start=1):  # black is the colour of S
         _line(ax, result.curve, column, name, index)
     _finish(ax, "facts in one model", title or column)
     return ax
@@ -76,7 +76,7 @@ def sweep_figure(curves: Sequence[Curve]) -> "Figure":
 
 
 def sequential_figure(results: Mapping[str, SequentialResult]) -> "Figure":
-    """Every score of many facts side by side."""
+    """Every score of sequential edits, side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.2 + 2.6 * len(CURVES), 3), dpi=150, layout="constrained")

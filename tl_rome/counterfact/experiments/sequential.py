@@ -1,7 +1,7 @@
-"""Many facts in one model: edits made one on top of the other, and all facts so far scored (appendix C.2, figure 10).
+"""Sequential edits of one model, with all facts so far scored (the draft's appendix C.2; not in the published paper).
 
-Each edit is made on the model as edited so far, with the key statistics of the unedited model, as in the release. Next
-to the scores stand what plain sentences cost and how spread the next token is in them, which show a model that breaks.
+Each edit is made on the model as edited so far, with the key statistics of the unedited model, as in the release.
+Beside the scores stand the NLL of plain sentences and the entropy of their next tokens, which reveal a broken model.
 """
 
 import logging
@@ -29,12 +29,13 @@ from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
 
 COUNTS = (1, *range(10, 101, 10))
-"""Numbers of facts after which the document scores the model."""
+"""Numbers of facts after which the draft scores the model (its appendix C.2)."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ def sequential_edits(
         editor: Such as `Rome.prepare(model)`; `SharedValues` are not used, since they are of the unedited model.
         counts: Numbers of facts.
         name: What to call the editor in tables.
-        store: Folder that keeps edits and scores, to go on with an interrupted run; one for each editor.
+        store: Folder that keeps edits and scores, to continue an interrupted run; one for each editor.
         conventions: Whose conventions the figures follow.
         seed: Of the bootstrap.
         progress: Whether to show a progress bar over edits.
@@ -66,6 +67,7 @@ def sequential_edits(
     Raises:
         InputError: If a count is not from 1 to the number of records, or two records have one case_id.
         NumericsError: If the edited model's scores are not finite.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or the editor belongs to another model.
         StorageError: If the store was made with other records or settings, or cannot be written.
     """
@@ -75,19 +77,20 @@ def sequential_edits(
     if isinstance(editor, Rome):
         editor = replace(editor, find_values=optimise_values)
     run = _Run(model, chosen, editor, name, None if store is None else Path(store), progress)
-    lines = run.lines(sorted({0, *counts}))
+    with borrowed(model):
+        lines = run.lines(sorted({0, *counts}))
     cases = [case for count, line in lines.items() if count for case in run.results(count, line, lines[0])]
     curve = Curve.of(
         summarize(cases, conventions=conventions, seed=seed), name, "facts", {n: str(n) for n in lines if n}
     )
-    nll, entropy = (tuple(line[kind] for line in lines.values()) for kind in ("text_nll", "text_entropy"))
+    nll, entropy = (tuple(line[figure] for line in lines.values()) for figure in ("text_nll", "text_entropy"))
     last = lines[max(lines)]
     return SequentialResult(curve, nll, entropy, {int(case): reason for case, reason in last["failed"].items()})
 
 
 @contextmanager
 def restored(model: HookedModel) -> Iterator[Callable[[EditSequence], None]]:
-    """Gives a function that writes edits into a model for good; at the end all weights are back bit for bit.
+    """Yields a function that writes edits into a model; at the end all weights are restored bit for bit.
 
     Only the first weights of each edited layer are kept, however many edits there are.
     """
@@ -130,7 +133,7 @@ class _Run:
     progress: bool
 
     def lines(self, counts: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """The line of each count, those that are missing made."""
+        """The line of each count; missing ones are computed."""
         if self.store is None:
             return self._complete(counts, {}, None)
         records = [record.to_dict() for record in self.records]
@@ -197,7 +200,7 @@ class _Run:
         return {"count": count, **figures, "results": [result.to_dict() for result in found]}
 
     def results(self, count: int, line: Mapping[str, Any], unedited: Mapping[str, Any]) -> list[CaseResult]:
-        """Results of one count, with those of the unedited model beside them."""
+        """Results of one count, with those of the unedited model as `before`."""
         pairs = zip(line["results"], unedited["results"][:count], strict=True)
         return [
             replace(CaseResult.from_dict(after), before=CaseResult.from_dict(before).after) for after, before in pairs

@@ -11,16 +11,16 @@ from tl_rome.grid import Grid
 
 @dataclass(frozen=True)
 class SequentialResult:
-    """How one editor fares as facts are added to one model."""
+    """One editor's figures as facts are added to one model."""
 
     curve: Curve
     """Scores of all facts so far, by their number."""
     text_nll: tuple[float, ...]
-    """What a token of plain sentences costs in nats: in the unedited model, then at each number."""
+    """Mean token NLL of plain sentences in nats: in the unedited model, then at each number."""
     text_entropy: tuple[float, ...]
     """Entropy of the next token in them in nats, likewise."""
     failed: Mapping[int, str]
-    """Edits that could not be made, by case_id, with the reason; these facts are scored as they are."""
+    """Edits that could not be made, by case_id, with the reason; these facts are scored all the same."""
 
     def grid(self) -> Grid:
         """The figures as a table, the unedited model first."""

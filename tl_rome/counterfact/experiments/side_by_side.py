@@ -1,7 +1,7 @@
-"""The same prompts continued by the unedited model and by each edited one, for reading (figure 1, appendix E).
+"""The same prompts continued by the unedited model and by each edited one, for reading (figure 6, appendix G).
 
-All of them run in one batch through virtual edits, and the models share their draws at each prompt: what differs
-between two texts is the edits' doing.
+All of them run in one batch through virtual edits, and the models share their draws at each prompt, so two texts differ
+only because of the edits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.generation import generate_to_length
 from tl_rome.grid import Grid
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
@@ -76,20 +77,21 @@ def continue_side_by_side(
 
     Raises:
         InputError: If there is no prompt, an edit is named "unedited", or a text would exceed the context.
+        UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If an edit is for another model.
     """
     prompts = tuple(prompts)
     if not prompts or new_tokens < 1:
         raise InputError(f"{len(prompts)} prompts and {new_tokens=}; give at least one prompt and one token")
     if UNEDITED in edits:
-        raise InputError(f"{UNEDITED!r} is the name of the model without edits; name the edit otherwise")
+        raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the edit another name")
     models = len(edits) + 1
     starts = [encode(model, prompt) for prompt in prompts]
     seeds = [int(torch.randint(_SEEDS, (), generator=generator)) for _ in prompts]
     draws = [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(models)]
     rows = [index - 1 for _ in prompts for index in range(models)]
     length = max(map(len, starts)) + new_tokens
-    with VirtualEdits(model, list(edits.values())).on(rows):
+    with borrowed(model), VirtualEdits(model, list(edits.values())).on(rows):
         filled = generate_to_length(
             model,
             [start for start in starts for _ in range(models)],

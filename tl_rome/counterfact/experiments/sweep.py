@@ -1,7 +1,7 @@
-"""Sweeps of one setting of an editor: over layers, and over epsilon (appendix C.1, figures 8 and 9).
+"""Sweeps of one setting of an editor: over layers, and over epsilon (appendix E.1, figure 17).
 
 Every value is an editor of its own to `evaluate`, each record is edited in a model of its own, and no text is
-generated. The document draws 50 records of COUNTERFACT.
+generated. The paper draws 50 records of COUNTERFACT.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,17 +39,17 @@ def sweep_editors(
     seed: int = 0,
     progress: bool = True,
 ) -> Curve:
-    """Evaluate an editor at several values of one setting; or go on with an earlier sweep.
+    """Evaluate an editor at several values of one setting; or continue an earlier sweep.
 
     Args:
         model: Unedited; left as found.
         records: Each case_id once.
         editors: By the value of the setting, see `finetune_over_layers` and its like.
-        name: What is swept, for tables and legends; with `store`, it tells sweeps of one folder apart.
+        name: What is swept, for tables and legends; with `store`, it distinguishes sweeps in one folder.
         along: The setting, for tables and axes.
         store: Folder of results, see `evaluate`; the unedited model is measured once for all sweeps in it.
         conventions: Whose conventions the figures follow.
-        batch_size: Records edited and measured at once.
+        batch_size: Records edited and measured together.
         seed: Of the bootstrap.
         progress: Whether to show a progress bar for each value.
 
@@ -61,21 +61,21 @@ def sweep_editors(
         raise InputError("there is nothing to sweep; give an editor for at least one value")
     rows = {x: f"{name}, {along} {x:g}" for x in editors}
     if len(set(rows.values())) < len(rows):
-        raise InputError(f"values of {along} are too close to be told apart: {', '.join(map(repr, rows))}")
+        raise InputError(f"values of {along} are too close to be distinguished: {', '.join(map(repr, rows))}")
     named = {rows[x]: editor for x, editor in editors.items()}
     results = evaluate(model, records, named, store=store, config=SCORES_ONLY, batch_size=batch_size, progress=progress)
     return Curve.of(summarize(results, conventions=conventions, seed=seed), name, along, rows)
 
 
 def finetune_over_layers(layers: Iterable[int], config: FineTuneConfig = FT) -> dict[int, FineTune]:
-    """Fine-tuning of each layer (figure 8)."""
+    """Fine-tuning of each layer (figure 17, FT)."""
     return {layer: FineTune(layer, config) for layer in layers}
 
 
 def finetune_over_epsilon(
     epsilons: Iterable[float], layer: int = 0, config: FineTuneConfig = FT_L
 ) -> dict[float, FineTune]:
-    """Constrained fine-tuning of one layer with each bound on the change of a weight (figure 9).
+    """Constrained fine-tuning of one layer with each bound on the change of a weight (figure 17, FT+L).
 
     Raises:
         InputError: If an epsilon is not positive.
@@ -86,7 +86,9 @@ def finetune_over_epsilon(
 def rome_over_layers(
     covariances: Iterable[KeyCovariance], contexts: Sequence[str], config: RomeConfig = RELEASED
 ) -> dict[int, Rome]:
-    """ROME at each layer that there are key statistics of; `estimate_covariances` makes several in one pass.
+    """ROME at each layer of some key statistics (figure 5, at the subject's last token).
+
+    `estimate_covariances` makes those of several layers in one pass.
 
     Raises:
         InputError: If the first context is not the empty one.

@@ -1,4 +1,4 @@
-"""The figures of one record under one model: the columns of table 3 and those beside it.
+"""The figures of one record under one model: the columns of table 4 and others.
 
 Rates, magnitudes, accuracies and RS are times 100, as every source prints them; GE is in bits in the draft, and times
 100 in the published text and the released code. KL is in nats.
@@ -19,7 +19,7 @@ from tl_rome.counterfact.metrics.prompts import (
 )
 from tl_rome.counterfact.metrics.texts import Words, generation_entropy, mention_rate, reference_score
 from tl_rome.counterfact.records import RequestedRewrite
-from tl_rome.counterfact.results import Conventions, Divergence, Measurement
+from tl_rome.counterfact.results import TOOK, Conventions, Divergence, Measurement
 
 SCORE = "S"
 """Harmonic mean of the averages of `RATES`; a figure of many records only."""
@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "RS": "tf-idf cosine of generations and texts about entities with (r, o*), %",
     "says o*": "continuations of generation prompts that name o*, %",
     "says o^c": "continuations of generation prompts that name o^c, %",
+    "took": "edits that took, as their receipts say, %",
     "EA": "every token of o* is the argmax after the rewriting prompt, %",
     "PA": "every token of o* is the argmax after paraphrases, %",
     "NA": "every token of o^c is the argmax after neighbourhood prompts, %",
@@ -74,7 +75,11 @@ class RecordMetrics:
     """Whose conventions."""
 
     def compute(
-        self, case: Measurement, rewrite: RequestedRewrite, moved: Divergence | None = None
+        self,
+        case: Measurement,
+        rewrite: RequestedRewrite,
+        moved: Divergence | None = None,
+        verdict: str | None = None,
     ) -> dict[str, float]:
         """Figures of one record, by column but for S; NaN where something was not measured.
 
@@ -82,8 +87,10 @@ class RecordMetrics:
             case: Scores and generations of one model.
             rewrite: What the record asks for.
             moved: Divergence from the unedited model; None for that model itself.
+            verdict: See `CaseResult`.
         """
-        return {**self._probabilities(case), **self._generations(case, rewrite), **self._drift(case, moved)}
+        took = {"took": math.nan if verdict is None else 100 * float(verdict == TOOK)}
+        return {**self._probabilities(case), **self._generations(case, rewrite), **took, **self._drift(case, moved)}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
         conventions, plus = self.conventions, case.neighborhood_plus

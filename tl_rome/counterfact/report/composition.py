@@ -1,4 +1,4 @@
-"""Table 1 of the document for a set of records: what it is made of."""
+"""Table 2 for a set of records: what it is made of."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ ITEMS: Mapping[str, Callable[[CounterFactRecord], Iterable[str]]] = {
     "Neighborhood Prompts": lambda record: record.neighborhood_prompts,
     "Generation Prompts": lambda record: record.generation_prompts,
 }
-"""What table 1 counts; targets are those to be written, o*."""
+"""What table 2 counts, in the draft's words; targets (table 2: objects) are those to be written, o*."""
 
 
 def tabulate_composition(records: Sequence[CounterFactRecord]) -> Grid:
-    """Table 1: how many different items there are in all, per relation and per record."""
+    """Table 2: how many different items there are in all, per relation and per record."""
     relations: dict[str, list[CounterFactRecord]] = defaultdict(list)
     for record in records:
         relations[record.requested_rewrite.relation_id].append(record)

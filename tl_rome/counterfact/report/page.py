@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.metrics.columns import COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord
+from tl_rome.counterfact.report.page_about import describe_run
 from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
 from tl_rome.counterfact.report.plot import summary_figure
 from tl_rome.counterfact.report.tables import SummaryTables, row_labels
@@ -35,6 +36,7 @@ def write_report(
     records: Iterable[CounterFactRecord] | None = None,
     title: str = "COUNTERFACT",
     figures: "Mapping[str, bytes | Figure] | None" = None,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page of a run, about 30 kB a record with four editors and ten texts each.
 
@@ -45,6 +47,8 @@ def write_report(
         records: What was evaluated, for the text of prompts; those without results are left out.
         title: Heading.
         figures: More pictures by caption, as PNG or Matplotlib figures.
+        about: What else to say of the run under the heading, such as `{"Model": "gpt2-xl"}`; what results of a store
+            know of it is said without this.
 
     Raises:
         InputError: If there are no results, or the records are not those that were evaluated.
@@ -61,8 +65,7 @@ def write_report(
     known = {record.case_id: record for record in records or ()}
     page = _page(
         title=title,
-        model=results[0].model,
-        dataset=results[0].dataset,
+        about={**describe_run(results), **(about or {})},
         grids=_grids(summary),
         columns=COLUMNS,
         figures=_images(summary, figures or {}),

@@ -1,4 +1,4 @@
-"""One record on the page of a run: its prompts with both targets' probabilities, its texts, and how each edit came out.
+"""One record on the page of a run: its prompts with both targets' probabilities, its texts, each edit's outcome.
 
 Models stand side by side, the unedited one first. Columns of editors carry the classes `e` and `e<place>`, by which the
 page hides those of editors that are not chosen.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions, Measurement, PromptScores
+from tl_rome.counterfact.results import TOOK, UNEDITED, CaseResult, Conventions, Measurement, PromptScores
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 
@@ -22,7 +22,7 @@ OUTCOMES: Mapping[str, str] = {
     "neighborhood": "a neighbour fails",
     "error": "no edit was made",
 }
-"""What can be asked for, with its wording."""
+"""What the page can filter by, with its wording."""
 
 _GROUPS: Mapping[PromptGroup, str] = {
     "rewrite": "Rewrite",
@@ -56,7 +56,7 @@ class Cell:
     text: str
     """Both targets' probabilities, or a continuation."""
     verdict: str = ""
-    """ "ok", "bad" or none."""
+    """ "ok", "bad" or empty."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Badge:
     editor: str
     """Its name."""
     verdict: str
-    """ "ok", "bad" or none."""
+    """ "ok", "bad" or empty."""
     text: str
     """What fails, if anything."""
 
@@ -148,7 +148,7 @@ def case_view(
         prompt=rewriting,
         target_new=rewrite.target_new.str,
         target_true=rewrite.target_true.str,
-        badges=tuple(_badge(name, found) for name, found in zip(editors, judged, strict=True)),
+        badges=tuple(_badge(name, found, results.get(name)) for name, found in zip(editors, judged, strict=True)),
         outcomes=tuple(judged),
         sides=tuple(sides),
         groups=tuple(_groups(sides, record, rewriting, conventions)),
@@ -166,15 +166,18 @@ def _outcomes(result: CaseResult, conventions: Conventions) -> tuple[str, ...]:
         return ("failure", "error")
     failed = [
         name for name in _RATED if _success(name, getattr(result.after, name), conventions) < 1
-    ]  # NaN is no failure
+    ]  # NaN is not a failure
     return ("failure", *failed) if failed else ("success",)
 
 
-def _badge(name: str, found: tuple[str, ...] | None) -> Badge:
-    if found is None:
+def _badge(name: str, found: tuple[str, ...] | None, result: CaseResult | None) -> Badge:
+    if found is None or result is None:
         return Badge(name, "", "not run")
     wrong = [each for each in found if each not in ("failure", "success")]
-    return Badge(name, "bad", f"fails in {', '.join(wrong)}") if wrong else Badge(name, "ok", "holds")
+    verdict = "" if result.verdict in (None, TOOK) else f" (edit: {result.verdict})"
+    if wrong:
+        return Badge(name, "bad", f"fails in {', '.join(wrong)}{verdict}")
+    return Badge(name, "ok", f"holds{verdict}")
 
 
 def _groups(

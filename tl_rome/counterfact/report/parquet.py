@@ -1,4 +1,4 @@
-"""Results as a table: one row per record and editor, with every figure of table 3 and the raw scores and texts.
+"""Results as a table: one row per record and editor, with every figure of table 4 and the raw scores and texts.
 
 A figure of the edited model has its column's name, such as "ES", the unedited model's has "unedited ES". What was not
 measured is null. `before`, `after` and `divergence` are nested, as in `CaseResult`.
@@ -67,7 +67,7 @@ def _row(
     before = known[origin] if result.before is not None else {}
     after = {}
     if result.after is not None:
-        after = _figures(metrics.compute(result.after, result.rewrite, result.divergence))
+        after = _figures(metrics.compute(result.after, result.rewrite, result.divergence, result.verdict))
     rewrite = plain.pop("rewrite")
     targets = {name: rewrite.pop(name)["str"] for name in ("target_new", "target_true")}
     figures = {name: after.get(name) for name in _FIGURES}
@@ -99,6 +99,7 @@ def _features() -> "Features":
             "case_id": count,
             **{name: text for name in _TEXTS},
             "seconds": number,
+            "verdict": text,
             "error": text,
             **{name: number for name in (*_FIGURES, *(f"{UNEDITED} {name}" for name in _FIGURES))},
             "before": measured,

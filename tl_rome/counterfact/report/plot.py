@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-"""Editors differ in their markers too, so that they can be told apart in grey."""
+"""Editors differ in their markers too, so that they can be distinguished in grey."""
 _SPREAD = 0.7
 """Share of a group's width that its points take."""
 

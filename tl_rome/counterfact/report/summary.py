@@ -29,6 +29,7 @@ class Summary(SummaryTables):
         records: Iterable[CounterFactRecord] | None = None,
         *,
         title: str = "Comparison of editors",
+        about: Mapping[str, str] | None = None,
     ) -> list[Path]:
         """Write compare.json, compare.md, compare.png and report.html.
 
@@ -37,6 +38,7 @@ class Summary(SummaryTables):
             results: Those that were summarised, for the records on the page.
             records: What was evaluated, for the text of prompts.
             title: Heading of the page.
+            about: See `write_report`.
 
         Raises:
             StorageError: If a file cannot be written.
@@ -48,7 +50,7 @@ class Summary(SummaryTables):
             write_whole(folder / "compare.json", text.encode()),
             write_whole(folder / "compare.md", self.markdown.encode()),
             write_whole(folder / "compare.png", png(summary_figure(self))),
-            write_report(folder / "report.html", results, self, records=records, title=title),
+            write_report(folder / "report.html", results, self, records=records, title=title, about=about),
         ]
 
 
@@ -95,6 +97,6 @@ def summarize(
         if result.after is None:
             failed[case] = result.error or "no reason was recorded"
         else:
-            rows[case] = metrics.compute(result.after, result.rewrite, result.divergence)
+            rows[case] = metrics.compute(result.after, result.rewrite, result.divergence, result.verdict)
     measured = {name: rows for name, rows in figures.items() if rows}
     return Summary(conventions, measured, failures, confidence, resamples, seed)

@@ -107,18 +107,19 @@ class SummaryTables:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The source's columns and those beside them, as far as something was measured."""
+        """The source's columns, then the others; all of them only where something was measured."""
         paper = PAPER_COLUMNS[self.conventions]
         measured = [name for name in COLUMNS if any(row[name].n for row in self.rows.values())]
         return (*(name for name in paper if name in measured), *(name for name in measured if name not in paper))
 
     @property
     def markdown(self) -> str:
-        """All measured columns, and their differences to the unedited model."""
+        """All measured columns, their differences to the unedited model, and what the columns are."""
         parts = [self.grid(self.columns).markdown]
         if UNEDITED in self.rows and len(self.rows) > 1:
             parts.append(self.differences(columns=self.columns).markdown)
-        return "\n".join(parts)
+        legend = [f"- `{name}`: {COLUMNS[name]}" for name in COLUMNS if name in self.columns]
+        return "\n".join([*parts, *legend, ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: estimates by row and column, also of the differences to the unedited model."""
