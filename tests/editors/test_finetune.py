@@ -110,7 +110,7 @@ def test_the_model_is_left_as_found_after_an_error_too(fresh_tiny, kind):
     FineTune(LAYER, FAST)(model, REQUEST)
     with torch.no_grad():
         w_out(model, 3).fill_(float("nan"))
-    with pytest.raises(NumericsError, match="a loss is nan at step 0"):
+    with pytest.raises(NumericsError, match=r"logits of .* are not finite; look for NaN"):
         FineTune(LAYER, FAST)(model, REQUEST)
     assert [p.requires_grad for p in parameters] == required
     assert all(p.grad is None for p in parameters)

@@ -24,6 +24,18 @@ def editor(model: Any, layer: int = LAYER) -> Rome:
     return Rome(covariance(model, layer), CONTEXTS)
 
 
+def booted(folder: Any, *, training: bool = False) -> Any:
+    """A bridge as a user makes it of a Hugging Face model in train mode, or in eval mode."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").train(training)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = TransformerBridge.boot_transformers("owner/name", hf_model=hf, tokenizer=tokenizer, device="cpu")
+    model.cfg.default_prepend_bos = False
+    return model
+
+
 def random_edit(edit, layer, seed):
     generator = torch.Generator().manual_seed(seed)
     u, v = (torch.randn(len(x), generator=generator) for x in (edit.updates[0].u, edit.updates[0].v))

@@ -28,6 +28,7 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
+from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import SuffixRunner, suffix_runner
@@ -143,6 +144,10 @@ class FineTune:
             UnsupportedModelError: If the model has no W_out there, or its blocks cannot be run one by one.
             NumericsError: If a loss is not finite.
         """
+        with borrowed_for_gradients(model):
+            return self._each(model, requests, batch_size, progress)
+
+    def _each(self, model: HookedModel, requests: Sequence[EditRequest], batch_size: int, progress: bool) -> list[Edit]:
         edits: dict[int, Edit] = {}
         order = sorted(range(len(requests)), key=lambda index: len(_tokens(model, requests[index])))
         for first in range(0, len(requests), batch_size):

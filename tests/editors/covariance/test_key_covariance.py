@@ -152,9 +152,12 @@ def test_bad_input(tiny, fresh_tiny, tmp_path):
     with pytest.raises(InputError, match="layer 4 is out of range: this model has layers 0 to 3"):
         estimate_covariance(tiny("llama", KIND), 4, SENTENCES, source="x", progress=False)
     broken = fresh_tiny("llama", KIND)
+    overflow = (key_hook(LAYER), lambda keys, hook: keys * torch.inf if keys.shape[1] > 2 else keys)
+    with broken.hooks(fwd_hooks=[overflow]), pytest.raises(NumericsError, match="keys of layer 1 are not finite"):
+        covariance(broken)
     with torch.no_grad():
         next(broken.blocks[0].parameters()).fill_(float("nan"))
-    with pytest.raises(NumericsError, match="keys of layer 1 are not finite"):
+    with pytest.raises(NumericsError, match="logits of 'tiny-llama' are not finite"):
         covariance(broken)
     (tmp_path / "c.safetensors").write_bytes(b"junk")
     with pytest.raises(StorageError, match="damaged"):

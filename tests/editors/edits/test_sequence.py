@@ -103,6 +103,6 @@ def test_what_makes_no_sequence(edits):
 def test_one_edit_twice_is_refused_and_undone(fresh_tiny, edits):
     model = fresh_tiny("llama", KIND)
     before = weights(model)
-    with pytest.raises(EditStateError, match="applied to this model already"):
+    with pytest.raises(EditStateError, match="occurs twice in this sequence"):
         compose([edits[0], edits[0]]).apply(model)
     assert same(weights(model), before)

@@ -72,7 +72,7 @@ def test_openings_are_used_where_the_start_token_gives_junk(tiny, monkeypatch, c
         configs.append(config)
         return answers[len(configs) - 1]
 
-    monkeypatch.setattr("tl_rome.editors.rank_one.contexts.sample_contexts", sample)
+    monkeypatch.setattr("tl_rome.editors.rank_one.contexts._sampled", sample)
     with caplog.at_level(logging.INFO):
         found, choice = choose_contexts(model, RELEASED, generator=draw())
     assert found == ("", *(f"The {i}. " for i in (0, 3, 6, 10, 13, 16)))

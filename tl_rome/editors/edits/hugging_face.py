@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.forward import device_of, run
+from tl_rome.models.borrowed import borrowed
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.sites import HookedModel, w_in, w_out
 
@@ -48,7 +49,8 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
             raise _mismatch(f"W_in of layer {layer} is not that of {source!r}")
         _output_matrix(block, w_out(model, layer), layer).copy_(w_out(model, layer))
     tokens = (torch.arange(1, _PROBE + 1) * 7919 % model.cfg.d_vocab)[None]
-    expected = run(model, tokens.to(device_of(model))).cpu().double()
+    with borrowed(model):
+        expected = run(model, tokens.to(device_of(model))).cpu().double()
     error = float((plain(tokens).logits.double() - expected).norm() / expected.norm())
     if not error <= _TOLERANCE.get(w_out(model, 0).dtype, 0.1):
         raise _mismatch(f"with the model's W_out, {source!r} gives other logits (relative error {error:.1e})")

@@ -19,10 +19,11 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import insert
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
-from tl_rome.editors.rank_one.key import chosen_keys
+from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
@@ -95,6 +96,8 @@ class Rome:
         is_hooked_transformer(model)
         config = with_model_defaults(model, config)
         chosen_layer, layer_choice = choose_layer(model, layer, covariance)
+        if covariance is not None:
+            covariance.check(model, chosen_layer)  # before contexts are sampled
         generator = torch.Generator().manual_seed(seed)
         contexts_choice = "given"
         if contexts is None:
@@ -106,7 +109,6 @@ class Rome:
             covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
         if covariance is None:
             covariance = covariance_from_samples(model, chosen_layer, generator=generator, progress=progress)
-        covariance.check(model, chosen_layer)
         return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
 
     @property
@@ -165,19 +167,22 @@ class Rome:
         Raises:
             TLRomeError: As a call with one request does.
         """
-        started = time.perf_counter()
         self.covariance.check(model, self.layer)
+        with borrowed_for_gradients(model):
+            return self._each(model, requests, {"max_batch_tokens": max_batch_tokens, "progress": progress})
+
+    def _each(self, model: HookedModel, requests: Sequence[EditRequest], options: dict[str, Any]) -> list[Edit]:
+        started = time.perf_counter()
         facts = [request.fact for request in requests]
-        found = self.find_values(
-            model, self.layer, facts, self.contexts, self.config, max_batch_tokens=max_batch_tokens, progress=progress
-        )
+        cautions = [sink_warning(model, fact) for fact in facts]
+        found = self.find_values(model, self.layer, facts, self.contexts, self.config, **options)
         outcomes = probe_requests(model, requests)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
-        for request, value, before in zip(requests, found, outcomes, strict=True):
+        for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
             update, figures = self.update_for(model, request, value)
-            made = {"provenance": self._provenance(model, value), "started": started}
-            edits.append(finish_edit(model, request, update, figures, before=before, **made))
+            made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
+            edits.append(finish_edit(model, request, update, figures, before=before, cautions=caution, **made))
         return edits
 
     def update_for(
