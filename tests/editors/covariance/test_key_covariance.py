@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,6 +145,20 @@ def test_too_little_text_says_how_much_is_needed(tiny):
     found = estimate_covariance(tiny("llama", KIND), LAYER, ["Rome."], source="x", progress=False)
     with pytest.raises(NumericsError, match=r"singular after .* at least 256 tokens"):
         found.solve(found.second_moment[0])
+
+
+def test_units_that_are_never_active_are_named(tiny):
+    found = covariance(tiny("llama", KIND))
+    moment = found.second_moment.clone()
+    moment[[3, 7]] = moment[:, [3, 7]] = 0
+    with pytest.raises(NumericsError, match="2 units were never active in that text; edit another layer, or"):
+        replace(found, second_moment=moment).solve(moment[0])
+
+
+def test_statistics_are_shown_in_one_line(tiny):
+    found = covariance(tiny("llama", KIND))
+    size = len(found.second_moment)
+    assert repr(found) == (f"<key covariance of layer {LAYER}, {size} x {size}, {found.count} tokens, test sentences>")
 
 
 def test_bad_input(tiny, fresh_tiny, tmp_path):

@@ -86,10 +86,18 @@ def test_round_trip(fresh_tiny, edits, tmp_path, kind):
         expected = weights(model)
     with loaded.applied(model):
         assert same(weights(model), expected)
-    with pytest.raises(StorageError, match="holds 'edit_sequence'"):
+    with pytest.raises(StorageError, match=r"holds 'edit_sequence'.*use EditSequence\.load"):
         Edit.load(path)
     with pytest.raises(ModelMismatchError):
         EditSequence.load(path, fresh_tiny("qwen2", kind))
+
+
+def test_a_sequence_is_named_in_one_line(edits):
+    assert repr(compose(edits)).startswith(
+        "<sequence of 3, layer 1, 2: 'The Eiffel Tower is located in the city of' -> "
+    )
+    assert repr(compose([*edits, edits[0]])).endswith(", ...>")
+    assert "\n" not in repr(compose(edits))
 
 
 def test_what_makes_no_sequence(edits):

@@ -91,7 +91,7 @@ def test_edits_made_on_top_of_each_other_are_applied_in_order(fresh_tiny, chain)
     before = weights(model)
     first, second = chain
     for wrong in (second, compose([second]), compose([second, first])):
-        with pytest.raises(ModelMismatchError, match="edit 'Big Ben .* made on other weights"):
+        with pytest.raises(ModelMismatchError, match=r"edit 'Big Ben .* made on other weights"):
             wrong.apply(model)
     assert same(weights(model), before)
     with compose(chain).applied(model):
@@ -113,7 +113,7 @@ def test_an_edit_made_on_top_of_composed_ones_follows_them(fresh_tiny, apart):
             expected = weights(model)
     with compose([*apart[:2], third]).applied(model):
         assert same(weights(model), expected)
-    with pytest.raises(ModelMismatchError, match="'The Kremlin .* made on other weights"):
+    with pytest.raises(ModelMismatchError, match=r"'The Kremlin .* made on other weights"):
         compose([apart[0], third, apart[1]]).apply(model)
 
 

@@ -225,6 +225,35 @@ def test_a_request_and_its_parts_give_the_same_edit(tiny):
     assert torch.equal(whole.updates[0].v, parts.updates[0].v)
 
 
+def test_a_preset_may_be_named(tiny):
+    model = tiny("gpt2", KIND)
+    options = {"covariance": covariance(model), "contexts": CONTEXTS, "progress": False}
+    named = rome(model, REQUEST, config="r_rome", **options)
+    assert named.receipt.preset == "r_rome"
+    assert torch.equal(named.updates[0].v, rome(model, REQUEST, config=PRESETS["r_rome"], **options).updates[0].v)
+    with pytest.raises(InputError, match="no preset 'romr'; use one of draft, neurips, released, r_rome, p_rome"):
+        rome(model, REQUEST, config="romr", **options)
+    ready = Rome.prepare(model, config="r_rome", **options)
+    assert repr(ready) == f"<Rome, preset r_rome, 3 contexts, {ready.covariance!r}>"
+
+
+def test_a_covariance_of_another_layer_is_refused_before_contexts_are_sampled(tiny, monkeypatch):
+    model = tiny("gpt2", KIND)
+
+    def sample(*args, **options):
+        pytest.fail("contexts were sampled")
+
+    monkeypatch.setattr("tl_rome.editors.rank_one.editor.choose_contexts", sample)
+    with pytest.raises(InputError, match="covariance is of layer 1, the edit is at layer 2"):
+        Rome.prepare(model, layer=2, covariance=covariance(model))
+
+
+def test_a_template_that_ends_in_a_space_is_refused(tiny):
+    model = tiny("gpt2", KIND)
+    with pytest.raises(InputError, match="ends in a space that belongs to the token of 'Rome'; leave it out"):
+        editor(model)(model, replace(REQUEST, template=REQUEST.template + " "))
+
+
 def test_a_corpus_gives_statistics_for_an_edit(tiny):
     model = tiny("qwen2", KIND)
     statistics = estimate_covariance(model, 2, SENTENCES, source="sentences", progress=False)

@@ -40,7 +40,7 @@ class EditSequence:
     def __repr__(self) -> str:
         shown = ", ".join(edit.label.removeprefix("edit ") for edit in self.edits[:3]) + ", ..." * (len(self.edits) > 3)
         layers = ", ".join(map(str, sorted({update.layer for update in self.updates})))
-        return f"<{len(self.edits)} edits, layer {layers}: {shown}>"
+        return f"<sequence of {len(self.edits)}, layer {layers}: {shown}>"
 
     @property
     def updates(self) -> tuple[Update, ...]:

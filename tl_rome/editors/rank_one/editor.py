@@ -24,7 +24,7 @@ from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import insert
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
-from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, with_model_defaults
+from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
@@ -32,7 +32,7 @@ from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rome:
     """The ROME editor for one model and layer: call it with a model and a request to get an `Edit`.
 
@@ -61,6 +61,9 @@ class Rome:
         if not self.contexts or self.contexts[0]:
             raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
 
+    def __repr__(self) -> str:
+        return f"<Rome, preset {self.config.preset}, {len(self.contexts)} contexts, {self.covariance!r}>"
+
     @classmethod
     def prepare(
         cls,
@@ -69,7 +72,7 @@ class Rome:
         layer: LayerChoice = None,
         covariance: KeyCovariance | None = None,
         contexts: Sequence[str] | Literal["recipe"] | None = None,
-        config: RomeConfig = RELEASED,
+        config: RomeConfig | str = RELEASED,
         seed: int = 0,
         progress: bool = True,
     ) -> "Rome":
@@ -84,17 +87,18 @@ class Rome:
                 its covariance.
             contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
                 where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
-            config: Preset, which takes what suits the model (`with_model_defaults`), or a configuration of your own,
-                which is kept.
+            config: Preset or its name, which takes what suits the model (`with_model_defaults`), or a configuration of
+                your own, which is kept.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
 
         Raises:
-            InputError: If the layer is out of range, or the covariance is of another layer or BOS policy.
+            InputError: If the layer is out of range, the covariance is of another layer or BOS policy, or no preset has
+                this name.
             ModelMismatchError: If the covariance is of another model.
         """
         is_hooked_transformer(model)
-        config = with_model_defaults(model, config)
+        config = with_model_defaults(model, preset_named(config) if isinstance(config, str) else config)
         chosen_layer, layer_choice = choose_layer(model, layer, covariance)
         if covariance is not None:
             covariance.check(model, chosen_layer)  # before contexts are sampled
@@ -247,7 +251,7 @@ def rome(
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
-    config: RomeConfig = RELEASED,
+    config: RomeConfig | str = RELEASED,
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
@@ -263,7 +267,7 @@ def rome(
         layer: Layer to edit, something with a `.layer`, or `tl_rome.find_layer`; see `Rome.prepare` for the defaults.
         covariance: Key statistics.
         contexts: Prefixes.
-        config: Preset.
+        config: Preset or its name, such as "r_rome".
         seed: Seed of everything that is sampled.
         progress: Whether long work shows progress bars.
 

@@ -161,6 +161,17 @@ PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME
 """The presets by name."""
 
 
+def preset_named(name: str) -> RomeConfig:
+    """The preset of this name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; use one of {', '.join(PRESETS)}, or a RomeConfig")
+    return PRESETS[name]
+
+
 def with_model_defaults(model: HookedModel, config: RomeConfig) -> RomeConfig:
     """The released preset, `R_ROME` or `P_ROME` with what suits the model; any other configuration as it is.
 
