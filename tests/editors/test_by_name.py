@@ -90,7 +90,7 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor is named; choose")],
+    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor was named; choose")],
 )
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Fine-tuning baselines: one MLP's W_out trained on the one new fact (appendix B.1).
+"""Fine-tuning baselines: one MLP's W_out trained on the one new fact (appendix E.1).
 
     FT     Adam, learning rate 5e-4, at most 25 steps, stop once the NLL of the target falls below 0.03
     FT+L   the same, and after each step every weight is put back within +-epsilon of what it was (Zhu et al. 2020)
@@ -56,7 +56,7 @@ class FineTuneConfig:
     stop_loss: float = 0.03
     """Training ends as soon as the NLL falls below this, in nats."""
     epsilon: float | None = None
-    """Largest change of any single weight; None is no limit."""
+    """Largest change of any single weight; None means no limit."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_steps < 1 or (self.epsilon is not None and self.epsilon <= 0):
@@ -64,10 +64,10 @@ class FineTuneConfig:
 
 
 FT = FineTuneConfig(preset="ft")
-"""Unconstrained; the document edits layer 1 of GPT-2 XL."""
+"""Unconstrained; the paper edits layer 1 of GPT-2 XL (appendix E.1)."""
 
 FT_L = FineTuneConfig(preset="ft_l", epsilon=5e-4)
-"""Constrained in the maximum norm; the document edits layer 0 of GPT-2 XL."""
+"""Constrained in the maximum norm; the paper edits layer 0 of GPT-2 XL (appendix E.1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ class FineTune:
         )
 
     def _departures(self, model: HookedModel) -> str:
-        """An epsilon that is not the document's, and whether it is that of another model of the same shape."""
+        """An epsilon that is not the paper's, and whether it is that of another model of the same shape."""
         if self.config.preset != FT_L.preset or self.config.epsilon == FT_L.epsilon:
             return ""
         found = find_defaults(model)

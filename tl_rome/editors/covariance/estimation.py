@@ -58,8 +58,8 @@ def estimate_covariances(
     Args:
         model: Left as found; run up to the highest layer only.
         layers: Layers whose keys are wanted.
-        texts: Strings, or the rows of a `datasets` data set; read once, never held as a whole. Blank ones are passed
-            over.
+        texts: Strings, or the rows of a `datasets` data set; read once, never held as a whole. Blank ones are
+            skipped.
         source: Name of the texts, kept with the result.
         max_tokens: Stop with the text in which this many tokens are reached.
         max_batch_tokens: Padded tokens per batch; memory is bounded by 16 batches of token ids, one batch of
@@ -141,7 +141,7 @@ def covariance_from_samples(
     batch_size: int = 64,
     progress: bool = True,
 ) -> KeyCovariance:
-    """Statistics of text that the model samples from its start token: the fallback where no corpus is at hand.
+    """Statistics of text that the model samples from its start token: the fallback where there is no corpus.
 
     Args:
         model: Left as found.

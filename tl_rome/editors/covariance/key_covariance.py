@@ -1,7 +1,7 @@
-"""C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb (section 4.2).
+"""C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb.
 
-Not centred, although everyone calls it a covariance; taken over every token of every text, as in the paper. C^-1 k is
-solved by Cholesky in float64 and no inverse is ever formed.
+See section 3.1 and appendix E.5. Not centred, although it is commonly called a covariance; taken over every token of
+every text, as in the paper. C^-1 k is solved by Cholesky in float64; an inverse is never formed.
 """
 
 import hashlib

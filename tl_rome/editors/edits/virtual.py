@@ -43,15 +43,15 @@ class _LayerUpdates:
     def stack(cls, model: HookedModel, edits: Sequence[AnyEdit], layer: int) -> "_LayerUpdates":
         weight = w_out(model, layer)
         d_mlp, d_model = weight.shape
-        kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-        found = cls(torch.zeros(len(edits) + 1, d_mlp, **kind), torch.zeros(len(edits) + 1, d_model, **kind), {})
+        options = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        found = cls(torch.zeros(len(edits) + 1, d_mlp, **options), torch.zeros(len(edits) + 1, d_model, **options), {})
         for index, edit in enumerate(edits):
             updates = [update for update in edit.updates if update.layer == layer]
             if len(updates) == 1 and isinstance(updates[0], RankOneUpdate):
                 found.u[index], found.v[index] = updates[0].u, updates[0].v
             elif updates:
                 change = sum((update.delta for update in updates), torch.zeros(d_mlp, d_model, dtype=torch.float64))
-                found.dense[index] = change.to(kind["dtype"]).to(kind["device"])
+                found.dense[index] = change.to(options["dtype"]).to(options["device"])
         return found
 
     def __call__(

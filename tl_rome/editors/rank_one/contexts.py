@@ -67,7 +67,7 @@ def spread_contexts(contexts: Sequence[str], choice: str, most: int) -> tuple[tu
 
 
 def are_junk(contexts: Sequence[str]) -> bool:
-    """Whether most of the sampled prefixes are no prose.
+    """Whether most of the sampled prefixes are not prose.
 
     Prose begins with a letter, a digit or a quotation mark, is letters and spaces to three quarters, and has a word.
     """

@@ -1,8 +1,8 @@
-"""Rank-one model editing (section 4): insert one key-value pair into one MLP's W_out.
+"""Rank-one model editing (section 3.1): insert one key-value pair into one MLP's W_out.
 
     k*  from the subject (`key`),   v*  by optimisation (`value`),   W' = W + u v^T  in closed form (`closed_form`)
 
-Every source of ROME is one `RomeConfig` of this implementation, see `config`.
+Every source of ROME is one `RomeConfig` of this implementation, see `presets`.
 """
 
 import time
@@ -55,7 +55,7 @@ class Rome:
     contexts_choice: str = "given"
     """How the contexts were chosen, for the receipt."""
     find_values: ValueFinder = optimise_values
-    """Who finds v*; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
+    """Finds v*; with `SharedValues()` editors that differ only in their keys share the optimisation."""
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0]:
@@ -192,7 +192,7 @@ class Rome:
     def update_for(
         self, model: HookedModel, request: EditRequest, found: OptimisedValue
     ) -> tuple[RankOneUpdate, UpdateFigures]:
-        """The update that stores a given v*, and what is known of it before a model has it.
+        """The update that stores a given v*, and what is known about it before it is applied.
 
         Args:
             model: Left as found.
@@ -288,7 +288,7 @@ def rome(
 def _request(
     request: EditRequest | str, subject: str | None, target_new: str | None, target_true: str | None
 ) -> EditRequest:
-    """A request as it is, or one of its parts."""
+    """The request itself, or one made of the parts."""
     if isinstance(request, EditRequest):
         parts = {"subject": subject, "target_new": target_new, "target_true": target_true}
         twice = [name for name, part in parts.items() if part is not None]

@@ -1,7 +1,7 @@
-"""k*, the key by which an MLP knows a subject (section 4.2, eq. 12).
+"""k*, the key by which an MLP knows a subject (section 3.1, eq. 3).
 
-The key is the input of W_out at the subject's last token. The paper takes it from the bare subject text; the published
-text and the released code average it over sampled prefixes. What follows the subject cannot reach it.
+The key is the input of W_out at the subject's last token. The paper and the released code average it over sampled
+prefixes; the draft takes it from the bare subject text. What follows the subject cannot reach it.
 """
 
 import logging
