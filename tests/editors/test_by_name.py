@@ -42,7 +42,7 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
 
 
 @pytest.mark.parametrize("name", EDITOR_NAMES)
-def test_one_by_its_name_is_that_of_many(model, covariance, name):
+def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance, name):
     fine_tuning = name.startswith("ft")
     alone = editor_by_name(model, name, covariance=None if fine_tuning else covariance, seed=3, progress=False)
     many = editors_by_name(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
@@ -50,7 +50,7 @@ def test_one_by_its_name_is_that_of_many(model, covariance, name):
     assert (alone.layer_choice, editor_name(alone)) == (many.layer_choice, editor_name(many))
 
 
-def test_one_by_its_name_takes_a_layer_and_only_what_it_uses(model, covariance):
+def test_an_editor_by_name_takes_a_layer_and_only_what_it_uses(model, covariance):
     trained = editor_by_name(model, "ft_l", layer=2)
     assert (trained.layer, trained.layer_choice) == (2, "given")
     with pytest.raises(InputError, match="'ft' fine-tunes on the prompt alone; leave out covariance and contexts"):

@@ -123,7 +123,7 @@ def test_bfloat16_models_are_trained_in_float32(tiny):
     assert edit.receipt.prob_new[1] > edit.receipt.prob_new[0]
 
 
-def test_settings_are_those_of_the_document_and_bad_ones_are_refused(tiny):
+def test_settings_are_those_of_the_paper_and_bad_ones_are_refused(tiny):
     assert (FT.learning_rate, FT.max_steps, FT.stop_loss, FT.epsilon) == (5e-4, 25, 0.03, None)
     assert replace(FT_L, preset="ft", epsilon=None) == FT
     assert FT_L.epsilon == 5e-4

@@ -142,7 +142,7 @@ def test_an_update_as_a_factored_matrix(edit):
     assert update.factored.norm().item() == pytest.approx(update.delta.norm().item())
 
 
-def test_an_edit_is_one_line_and_in_a_notebook_its_receipt(edit):
+def test_an_edit_shows_as_one_line_and_as_its_receipt_in_a_notebook(edit):
     before, after = edit.receipt.prob_new
     assert repr(edit) == (
         f"<edit {REQUEST.fact.prompt!r} -> 'Rome', layer 1: P {before:.4f} → {after:.4f}, {edit.receipt.verdict}>"

@@ -100,7 +100,7 @@ def test_a_sequence_is_named_in_one_line(edits):
     assert "\n" not in repr(compose(edits))
 
 
-def test_what_makes_no_sequence(edits):
+def test_edits_that_do_not_make_a_sequence_are_refused(edits):
     with pytest.raises(InputError, match="0 edits of 0 models"):
         compose([])
     stranger = Edit(edits[0].updates, edits[0].request, edits[0].receipt, "0123456789abcdef", {})

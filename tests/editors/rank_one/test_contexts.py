@@ -58,7 +58,7 @@ def test_openings_take_turns_and_count_in_the_length(fresh_tiny, monkeypatch, pr
     assert config.contexts_choice == "sampled from openings The, People, top-k 5"
 
 
-def test_junk_is_told_from_prose():
+def test_junk_is_distinguished_from_prose():
     assert are_junk(JUNK)
     assert not are_junk(PROSE)
     assert not are_junk(("",))

@@ -165,7 +165,7 @@ def test_nan_weights(fresh_tiny):
         ready(model, REQUEST)
 
 
-def test_more_text_for_the_same_covariance_object_is_not_needed_twice(tiny):
+def test_one_covariance_serves_many_edits(tiny):
     model = tiny("llama", KIND)
     ready = Rome.prepare(model, covariance=covariance(model), contexts=CONTEXTS)
     first, second = (ready(model, EditRequest(REQUEST.template, name, "Rome")) for name in ("Big Ben", "The Kremlin"))

@@ -1,9 +1,9 @@
 """What ROME does in each of its sources, as plain values of one implementation.
 
 The sources are an earlier draft of the paper, the published text (Meng et al., NeurIPS 2022; section 3.1 and appendix
-E.5), the authors' public code ("released"), from which the numbers of later papers come, and r-ROME (Gupta et al. 2024, arXiv
-2403.07175), which found that the code divides by another key than the one it solves for. Where a text says nothing, the
-release is followed.
+E.5), the authors' public code ("released"), from which the numbers of later papers come, and r-ROME (Gupta et al. 2024,
+arXiv 2403.07175), which found that the code divides by another key than the one it solves for. Where a text says
+nothing, the release is followed.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
