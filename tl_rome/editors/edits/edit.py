@@ -73,10 +73,6 @@ class Edit:
         """What was asked for, for messages."""
         return f"edit {self.request.fact.prompt!r} -> {self.request.target_new!r}"
 
-    def changes(self, layer: int) -> bool:
-        """Whether it has an update of this layer."""
-        return any(update.layer == layer for update in self.updates)
-
     @contextmanager
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.

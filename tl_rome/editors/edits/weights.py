@@ -5,18 +5,36 @@ without and with it: one that is applied again to a copy of an edited model, or 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.editors.edits.update import Update
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.sites import HookedModel, w_out
 
-if TYPE_CHECKING:
-    from tl_rome.editors.edits.edit import Edit
+
+@runtime_checkable
+class Digested(Protocol):
+    """An edit, as far as its weights are concerned."""
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """At most one per layer."""
+        ...
+
+    @property
+    def digests(self) -> Mapping[int, tuple[str, str]]:
+        """For each layer `weight_digest` without the edit and with it."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        ...
 
 
 def weight_digest(model: HookedModel, layer: int) -> str:
@@ -28,7 +46,7 @@ def _digest(weight: Float[Tensor, "d_mlp d_model"]) -> str:
     return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def check_weights(model: HookedModel, sequences: Iterable[Sequence["Edit"]]) -> None:
+def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -> None:
     """Refuse edits of other weights than the model has. Edits without digests, of older files, pass.
 
     Within a sequence an edit may have been made on the model as it is, or on top of those before it.
@@ -46,10 +64,10 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence["Edit"]]) -> 
         for layer in sorted({layer for edit in edits for layer in edit.digests}):
             if layer not in found:
                 found[layer] = weight_digest(model, layer)
-            _check_layer(model, layer, found[layer], [edit for edit in edits if edit.changes(layer)])
+            _check_layer(model, layer, found[layer], edits)
 
 
-def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence["Edit"]) -> None:
+def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence[Digested]) -> None:
     known, seen = {found}, set()
     for place, edit in enumerate(edits):
         if layer not in edit.digests:
@@ -71,7 +89,7 @@ def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence["Ed
         known.add(after)
 
 
-def _with(model: HookedModel, layer: int, edits: Sequence["Edit"]) -> Float[Tensor, "d_mlp d_model"]:
+def _with(model: HookedModel, layer: int, edits: Sequence[Digested]) -> Float[Tensor, "d_mlp d_model"]:
     """W_out with some edits, as applying them one after another gives it."""
     weight = w_out(model, layer).detach()
     for update in (update for edit in edits for update in edit.updates if update.layer == layer):
