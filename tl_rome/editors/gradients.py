@@ -25,7 +25,7 @@ def borrowed_for_gradients(model: HookedModel) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(enabled), borrowed(model):
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise InputError(
-                "the model was loaded inside torch.inference_mode(), so that no gradient can pass through its weights; "
-                "load it outside: editing it inside works"
+                "the model has weights that were loaded inside torch.inference_mode(), through which no gradient can "
+                "pass; load it outside: editing it inside works"
             )
         yield
