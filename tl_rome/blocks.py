@@ -264,6 +264,8 @@ def first_run() -> Iterator[None]:
     except (TLRomeError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        if "allocate memory" in str(error):  # as torch says on a CPU
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UnsupportedModelError(f"the model's blocks cannot be run one by one ({reason})") from error
 

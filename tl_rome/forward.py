@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import UnsupportedModelError
+from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, is_hooked_transformer
 
 Hooks = Sequence[tuple[str, ActivationHook]]
@@ -123,12 +123,15 @@ def check_final_logits(model: HookedModel) -> None:
 
     Raises:
         UnsupportedModelError: If it does not: scores, traces and edits would be of another distribution.
+        NumericsError: If the model's logits are not finite.
     """
     tokens = torch.tensor([[0, min(1, model.cfg.d_vocab - 1)]], device=device_of(model))
     name, found = last_resid(model), {}
     with hooked(model, [(name, lambda resid, hook: found.update({name: resid}))]):
         expected = run(model, tokens).float()
     _check_fired([name], found)
+    if not bool(expected.isfinite().all()):
+        raise NumericsError(f"the logits of {model.cfg.model_name!r} are not finite; look for NaN or inf weights")
     error = float((final_logits(model, found[name]).float() - expected).norm() / expected.norm())
     if not error <= _LOGIT_TOLERANCE and bool(expected.isfinite().all()):
         raise UnsupportedModelError(

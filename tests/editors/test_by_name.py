@@ -48,7 +48,7 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
 
 
 @pytest.mark.parametrize("name", EDITOR_NAMES)
-def test_one_by_its_name_is_that_of_many(model, covariance, name):
+def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance, name):
     fine_tuning = name.startswith("ft")
     alone = editor_by_name(model, name, covariance=None if fine_tuning else covariance, seed=3, progress=False)
     many = named(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
@@ -56,7 +56,7 @@ def test_one_by_its_name_is_that_of_many(model, covariance, name):
     assert (alone.layer_choice, editor_name(alone)) == (many.layer_choice, editor_name(many))
 
 
-def test_one_by_its_name_takes_a_layer_and_only_what_it_uses(model, covariance):
+def test_an_editor_by_name_takes_a_layer_and_only_what_it_uses(model, covariance):
     trained = editor_by_name(model, "ft_l", layer=2)
     assert (trained.layer, trained.layer_choice) == (2, "given")
     with pytest.raises(InputError, match="'ft' fine-tunes on the prompt alone; leave out covariance and contexts"):
@@ -96,7 +96,7 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor is named; choose")],
+    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor was named; choose")],
 )
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):

@@ -54,7 +54,7 @@ def test_what_does_not_decide_the_edits_of_rome_does_not_count(change):
     assert editor_hash(replace(ROME, **change)) == editor_hash(ROME)
 
 
-def test_a_layer_that_is_said_and_one_that_is_chosen_give_the_same_editor(tiny):
+def test_a_given_layer_and_a_chosen_one_give_the_same_editor(tiny):
     model = tiny("llama", KINDS[0])
     statistics = material.covariance(model)
     options = {"covariance": statistics, "contexts": material.CONTEXTS, "progress": False}
@@ -63,7 +63,7 @@ def test_a_layer_that_is_said_and_one_that_is_chosen_give_the_same_editor(tiny):
     assert editor_hash(said) == editor_hash(chosen)
 
 
-def test_a_kind_of_editor_and_those_it_is_built_into_count():
+def test_the_class_of_an_editor_and_those_inside_it_count():
     class Other(Rome):
         pass
 
@@ -82,7 +82,7 @@ def other(model, request):
     return None
 
 
-def test_others_are_known_by_name_and_config():
+def test_other_editors_are_known_by_name_and_config():
     one, two = (SimpleNamespace(config={"scale": torch.tensor([scale])}) for scale in (1.0, 2.0))
     assert editor_hash(one) != editor_hash(two)
     assert editor_hash(one) == editor_hash(SimpleNamespace(config={"scale": torch.tensor([1.0])}))

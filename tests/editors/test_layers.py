@@ -11,7 +11,7 @@ from tl_rome.errors import InputError
 KIND = KINDS[0]
 
 
-def test_what_is_said_comes_first_and_is_told(tiny):
+def test_the_callers_choice_comes_first_and_is_reported(tiny):
     model, statistics = tiny("llama", KIND), SimpleNamespace(layer=3)
     assert choose_layer(model, 2, statistics) == (2, "given")
     assert choose_layer(model, None, statistics) == (3, "that of the covariance")

@@ -39,7 +39,7 @@ def named(tiny, monkeypatch):
         ("smollm2-135m", (30, 576), 5, {"extra_evaluations": 20}, 2e-3),
     ],
 )
-def test_models_that_were_measured(named, name, shape, layer, changes, epsilon):
+def test_measured_models_get_their_own_settings(named, name, shape, layer, changes, epsilon):
     model = named(name, shape)
     assert choose_layer(model, None) == (layer, f"known for {name.split('/')[-1].lower()}")
     assert default_layer(model) == layer

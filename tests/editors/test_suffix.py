@@ -96,7 +96,15 @@ def test_what_a_trial_run_raises_is_the_reason(error):
         raise error
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), NumericsError("NaN"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("much"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        NumericsError("NaN"),
+        KeyboardInterrupt(),
+    ],
+)
 def test_what_says_nothing_about_the_model_is_left_alone(error):
     with pytest.raises(type(error)), first_run():
         raise error

@@ -1,4 +1,4 @@
-"""Changing a fact: rank-one edits of an MLP's W_out (section 4, appendices B.1 and F)."""
+"""Changing a fact: rank-one edits of an MLP's W_out (section 3.1, appendices A and E)."""
 
 from tl_rome.editors.covariance.convergence import Convergence as Convergence
 from tl_rome.editors.covariance.convergence import measure_convergence as measure_convergence

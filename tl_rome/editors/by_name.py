@@ -1,4 +1,4 @@
-"""The editors that the document and its successors compare, made by their names and sharing what is expensive.
+"""The editors that the paper and its successors compare, made by name; they share what is expensive.
 
 All ROME presets get one covariance. Those that differ in their keys alone get the same contexts and one `SharedValues`
 too, so that a request's v* is optimised once for them all.
@@ -28,7 +28,7 @@ from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
 
 FINE_TUNING = {"ft": FT, "ft_l": FT_L}
-"""Fine-tuning by name; the document's layers for GPT-2 XL are 1 and 0, here both train the first."""
+"""Fine-tuning by name. The paper's layers for GPT-2 XL are 1 and 0 (appendix E.1); here both train the first."""
 
 ROME_CONFIGS = {"rome": RELEASED, "r_rome": R_ROME, "p_rome": P_ROME, "draft": DRAFT, "neurips": NEURIPS}
 """Presets of ROME by name; "rome" is the released one."""
@@ -120,7 +120,7 @@ def check_names(names: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in EDITOR_NAMES]
     if unknown or not names:
-        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor is named"
+        what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor was named"
         raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
     return names
 

@@ -1,4 +1,4 @@
-"""Fine-tuning baselines: one MLP's W_out trained on the one new fact (appendix B.1).
+"""Fine-tuning baselines: one MLP's W_out trained on the one new fact (appendix E.1).
 
     FT     Adam, learning rate 5e-4, at most 25 steps, stop once the NLL of the target falls below 0.03
     FT+L   the same, and after each step every weight is put back within +-epsilon of what it was (Zhu et al. 2020)
@@ -28,6 +28,7 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
+from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import Runner, suffix_runner
@@ -55,7 +56,7 @@ class FineTuneConfig:
     stop_loss: float = 0.03
     """Training ends as soon as the NLL falls below this, in nats."""
     epsilon: float | None = None
-    """Largest change of any single weight; None is no limit."""
+    """Largest change of any single weight; None means no limit."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_steps < 1 or (self.epsilon is not None and self.epsilon <= 0):
@@ -63,10 +64,10 @@ class FineTuneConfig:
 
 
 FT = FineTuneConfig(preset="ft")
-"""Unconstrained; the document edits layer 1 of GPT-2 XL."""
+"""Unconstrained; the paper edits layer 1 of GPT-2 XL (appendix E.1)."""
 
 FT_L = FineTuneConfig(preset="ft_l", epsilon=5e-4)
-"""Constrained in the maximum norm; the document edits layer 0 of GPT-2 XL."""
+"""Constrained in the maximum norm; the paper edits layer 0 of GPT-2 XL (appendix E.1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,10 @@ class FineTune:
             UnsupportedModelError: If the model has no W_out there, or its blocks cannot be run one by one.
             NumericsError: If a loss is not finite.
         """
+        with borrowed_for_gradients(model):
+            return self._each(model, requests, batch_size, progress)
+
+    def _each(self, model: HookedModel, requests: Sequence[EditRequest], batch_size: int, progress: bool) -> list[Edit]:
         edits: dict[int, Edit] = {}
         order = sorted(range(len(requests)), key=lambda index: len(_tokens(model, requests[index])))
         for first in range(0, len(requests), batch_size):
@@ -178,7 +183,7 @@ class FineTune:
         )
 
     def _departures(self, model: HookedModel) -> str:
-        """An epsilon that is not the document's, and whether it is that of another model of the same shape."""
+        """An epsilon that is not the paper's, and whether it is that of another model of the same shape."""
         if self.config.preset != FT_L.preset or self.config.epsilon == FT_L.epsilon:
             return ""
         found = find_defaults(model)

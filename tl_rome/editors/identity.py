@@ -12,17 +12,17 @@ from tl_rome.storage.files import digest
 def describe_editor(editor: Any) -> Any:
     """Settings of an editor: what its `identity()` returns, as those of `Rome` and `FineTune` do.
 
-    Without that method a dataclass is described by its fields, and what has a `digest`, such as a covariance, by that.
-    Any other object or function is known by its name and by its `config`: keep in there, as a dataclass or a mapping,
-    what else decides its edits.
+    Without that method a dataclass is described by its fields, and an object with a `digest`, such as a covariance, by
+    that. Any other object or function is known by its name and its `config`: keep there, as a dataclass or a mapping,
+    everything else that decides its edits.
     """
     identity = getattr(editor, "identity", None)
     if callable(identity) and not isinstance(editor, type):
         return _plain(identity())
-    kind = getattr(editor, "__qualname__", None) or type(editor).__qualname__
+    name = getattr(editor, "__qualname__", None) or type(editor).__qualname__
     if is_dataclass(editor) and not isinstance(editor, type):
-        return {"editor": kind, **{field.name: _plain(getattr(editor, field.name)) for field in fields(editor)}}
-    return {"editor": kind, "config": _plain(getattr(editor, "config", None))}
+        return {"editor": name, **{field.name: _plain(getattr(editor, field.name)) for field in fields(editor)}}
+    return {"editor": name, "config": _plain(getattr(editor, "config", None))}
 
 
 def settings_hash(described: Any) -> str:
@@ -33,10 +33,10 @@ def settings_hash(described: Any) -> str:
 def editor_name(editor: Any) -> str:
     """Name for tables, such as "rome", "r_rome", "ft_l" or "rome (draft)"; else that of the function or class."""
     preset = getattr(getattr(editor, "config", None), "preset", None)
-    kind = getattr(editor, "__name__", None) or type(editor).__name__.lower()
+    name = getattr(editor, "__name__", None) or type(editor).__name__.lower()
     if preset is None or preset == "released":
-        return kind
-    return preset if kind == "finetune" or kind in preset else f"{kind} ({preset})"
+        return name
+    return preset if name == "finetune" or name in preset else f"{name} ({preset})"
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Which layer to edit: what the caller says, else a published one, else a stated rule.
+"""Which layer to edit: the one that the caller names, else a published one, else that of a simple rule.
 
 The sources edit where causal tracing peaks; `model_defaults` has their layers. For any other model trace some prompts
-and hand in the suggestion; without one a quarter of the way up is edited.
+and pass the suggestion; without one the layer a quarter of the way up is edited.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,11 @@ def choose_layer(model: HookedModel, layer: LayerChoice, covariance: HasLayer | 
 
     Args:
         model: Left as found.
-        layer: What the caller said.
-        covariance: Key statistics that the caller gave; theirs is the layer where nothing else was said.
+        layer: What the caller asked for.
+        covariance: Key statistics that the caller gave; their layer is taken where `layer` is None.
 
     Raises:
-        InputError: If the layer is out of range, or is none of these; and as a function that finds one does.
+        InputError: If the layer is out of range or not a `LayerChoice`; or as the function that finds one does.
     """
     if callable(layer) and not isinstance(layer, HasLayer):
         layer = layer(model)

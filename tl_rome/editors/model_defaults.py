@@ -1,4 +1,4 @@
-"""What suits a model better than the settings found on GPT-2 XL and GPT-J: one row per model, for all editors.
+"""Settings that suit a model better than those found on GPT-2 XL and GPT-J: one row per model, for all editors.
 
 A model is known by its name and its shape. Another model of the same shape, such as a fine-tuned one or a folder with a
 name of its own, gets the same row as a guess, and receipts say so: Pythia-410M has the shape of GPT-2 medium.

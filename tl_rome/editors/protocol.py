@@ -1,4 +1,4 @@
-"""What an editor is: a callable that makes an `Edit` of a request and leaves the model as it found it."""
+"""What an editor is: a callable that makes an `Edit` for a request and leaves the model as it found it."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from tl_rome.sites import HookedModel
 
 @runtime_checkable
 class Editor(Protocol):
-    """Makes an edit of one request; a class, or any function with these arguments."""
+    """Makes an edit for one request; a class, or any function with these arguments."""
 
     def __call__(self, model: HookedModel, request: EditRequest, /) -> AnyEdit:
         """Make an edit.
@@ -35,7 +35,7 @@ def make_edits(model: HookedModel, requests: Sequence[EditRequest], editor: Edit
     """An edit for each request, made together where the editor can.
 
     Raises:
-        TypeError: If what is made are not as many edits.
+        TypeError: If the editor does not return one edit per request.
         TLRomeError: As the editor does.
     """
     if isinstance(editor, BatchEditor):
@@ -43,8 +43,8 @@ def make_edits(model: HookedModel, requests: Sequence[EditRequest], editor: Edit
     else:
         edits = [editor(model, request) for request in requests]
     if len(edits) != len(requests) or not all(isinstance(edit, AnyEdit) for edit in edits):
-        kinds = ", ".join(sorted({type(edit).__name__ for edit in edits}))
+        classes = ", ".join(sorted({type(edit).__name__ for edit in edits}))
         raise TypeError(
-            f"{editor!r} made {len(edits)} objects ({kinds}) of {len(requests)} requests; return an Edit each"
+            f"{editor!r} made {len(edits)} objects ({classes}) for {len(requests)} requests; return one Edit for each"
         )
     return edits

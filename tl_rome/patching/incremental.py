@@ -23,11 +23,11 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.blocks import BlockRunner
+from tl_rome.blocks import BlockRunner, first_run
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.forward import Hooks, hooked
 from tl_rome.patching.patch import Cell, Patch
-from tl_rome.patching.runs import Recorded, first_attempt, mean_scores
+from tl_rome.patching.runs import Recorded, mean_scores
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.sites import HookedModel, Site
 
@@ -102,7 +102,7 @@ def trace_incremental(
     for carried in range(max(len(one.runs.tokens) for one in traced), 0, -1):
         inside = [index for index, one in enumerate(traced) if _is_traced(one, carried, positions)]
         if inside:
-            with nullcontext() if checked else first_attempt():
+            with nullcontext() if checked else first_run():
                 column = _Column([traced[index] for index in inside], patch, carried, int(joins_after))
                 if not checked.issuperset(inside):
                     column.check()

@@ -5,8 +5,7 @@ that is patched, the *source* run the one that patches come from. Denoising, the
 corrupted base; noising puts corrupted states into a clean base.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import NumericsError, UnsupportedModelError
+from tl_rome.blocks import first_run
+from tl_rome.errors import NumericsError
 from tl_rome.forward import Hooks, KeysValues, device_of, final_logits, last_resid, read, record
 from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
@@ -23,28 +23,6 @@ from tl_rome.tokens import Prompt
 
 _LOGIT_ROWS = 256
 """Rows unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
-_MISFITS = (RuntimeError, IndexError, TypeError, AttributeError, KeyError)
-"""What a model raises whose blocks or caches are not laid out as expected."""
-_FULL = ("out of memory", "allocate memory")
-"""Words of a RuntimeError about memory, on a GPU and on a CPU."""
-
-
-@contextmanager
-def first_attempt() -> Iterator[None]:
-    """The first time that a model's blocks are run one by one; the model may be laid out in an unforeseen way.
-
-    Raises:
-        UnsupportedModelError: In place of what Python or torch raises, other than a lack of memory.
-    """
-    try:
-        yield
-    except _MISFITS as error:
-        text = " ".join(str(error).split())
-        if any(words in text for words in _FULL):
-            raise
-        raise UnsupportedModelError(
-            f"the model's blocks cannot be run one by one ({type(error).__name__}: {text[:200]})"
-        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +108,7 @@ class Runs:
         hooks = self.corrupting(self.corrupted_embeddings)
         names = list(dict.fromkeys([*names, last]))
         if attended:
-            with first_attempt():
+            with first_run():
                 found, cached = record(self.model, tokens, names, hooks=hooks)
         else:
             found, cached = read(self.model, tokens, names, hooks=hooks), []

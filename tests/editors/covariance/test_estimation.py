@@ -33,7 +33,8 @@ def test_the_pass_ends_at_the_highest_layer(tiny):
     hooks = [(key_hook(layer), lambda value, hook, layer=layer: reached.append(layer)) for layer in range(4)]
     with model.hooks(fwd_hooks=hooks):
         estimate_covariances(model, [0, 2], SENTENCES[:3], **SETTINGS)
-    assert set(reached) == {0, 1, 2}
+    # once above it, when a borrowed model's logits are checked
+    assert reached.count(3) == 1 < reached.count(2)
 
 
 def test_sums_are_float64(tiny):
@@ -92,9 +93,9 @@ def test_finished_work_is_not_done_again_and_can_be_extended(tiny, tmp_path):
     handle = model.blocks[0].register_forward_pre_hook(spy)
     try:
         again = estimate_covariances(model, [1], SENTENCES, max_tokens=200, checkpoint=path, **SETTINGS)[1]
-        assert not read
+        assert read == [1]  # two tokens, on which the logits of a borrowed model are checked
         more = estimate_covariances(model, [1], SENTENCES, max_tokens=400, checkpoint=path, **SETTINGS)[1]
-        assert read
+        assert len(read) > 2
     finally:
         handle.remove()
     assert again.digest == first.digest

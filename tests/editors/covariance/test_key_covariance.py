@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,15 +147,32 @@ def test_too_little_text_says_how_much_is_needed(tiny):
         found.solve(found.second_moment[0])
 
 
+def test_units_that_are_never_active_are_named(tiny):
+    found = covariance(tiny("llama", KIND))
+    moment = found.second_moment.clone()
+    moment[[3, 7]] = moment[:, [3, 7]] = 0
+    with pytest.raises(NumericsError, match="2 units were never active in that text; edit another layer, or"):
+        replace(found, second_moment=moment).solve(moment[0])
+
+
+def test_statistics_are_shown_in_one_line(tiny):
+    found = covariance(tiny("llama", KIND))
+    size = len(found.second_moment)
+    assert repr(found) == (f"<key covariance of layer {LAYER}, {size} x {size}, {found.count} tokens, test sentences>")
+
+
 def test_bad_input(tiny, fresh_tiny, tmp_path):
     with pytest.raises(InputError, match="no text"):
         estimate_covariance(tiny("llama", KIND), LAYER, ["  "], source="x", progress=False)
     with pytest.raises(InputError, match="layer 4 is out of range: this model has layers 0 to 3"):
         estimate_covariance(tiny("llama", KIND), 4, SENTENCES, source="x", progress=False)
     broken = fresh_tiny("llama", KIND)
+    overflow = (key_hook(LAYER), lambda keys, hook: keys * torch.inf if keys.shape[1] > 2 else keys)
+    with broken.hooks(fwd_hooks=[overflow]), pytest.raises(NumericsError, match="keys of layer 1 are not finite"):
+        covariance(broken)
     with torch.no_grad():
         next(broken.blocks[0].parameters()).fill_(float("nan"))
-    with pytest.raises(NumericsError, match="keys of layer 1 are not finite"):
+    with pytest.raises(NumericsError, match="logits of 'tiny-llama' are not finite"):
         covariance(broken)
     (tmp_path / "c.safetensors").write_bytes(b"junk")
     with pytest.raises(StorageError, match="damaged"):

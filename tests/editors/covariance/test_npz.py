@@ -26,7 +26,7 @@ def test_statistics_of_the_authors_files_solve_for_the_same_direction(tiny, tmp_
     assert again.digest == found.digest
 
 
-def test_files_that_do_not_fit(tiny, tmp_path):
+def test_unsuitable_files_are_refused(tiny, tmp_path):
     model, path = tiny("llama", KIND), tmp_path / "stats.npz"
     np.savez(path, **{"mom2.mom2": np.eye(3, dtype=np.float32), "mom2.count": np.array(5)})
     with pytest.raises(StorageError, match=r"a matrix \(3, 3\) of 5 tokens; layer 1 of this model needs \(64, 64\)"):
@@ -40,7 +40,7 @@ def test_files_that_do_not_fit(tiny, tmp_path):
     with pytest.raises(StorageError, match="no second moment"):
         import_npz(path, model, LAYER)
     path.write_bytes(b"junk")
-    with pytest.raises(StorageError, match=r"damaged or is no \.npz file"):
+    with pytest.raises(StorageError, match=r"damaged or is not an \.npz file"):
         import_npz(path, model, LAYER)
     with pytest.raises(StorageError, match="damaged"):
         import_npz(tmp_path / "absent.npz", model, LAYER)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,18 @@ def test_an_update_as_a_factored_matrix(edit):
     update = edit.updates[0]
     assert torch.equal(update.factored.AB, update.delta)
     assert update.factored.norm().item() == pytest.approx(update.delta.norm().item())
+
+
+def test_an_edit_shows_as_one_line_and_as_its_receipt_in_a_notebook(edit):
+    before, after = edit.receipt.prob_new
+    assert repr(edit) == (
+        f"<edit {REQUEST.fact.prompt!r} -> 'Rome', layer 1: P {before:.4f} → {after:.4f}, {edit.receipt.verdict}>"
+    )
+    marked = Edit(edit.updates, edit.request, replace(edit.receipt, target_new="<b>R & D</b>"), edit.model, {})
+    html = marked._repr_html_()
+    assert "<b>" not in html
+    assert "<th>P(&lt;b&gt;R &amp; D&lt;/b&gt;)</th>" in html
+    assert html.count("<tr>") == len(edit.receipt.rows())
 
 
 def test_not_finite_edits_are_refused(fresh_tiny, edit):

@@ -54,7 +54,7 @@ def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
         export_model(model, str(tmp_path / "nothing" / "here"), tmp_path / "edited")
 
 
-def test_matrices_that_cannot_be_told_apart_are_refused():
+def test_indistinguishable_matrices_are_refused():
     block = torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8), "down": torch.nn.Linear(8, 8)})
     with pytest.raises(UnsupportedModelError, match="layer 3 has 2 matrices of shape"):
         _output_matrix(block, torch.zeros(8, 8), 3)

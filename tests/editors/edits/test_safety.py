@@ -51,7 +51,7 @@ def test_an_edit_that_disables_the_model_is_warned_of_before_it_is_used(tiny, ca
     assert str(receipt).count("WARNING") == len(receipt.warnings) == len(caplog.records)
 
 
-def test_each_sign_by_itself(tiny):
+def test_each_sign_of_damage_by_itself(tiny):
     model = tiny("llama", KIND)
     receipt = replace(Rome(covariance(model), CONTEXTS)(model, REQUEST).receipt, warnings=())
     assert "WARNING" not in str(receipt)

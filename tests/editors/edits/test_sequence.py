@@ -86,13 +86,21 @@ def test_round_trip(fresh_tiny, edits, tmp_path, kind):
         expected = weights(model)
     with loaded.applied(model):
         assert same(weights(model), expected)
-    with pytest.raises(StorageError, match="holds 'edit_sequence'"):
+    with pytest.raises(StorageError, match=r"holds 'edit_sequence'.*use EditSequence\.load"):
         Edit.load(path)
     with pytest.raises(ModelMismatchError):
         EditSequence.load(path, fresh_tiny("qwen2", kind))
 
 
-def test_what_makes_no_sequence(edits):
+def test_a_sequence_is_named_in_one_line(edits):
+    assert repr(compose(edits)).startswith(
+        "<sequence of 3, layer 1, 2: 'The Eiffel Tower is located in the city of' -> "
+    )
+    assert repr(compose([*edits, edits[0]])).endswith(", ...>")
+    assert "\n" not in repr(compose(edits))
+
+
+def test_edits_that_do_not_make_a_sequence_are_refused(edits):
     with pytest.raises(InputError, match="0 edits of 0 models"):
         compose([])
     stranger = Edit(edits[0].updates, edits[0].request, edits[0].receipt, "0123456789abcdef", {})
@@ -103,6 +111,6 @@ def test_what_makes_no_sequence(edits):
 def test_one_edit_twice_is_refused_and_undone(fresh_tiny, edits):
     model = fresh_tiny("llama", KIND)
     before = weights(model)
-    with pytest.raises(EditStateError, match="applied to this model already"):
+    with pytest.raises(EditStateError, match="occurs twice in this sequence"):
         compose([edits[0], edits[0]]).apply(model)
     assert same(weights(model), before)

@@ -160,7 +160,7 @@ def test_composed_edits_are_one(fresh_tiny):
         assert error(found, model(TOKENS)) < 1e-5
 
 
-def test_unedited_rows_are_the_models_own_to_the_bit(tiny):
+def test_unedited_rows_equal_the_model_bit_for_bit(tiny):
     model = tiny("gpt2", KIND)
     with edited_rows(model, random_edits(model), [-1] * len(TOKENS)):
         found = model(TOKENS)
@@ -168,7 +168,7 @@ def test_unedited_rows_are_the_models_own_to_the_bit(tiny):
 
 
 @each_kind
-def test_wrong_rows_and_wrong_models_are_refused_and_no_hook_stays(tiny, kind):
+def test_wrong_rows_and_wrong_models_are_refused_and_hooks_are_removed(tiny, kind):
     model = tiny("llama", kind)
     edits = random_edits(model)
     with (

@@ -39,7 +39,7 @@ def test_rows_are_aligned_at_the_subject_and_what_is_read_is_in_its_place(tiny, 
             assert positions.tolist() == [int(prompt_end) + i for i in range(len(target))]
 
 
-def test_keeping_some_requests_keeps_what_is_theirs(tiny):
+def test_keeping_some_requests_keeps_their_rows(tiny):
     model = tiny("llama", KIND)
     rewrites = [Rewrite.make(model, fact, CONTEXTS, "{} is a") for fact in (INSIDE, REQUEST.fact, INSIDE)]
     layout = RewriteBatch.make(model, rewrites).layout

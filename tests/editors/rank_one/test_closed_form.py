@@ -34,7 +34,7 @@ def new_weight(system):
     return system[3] + torch.outer(found.v, found.u)
 
 
-def test_two_lines_equal_the_block_system_of_eq_25(system):
+def test_two_lines_equal_the_block_system_of_the_draft(system):
     statistics, _, _, W, key, value, _ = system
     u = torch.linalg.solve(statistics.second_moment, key)
     block = torch.zeros(D_MLP + 1, D_MLP + 1, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_two_lines_equal_the_block_system_of_eq_25(system):
     torch.testing.assert_close(torch.outer(found.v, found.u), torch.outer(both[:, D_MLP], u), rtol=1e-9, atol=1e-9)
 
 
-def test_two_lines_solve_the_lagrange_conditions_of_eq_20(system):
+def test_two_lines_solve_the_lagrange_conditions(system):
     _, keys, values, _, key, value, _ = system
     new = new_weight(system)
     torch.testing.assert_close(new @ key, value, rtol=1e-10, atol=1e-10)

@@ -58,7 +58,7 @@ def test_openings_take_turns_and_count_in_the_length(fresh_tiny, monkeypatch, pr
     assert config.contexts_choice == "sampled from openings The, People, top-k 5"
 
 
-def test_junk_is_told_from_prose():
+def test_junk_is_distinguished_from_prose():
     assert are_junk(JUNK)
     assert not are_junk(PROSE)
     assert not are_junk(("",))
@@ -72,7 +72,7 @@ def test_openings_are_used_where_the_start_token_gives_junk(tiny, monkeypatch, c
         configs.append(config)
         return answers[len(configs) - 1]
 
-    monkeypatch.setattr("tl_rome.editors.rank_one.contexts.sample_contexts", sample)
+    monkeypatch.setattr("tl_rome.editors.rank_one.contexts._sampled", sample)
     with caplog.at_level(logging.INFO):
         found, choice = choose_contexts(model, RELEASED, generator=draw())
     assert found == ("", *(f"The {i}. " for i in (0, 3, 6, 10, 13, 16)))

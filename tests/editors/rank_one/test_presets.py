@@ -56,7 +56,7 @@ def test_r_rome_and_p_rome_differ_from_the_release_in_one_key_each():
     assert replace(P_ROME, preset="released", direction_key="contexts") == RELEASED
 
 
-def test_departures_from_a_preset_are_told():
+def test_departures_from_a_preset_are_reported():
     assert RELEASED.departures == ""
     assert replace(R_ROME, clamp=3.0, kl_factor=0.1).departures == "kl_factor=0.1, clamp=3.0"
     assert replace(RELEASED, preset="mine").departures == ""

@@ -164,7 +164,7 @@ def test_nan_weights(fresh_tiny):
         ready(model, REQUEST)
 
 
-def test_more_text_for_the_same_covariance_object_is_not_needed_twice(tiny):
+def test_one_covariance_serves_many_edits(tiny):
     model = tiny("llama", KIND)
     ready = Rome.prepare(model, covariance=covariance(model), contexts=CONTEXTS)
     first, second = (ready(model, EditRequest(REQUEST.template, name, "Rome")) for name in ("Big Ben", "The Kremlin"))
@@ -222,6 +222,35 @@ def test_a_request_and_its_parts_give_the_same_edit(tiny):
     whole = rome(model, Fact(REQUEST.template, REQUEST.subject, "Paris").rewrite("Rome"), **options)
     assert whole.request == parts.request == REQUEST
     assert torch.equal(rank_one(whole).v, rank_one(parts).v)
+
+
+def test_a_preset_may_be_named(tiny):
+    model = tiny("gpt2", KIND)
+    options = {"covariance": covariance(model), "contexts": CONTEXTS, "progress": False}
+    named = rome(model, REQUEST, config="r_rome", **options)
+    assert named.receipt.preset == "r_rome"
+    assert torch.equal(rank_one(named).v, rank_one(rome(model, REQUEST, config=PRESETS["r_rome"], **options)).v)
+    with pytest.raises(InputError, match="no preset 'romr'; use one of draft, neurips, released, r_rome, p_rome"):
+        rome(model, REQUEST, config="romr", **options)
+    ready = Rome.prepare(model, config="r_rome", **options)
+    assert repr(ready) == f"<Rome, preset r_rome, 3 contexts, {ready.covariance!r}>"
+
+
+def test_a_covariance_of_another_layer_is_refused_before_contexts_are_sampled(tiny, monkeypatch):
+    model = tiny("gpt2", KIND)
+
+    def sample(*args, **options):
+        pytest.fail("contexts were sampled")
+
+    monkeypatch.setattr("tl_rome.editors.rank_one.editor.choose_contexts", sample)
+    with pytest.raises(InputError, match="covariance is of layer 1, the edit is at layer 2"):
+        Rome.prepare(model, layer=2, covariance=covariance(model))
+
+
+def test_a_template_that_ends_in_a_space_is_refused(tiny):
+    model = tiny("gpt2", KIND)
+    with pytest.raises(InputError, match="ends in a space that belongs to the token of 'Rome'; leave it out"):
+        editor(model)(model, replace(REQUEST, template=REQUEST.template + " "))
 
 
 def test_a_corpus_gives_statistics_for_an_edit(tiny):

@@ -30,7 +30,7 @@ def test_editors_that_differ_in_keys_share_v_and_give_the_edits_that_they_give_a
         del steps[1:]
 
 
-def test_what_v_depends_on_is_told_apart(tiny, steps):
+def test_what_v_depends_on_is_kept_apart(tiny, steps):
     model, shared = tiny("llama", KIND), SharedValues()
     editor = Rome(covariance(model), CONTEXTS, RELEASED, find_values=shared)
     for changed in (

@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_rome.editors.covariance.estimation import covariance_of, encoded_texts
 from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, NumericsError
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 
 CONVERGENCE_COLUMNS = ("tokens", "cosine to the last: least", "mean", "norm over the last")
@@ -94,10 +95,11 @@ def measure_convergence(
         stops=stops,
         progress=progress,
     )
-    for _ in stream:
-        if moments.count >= stops[len(tokens)]:
-            tokens.append(moments.count)
-            solved.append(_solve(model, moments, layer, keys))
+    with borrowed(model):
+        for _ in stream:
+            if moments.count >= stops[len(tokens)]:
+                tokens.append(moments.count)
+                solved.append(_solve(model, moments, layer, keys))
     if len(tokens) < 2:
         raise InputError(f"the texts end after {moments.count} tokens, before the second point; lower max_tokens")
     if bool(solved[-1].isnan().any()):

@@ -13,6 +13,7 @@ from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens, start_token
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode
@@ -57,8 +58,8 @@ def estimate_covariances(
     Args:
         model: Left as found; run up to the highest layer only.
         layers: Layers whose keys are wanted.
-        texts: Strings, or the rows of a `datasets` data set; read once, never held as a whole. Blank ones are passed
-            over.
+        texts: Strings, or the rows of a `datasets` data set; read once, never held as a whole. Blank ones are
+            skipped.
         source: Name of the texts, kept with the result.
         max_tokens: Stop with the text in which this many tokens are reached.
         max_batch_tokens: Padded tokens per batch; memory is bounded by 16 batches of token ids, one batch of
@@ -74,13 +75,34 @@ def estimate_covariances(
         NumericsError: If a key is not finite.
         StorageError: If the checkpoint is damaged or of something else.
     """
+    with borrowed(model):
+        return _estimated(
+            model,
+            layers,
+            encoded_texts(model, texts, text_column),
+            source,
+            Path(checkpoint) if checkpoint is not None else None,
+            checkpoint_tokens,
+            max_batch_tokens=max_batch_tokens,
+            stops=() if max_tokens is None else (max_tokens,),
+            progress=progress,
+        )
+
+
+def _estimated(
+    model: HookedModel,
+    layers: Sequence[int],
+    encoded: Iterator[Encoded],
+    source: str,
+    checkpoint: Path | None,
+    checkpoint_tokens: int,
+    **streaming: Any,
+) -> dict[int, KeyCovariance]:
     moments = KeyMoments.zeros(model, layers)
-    if checkpoint is not None and Path(checkpoint).exists():
+    if checkpoint is not None and checkpoint.exists():
         moments = KeyMoments.load(checkpoint, model, layers, source)
     saved = moments.count
-    stops = () if max_tokens is None else (max_tokens,)
-    encoded = encoded_texts(model, texts, text_column)
-    for _ in stream_moments(model, moments, encoded, max_batch_tokens=max_batch_tokens, stops=stops, progress=progress):
+    for _ in stream_moments(model, moments, encoded, **streaming):
         if checkpoint is not None and moments.count - saved >= checkpoint_tokens:
             moments.save(checkpoint, model, source)
             saved = moments.count
@@ -162,12 +184,13 @@ def covariances_from_samples(
             drawn = sample_tokens(model, start, length, generator=generator, top_k=None, progress=progress)
             yield from drawn[:, 1:]
 
-    moments = KeyMoments.zeros(model, layers)
-    for _ in stream_moments(
-        model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
-    ):
-        pass
-    return {layer: covariance_of(model, moments, layer, "own samples") for layer in layers}
+    with borrowed(model):
+        moments = KeyMoments.zeros(model, layers)
+        for _ in stream_moments(
+            model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
+        ):
+            pass
+        return {layer: covariance_of(model, moments, layer, "own samples") for layer in layers}
 
 
 def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iterator[Encoded]:

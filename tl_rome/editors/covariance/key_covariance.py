@@ -1,7 +1,7 @@
-"""C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb (section 4.2).
+"""C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb.
 
-Not centred, although everyone calls it a covariance; taken over every token of every text, as in the paper. C^-1 k is
-solved by Cholesky in float64 and no inverse is ever formed.
+See section 3.1 and appendix E.5. Not centred, although it is commonly called a covariance; taken over every token of
+every text, as in the paper. C^-1 k is solved by Cholesky in float64; an inverse is never formed.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _KIND = "key_covariance"
 _HEADER = ("layer", "count", "source", "prepend_bos", "model")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeyCovariance:
     """Second moment of the keys of one layer of one model."""
 
@@ -43,6 +43,10 @@ class KeyCovariance:
     dtype: str = "float32"
     """Type of the model's weights."""
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.second_moment.shape))
+        return f"<key covariance of layer {self.layer}, {size}, {self.count} tokens, {self.source}>"
+
     @classmethod
     def shipped(cls, model: HookedModel) -> "KeyCovariance | None":
         """The statistics that come with the package for its default model and layer, or None for any other model."""
@@ -58,9 +62,13 @@ class KeyCovariance:
     def _cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
         factor, info = torch.linalg.cholesky_ex(self.second_moment)
         if int(info) != 0:
+            size, dead = len(factor), int((self.second_moment.diagonal() == 0).sum())
+            remedy = f"estimate it from at least {4 * size} tokens of varied text"
+            if dead:
+                remedy = f"{dead} units were never active in that text; edit another layer, or {remedy}"
             raise NumericsError(
-                f"the key covariance of layer {self.layer} is singular after {self.count} tokens for {len(factor)} "
-                f"dimensions; estimate it from at least {4 * len(factor)} tokens of varied text"
+                f"the key covariance of layer {self.layer} is singular after {self.count} tokens for {size} "
+                f"dimensions; {remedy}"
             )
         return factor
 

@@ -28,7 +28,7 @@ _BLOCKS = 8
 """Bands that the symmetric product is cut into; with 8 of them 9/16 of it is computed."""
 
 Encoded = Int[Tensor, " pos"] | None
-"""A text's tokens, None for one that is passed over."""
+"""A text's tokens, None for one that is skipped."""
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """Key statistics as the authors' code writes and publishes them, in `.npz` files.
 
-Their files hold sums, `mom2.mom2` (k k^T, float32) and `mom2.count` (tokens), and say nothing of the model or layer but
+Their files hold sums, `mom2.mom2` (k k^T, float32) and `mom2.count` (tokens), and name the model and layer only
 in their path, as in `gpt2-xl/wikipedia_stats/transformer.h.17.mlp.c_proj_float32_mom2_100000.npz`. Texts in them begin
 without a BOS token.
 """
@@ -17,7 +17,7 @@ from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
 
 _NAMES = (("mom2.mom2", "mom2.count"), ("mom2_sum", "count"))
-"""Of the sum and of its count: as published, and without the prefix."""
+"""Names of the sum and of its count: as published, and without the prefix."""
 
 
 def import_npz(
@@ -34,7 +34,7 @@ def import_npz(
 
     Raises:
         InputError: If the layer is out of range.
-        StorageError: If the file is damaged, is no such file, or its matrix has another size.
+        StorageError: If the file is damaged, is not such a file, or its matrix has another size.
     """
     path, size = Path(path), w_out(model, layer).shape[0]
     try:
@@ -43,7 +43,7 @@ def import_npz(
     except StopIteration as error:
         raise StorageError(f"{path} holds no second moment under any of {_NAMES}") from error
     except (OSError, ValueError, BadZipFile, KeyError) as error:
-        raise StorageError(f"{path} is damaged or is no .npz file ({error}); fetch it again") from error
+        raise StorageError(f"{path} is damaged or is not an .npz file ({error}); fetch it again") from error
     if total.shape != (size, size) or count <= 0 or not np.isfinite(total).all():
         raise StorageError(
             f"{path} holds a matrix {total.shape} of {count} tokens; layer {layer} of this model needs {(size, size)}, "

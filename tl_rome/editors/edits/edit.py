@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tl_rome.editors.edits.receipt import Receipt
 from tl_rome.editors.edits.update import Update, update_from
+from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, w_out
@@ -19,9 +21,11 @@ from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 
 _KIND = "edit"
+SEQUENCE_KIND = "edit_sequence"
+"""Kind of file that holds several."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """A finished edit. The model it was made on is as it was before; `applied` or `apply` puts the edit in.
 
@@ -41,6 +45,8 @@ class Edit:
     """Fingerprint of the model."""
     provenance: Mapping[str, Any]
     """How it was made: editor settings, contexts, seed, BOS policy, covariance; JSON-serialisable."""
+    digests: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """For each layer `weight_digest` without the edit and with it; empty where they are unknown."""
     _undo: list[tuple[weakref.ref, dict[int, tuple[Tensor, Tensor]]]] = field(
         default_factory=list, init=False, repr=False
     )
@@ -53,6 +59,20 @@ class Edit:
     def __str__(self) -> str:
         return str(self.receipt)
 
+    def __repr__(self) -> str:
+        before, after = self.receipt.prob_new
+        layers = ", ".join(str(update.layer) for update in self.updates)
+        return f"<{self.label}, layer {layers}: P {before:.4f} → {after:.4f}, {self.receipt.verdict or 'unknown'}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(x)}</td></tr>" for name, x in self.receipt.rows())
+        return f"<table><caption>{escape(self.receipt.title)}</caption>{rows}</table>"
+
+    @property
+    def label(self) -> str:
+        """What was asked for, for messages."""
+        return f"edit {self.request.fact.prompt!r} -> {self.request.target_new!r}"
+
     @contextmanager
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
@@ -61,8 +81,7 @@ class Edit:
             ModelMismatchError: If the edit is for another model.
             EditStateError: If it is applied already, or the weights were changed by others inside the block.
         """
-        if self.is_applied(model):
-            raise EditStateError("this edit is applied to this model already; undo it first")
+        self._check_not_applied(model)
         try:
             self.apply(model)
             yield model
@@ -80,13 +99,24 @@ class Edit:
         An interruption leaves the weights as they were.
 
         Raises:
-            ModelMismatchError: If the edit is for another model.
-            EditStateError: If it is applied to this model already, or the model does not take the weights.
+            ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
+            EditStateError: If it is applied already, to this model or to the one that it was copied or loaded from, or
+                the model does not take the weights.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
         check_fingerprint(model, self.model, "this edit")
-        if self.is_applied(model):
-            raise EditStateError("this edit is applied to this model already; undo it first")
+        self._check_not_applied(model)
+        check_weights(model, [[self]])
+        self.apply_unchecked(model)
+
+    def apply_unchecked(self, model: HookedModel) -> None:
+        """As `apply`, without comparing model and weights; for a sequence, which has compared them.
+
+        Raises:
+            EditStateError: As `apply` does.
+            NumericsError: As `apply` does.
+        """
+        self._check_not_applied(model)
         changes = _changes(model, self.updates)
         try:
             _write(model, {layer: after for layer, (_, after) in changes.items()})
@@ -116,6 +146,10 @@ class Edit:
         _write(model, {layer: before for layer, (before, _) in changes.items()})
         del self._undo[position]
 
+    def _check_not_applied(self, model: HookedModel) -> None:
+        if self.is_applied(model):
+            raise EditStateError("this edit is applied to this model already; undo it first")
+
     def _position(self, model: HookedModel) -> int | None:
         return next((i for i, (held, _) in enumerate(self._undo) if held() is model), None)
 
@@ -139,7 +173,12 @@ class Edit:
             StorageError: If the file is damaged, holds something else, or cannot be fetched.
             ModelMismatchError: If the edit is for another model.
         """
-        edit = cls.from_file(*load(local_path(path), _KIND), path)
+        try:
+            edit = cls.from_file(*load(local_path(path), _KIND), path)
+        except StorageError as error:
+            if f"holds '{SEQUENCE_KIND}'" in str(error):
+                raise StorageError(f"{error}; it is several composed edits: use EditSequence.load") from error
+            raise
         if model is not None:
             check_fingerprint(model, edit.model, str(path))
         return edit
@@ -153,6 +192,7 @@ class Edit:
             "receipt": asdict(self.receipt),
             "model": self.model,
             "provenance": dict(self.provenance),
+            "digests": {str(layer): list(pair) for layer, pair in self.digests.items()},
         }
         return tensors, header
 
@@ -174,7 +214,8 @@ class Edit:
                 name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()
             }
             request, receipt = EditRequest(**header["request"]), Receipt(**figures)
-            return cls(updates, request, receipt, header["model"], header["provenance"])
+            digests = {int(layer): (pair[0], pair[1]) for layer, pair in header.get("digests", {}).items()}
+            return cls(updates, request, receipt, header["model"], header["provenance"], digests)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
 

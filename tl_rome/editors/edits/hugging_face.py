@@ -1,8 +1,8 @@
 """An edited model as a plain Hugging Face folder, which any library loads.
 
 Neither TransformerLens class can be saved as the checkpoint it came from: a bridge has rewired it, and for
-HookedTransformer there is no way back. So the checkpoint is read once more and gets the model's W_out. No family is
-named here: W_out is found by its shape, every W_in is compared bit for bit, and before anything is written the plain
+HookedTransformer there is no way back. So the checkpoint is read again and gets the model's W_out. No model family
+is named here: W_out is found by its shape, every W_in is compared bit for bit, and before anything is written the plain
 model has to give the edited model's logits, so that nothing but an edit of that very checkpoint is written.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.forward import device_of, run
+from tl_rome.models.borrowed import borrowed
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.sites import HookedModel, w_in, w_out
 
@@ -37,7 +38,7 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
         The folder; `load_model` and transformers load it.
 
     Raises:
-        UnsupportedModelError: If its MLPs' output matrices cannot be told from others by their shape.
+        UnsupportedModelError: If its MLPs' output matrices cannot be told apart from others by their shape.
         ModelMismatchError: If the model is not the source with edits of W_out.
         ModelUnavailableError: If the source cannot be read.
         StorageError: If the folder cannot be written.
@@ -48,7 +49,8 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
             raise _mismatch(f"W_in of layer {layer} is not that of {source!r}")
         _output_matrix(block, w_out(model, layer), layer).copy_(w_out(model, layer))
     tokens = (torch.arange(1, _PROBE + 1) * 7919 % model.cfg.d_vocab)[None]
-    expected = run(model, tokens.to(device_of(model))).cpu().double()
+    with borrowed(model):
+        expected = run(model, tokens.to(device_of(model))).cpu().double()
     error = float((plain(tokens).logits.double() - expected).norm() / expected.norm())
     if not error <= _TOLERANCE.get(w_out(model, 0).dtype, 0.1):
         raise _mismatch(f"with the model's W_out, {source!r} gives other logits (relative error {error:.1e})")
@@ -67,7 +69,7 @@ def _mismatch(what: str) -> ModelMismatchError:
 
 
 def _blocks(plain: Any, n_layers: int) -> nn.ModuleList:
-    """The transformer's blocks: the one list of as many modules as there are layers.
+    """The transformer's blocks: the only list of modules that is as long as there are layers.
 
     Raises:
         UnsupportedModelError: If there are none, or several such lists.
@@ -107,6 +109,6 @@ def _output_matrix(
     if len(found) != 1:
         raise UnsupportedModelError(
             f"layer {layer} has {len(found)} matrices of shape {tuple(like.shape)} outside attention, not one, so that "
-            "the MLP's output matrix cannot be told; save the edit and apply its delta yourself"
+            "the MLP's output matrix cannot be identified; save the edit and apply its delta yourself"
         )
     return found[0]

@@ -1,6 +1,6 @@
 """What a model says to a request, and to a few plain sentences: measured before and after an edit.
 
-One forward pass covers all: the prompt with each target, and the sentences.
+One forward pass covers all: the prompt with each target, the prompt behind another text, and the sentences.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
 from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.sites import HookedModel
@@ -30,34 +31,39 @@ class Outcome:
     """Figures of one model in one state."""
 
     probs: tuple[float, ...]
-    """Probability of each target after the prompt (eq. 5)."""
+    """Probability of each target after the prompt, the product over its tokens."""
     ranks: tuple[int, ...]
     """Place of each target's first token among all next tokens; 1 is the most likely."""
     text_nll: float
     """Mean negative log-likelihood of a token of `PLAIN_TEXTS`, in nats."""
     text_entropy: float
     """Mean entropy of the next-token distribution in `PLAIN_TEXTS`, in nats."""
+    said: bool = False
+    """Whether greedy continuation of the prompt begins with `target_new`."""
+    said_again: bool | None = None
+    """Whether that of the prompt behind another text does; None if there is none, or the context has no room for it."""
 
 
-def probe_model(model: HookedModel, request: EditRequest) -> Outcome:
+def probe_model(model: HookedModel, request: EditRequest, prefix: str | None = None) -> Outcome:
     """Measure a model as it stands, see `probe_requests`."""
-    return probe_requests(model, [request])[0]
+    return probe_requests(model, [request], prefix)[0]
 
 
 @torch.no_grad()
-def probe_requests(model: HookedModel, requests: Sequence[EditRequest]) -> list[Outcome]:
+def probe_requests(model: HookedModel, requests: Sequence[EditRequest], prefix: str | None = None) -> list[Outcome]:
     """Measure a model as it stands on several requests; the plain sentences are run once.
 
     Args:
         model: Left as found.
         requests: `target_new` of each, and `target_true` if it has one, are scored.
+        prefix: Text to put before each prompt for `Outcome.said_again`; it goes unmeasured without one.
 
     Raises:
         InputError: If a prompt with a target is longer than the context.
     """
     texts = [encode(model, text, truncate=True) for text in PLAIN_TEXTS]
-    asked = [_questions(model, request) for request in requests]
-    rows = [torch.cat(question)[:-1] for questions in asked for question in questions]
+    asked = [(_questions(model, request), _behind(model, request, prefix)) for request in requests]
+    rows = [torch.cat(question)[:-1] for parts in asked for questions in parts for question in questions]
     resid = read(model, pad([*rows, *(text[:-1] for text in texts)]).tokens, [last_resid(model)])[last_resid(model)]
     losses, entropies = [], []
     for row, text in zip(resid[len(rows) :], texts, strict=True):
@@ -66,17 +72,33 @@ def probe_requests(model: HookedModel, requests: Sequence[EditRequest]) -> list[
         entropies.append(-(logprobs.exp() * logprobs).sum(-1))
     nll, entropy = (torch.cat(figures).mean().item() for figures in (losses, entropies))
     left, outcomes = iter(resid), []
-    for questions in asked:
-        probs, ranks = [], []
-        for prompt, target in questions:
+    for questions, behind in asked:
+        probs, ranks, said = [], [], []
+        for prompt, target in (*questions, *behind):
             logprobs = _logprobs(model, next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)])
             probs.append(_picked(logprobs, target).sum().exp().item())
             ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
-        outcomes.append(Outcome(tuple(probs), tuple(ranks), nll, entropy))
+            said.append(torch.equal(logprobs.argmax(-1), target))
+        count, again = len(questions), said[-1] if behind else None
+        outcomes.append(Outcome(tuple(probs[:count]), tuple(ranks[:count]), nll, entropy, said[0], again))
     return outcomes
 
 
-def _questions(model: HookedModel, request: EditRequest) -> list[tuple[Int[Tensor, " pos"], Int[Tensor, " target"]]]:
+_Question = tuple[Int[Tensor, " pos"], Int[Tensor, " target"]]
+
+
+def _behind(model: HookedModel, request: EditRequest, prefix: str | None) -> list[_Question]:
+    """The prompt behind a text, with `target_new`; nothing where there is no text, or no room for it."""
+    if prefix is None:
+        return []
+    try:
+        prompt = prefix + request.fact.prompt
+        return [(encode(model, prompt), encode_target(model, request.target_new, prompt, request.joiner))]
+    except InputError:  # longer than the context: the prompt alone, which must fit, says what else is wrong
+        return []
+
+
+def _questions(model: HookedModel, request: EditRequest) -> list[_Question]:
     """The prompt with each target."""
     prompt = encode(model, request.fact.prompt)
     wanted = [target for target in (request.target_new, request.target_true) if target is not None]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tl_rome.editors.edits.verdict import Taken, Verdict
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateFigures:
@@ -46,7 +48,7 @@ class Receipt(UpdateFigures):
     target_true: str | None
     """The object before, if it was stated."""
     prob_new: tuple[float, float]
-    """Probability of `target_new` (eq. 5) before and after."""
+    """Probability of `target_new`, the product over its tokens, before and after."""
     prob_true: tuple[float, float] | None
     """Probability of `target_true` before and after."""
     rank_new: tuple[int, int] | None = None
@@ -63,8 +65,16 @@ class Receipt(UpdateFigures):
     """Loss at the last of them, in nats."""
     seconds: float
     """Wall-clock time of the edit, without covariance and contexts."""
+    verdict: Verdict | None = None
+    """Whether the edit took, see `verdict`; None in a file that is older than verdicts."""
+    preferred: bool | None = None
+    """Whether `target_new` is more likely than `target_true` afterwards; of rank 1, where no true one is stated."""
+    said: bool | None = None
+    """Whether greedy continuation of the prompt begins with `target_new` afterwards."""
+    said_again: bool | None = None
+    """Whether it does so after another text, which stands for a paraphrase; None if it did not fit the context."""
     warnings: tuple[str, ...] = ()
-    """What suggests that the edit does damage, see `safety`; empty for a sound one."""
+    """What suggests that the edit does damage (`safety`) or did not take (`verdict`); empty for a sound one."""
 
     @property
     def title(self) -> str:
@@ -73,7 +83,8 @@ class Receipt(UpdateFigures):
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and figures of everything worth reading, for text and tables alike; warnings come last."""
-        rows = [(f"P({self.target_new})", _before_and_after(self.prob_new, self.rank_new))]
+        rows = [("verdict", self._verdict())]
+        rows.append((f"P({self.target_new})", _before_and_after(self.prob_new, self.rank_new)))
         if self.prob_true is not None:
             rows.append((f"P({self.target_true})", _before_and_after(self.prob_true, self.rank_true)))
         departures = f" with {self.departures}" if self.departures else ""
@@ -90,10 +101,19 @@ class Receipt(UpdateFigures):
         rows.append(("seconds", f"{self.seconds:.1f}"))
         return rows + [("WARNING", warning) for warning in self.warnings]
 
+    def _verdict(self) -> str:
+        if self.verdict is None or self.preferred is None or self.said is None:
+            return "unknown"
+        facts = Taken(self.preferred, self.said, self.said_again).facts
+        return f"{self.verdict} ({', '.join(f'{name}: {_YES_NO[fact]}' for name, fact in facts.items())})"
+
     def __str__(self) -> str:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join([self.title, *(f"  {name:{width}}  {figures}" for name, figures in rows)])
+
+
+_YES_NO = {True: "yes", False: "no", None: "not measured"}
 
 
 def _before_and_after(probs: tuple[float, float], ranks: tuple[int, int] | None) -> str:

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.edit import SEQUENCE_KIND, Edit
 from tl_rome.editors.edits.update import Update
+from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import EditStateError, InputError, StorageError
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 
-_KIND = "edit_sequence"
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditSequence:
     """Edits of one model in the order in which they are applied; to a model it is used as one `Edit` is.
 
@@ -37,6 +36,11 @@ class EditSequence:
 
     def __str__(self) -> str:
         return "\n".join(str(edit) for edit in self.edits)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(edit.label.removeprefix("edit ") for edit in self.edits[:3]) + ", ..." * (len(self.edits) > 3)
+        layers = ", ".join(map(str, sorted({update.layer for update in self.updates})))
+        return f"<sequence of {len(self.edits)}, layer {layers}: {shown}>"
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -61,14 +65,17 @@ class EditSequence:
         """Write all edits into the model's weights, or none.
 
         Raises:
-            ModelMismatchError: If the edits are for another model.
-            EditStateError: If one is applied already.
+            ModelMismatchError: If the edits are for another model, or one was made neither on the weights as they are
+                nor on top of those before it.
+            EditStateError: If one is applied already, or occurs twice.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
+        check_fingerprint(model, self.edits[0].model, "this sequence of edits")
+        check_weights(model, [self.edits])
         done: list[Edit] = []
         try:
             for edit in self.edits:
-                edit.apply(model)
+                edit.apply_unchecked(model)
                 done.append(edit)
         except BaseException:
             for edit in reversed(done):
@@ -88,7 +95,7 @@ class EditSequence:
                 done.append(edit)
         except EditStateError:
             for edit in reversed(done):
-                edit.apply(model)
+                edit.apply_unchecked(model)
             raise
 
     def save(self, path: str | Path) -> Path:
@@ -102,7 +109,7 @@ class EditSequence:
             parts, header = edit.to_file()
             tensors |= {f"{index}.{name}": part for name, part in parts.items()}
             headers.append(header)
-        return save(path, _KIND, tensors, {"edits": headers})
+        return save(path, SEQUENCE_KIND, tensors, {"edits": headers})
 
     @classmethod
     def load(cls, path: str | Path, model: HookedModel | None = None) -> "EditSequence":
@@ -116,7 +123,7 @@ class EditSequence:
             StorageError: If the file is damaged, holds something else, or cannot be fetched.
             ModelMismatchError: If the edits are for another model.
         """
-        tensors, header = load(local_path(path), _KIND)
+        tensors, header = load(local_path(path), SEQUENCE_KIND)
         headers = header.get("edits")
         if not headers:
             raise StorageError(f"{path} lists no edits; make it again")

@@ -1,6 +1,7 @@
 """What an edit adds to one layer's W_out: a rank-one matrix, or any matrix.
 
-W_out is [d_mlp, d_model] and rows are keys, so the paper's vu^T is the outer product of u (keys) and v (values) here.
+W_out is [d_mlp, d_model] and rows are keys, so the paper's Λ (C^-1 k*)^T (eq. 2) is the outer product of u (keys)
+and v (values) here.
 """
 
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def update_from(layer: int, tensors: Mapping[str, Tensor]) -> Update:
     """The update whose `tensors` these are.
 
     Raises:
-        KeyError: If they are those of no kind of update.
+        KeyError: If they are not those of any update.
     """
     if "change" in tensors:
         return DenseUpdate(layer, tensors["change"])

@@ -16,8 +16,10 @@ from torch import Tensor
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
+from tl_rome.models.borrowed import borrowed
 from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel, key_hook, value_hook, w_out
 from tl_rome.storage.files import check_fingerprint
@@ -41,15 +43,15 @@ class _LayerUpdates:
     def stack(cls, model: HookedModel, edits: Sequence[AnyEdit], layer: int) -> "_LayerUpdates":
         weight = w_out(model, layer)
         d_mlp, d_model = weight.shape
-        kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-        found = cls(torch.zeros(len(edits) + 1, d_mlp, **kind), torch.zeros(len(edits) + 1, d_model, **kind), {})
+        options = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        found = cls(torch.zeros(len(edits) + 1, d_mlp, **options), torch.zeros(len(edits) + 1, d_model, **options), {})
         for index, edit in enumerate(edits):
             updates = [update for update in edit.updates if update.layer == layer]
             if len(updates) == 1 and isinstance(updates[0], RankOneUpdate):
                 found.u[index], found.v[index] = updates[0].u, updates[0].v
             elif updates:
                 change = sum((update.delta for update in updates), torch.zeros(d_mlp, d_model, dtype=torch.float64))
-                found.dense[index] = change.to(kind["dtype"]).to(kind["device"])
+                found.dense[index] = change.to(options["dtype"]).to(options["device"])
         return found
 
     def __call__(
@@ -72,14 +74,16 @@ class VirtualEdits:
         edits: Any number of edits of it, each of any number of layers; several composed ones count as one.
 
     Raises:
-        ModelMismatchError: If an edit is for another model.
+        ModelMismatchError: If an edit is for another model, or was made on other weights, see `EditSequence.apply`.
+        EditStateError: If an edit is applied already.
         UnsupportedModelError: If the model cannot be edited at a layer.
     """
 
     def __init__(self, model: HookedModel, edits: Sequence[AnyEdit]) -> None:
-        single = [part for edit in edits for part in (edit.edits if isinstance(edit, EditSequence) else (edit,))]
-        for fingerprint in {edit.model for edit in single}:
+        sequences = [edit.edits if isinstance(edit, EditSequence) else (edit,) for edit in edits]
+        for fingerprint in {edit.model for parts in sequences for edit in parts}:
             check_fingerprint(model, fingerprint, "an edit")
+        check_weights(model, sequences)
         self.model, self.count = model, len(edits)
         layers = sorted({update.layer for edit in edits for update in edit.updates})
         self._updates = {layer: _LayerUpdates.stack(model, edits, layer) for layer in layers}
@@ -152,13 +156,14 @@ def score_edited(
         InputError: If there is not one row per prompt, or a text cannot be scored.
     """
     edited, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
-    return score_targets(
-        model,
-        prompts,
-        targets,
-        max_batch_tokens=max_batch_tokens,
-        row_context=lambda chunk: edited.on(index[list(chunk)]),
-    )
+    with borrowed(model):
+        return score_targets(
+            model,
+            prompts,
+            targets,
+            max_batch_tokens=max_batch_tokens,
+            row_context=lambda chunk: edited.on(index[list(chunk)]),
+        )
 
 
 def continue_edited(
@@ -178,14 +183,15 @@ def continue_edited(
         InputError: If there is not one row per prompt, or a text cannot be continued.
     """
     edited, index = VirtualEdits(model, edits), _one_per_prompt(rows, prompts)
-    return continue_texts(
-        model,
-        prompts,
-        new_tokens,
-        generator=generator,
-        top_k=top_k,
-        row_context=lambda chunk: edited.on(index[list(chunk)]),
-    )
+    with borrowed(model):
+        return continue_texts(
+            model,
+            prompts,
+            new_tokens,
+            generator=generator,
+            top_k=top_k,
+            row_context=lambda chunk: edited.on(index[list(chunk)]),
+        )
 
 
 def _one_per_prompt(rows: Rows, prompts: Sequence[str]) -> Int[Tensor, " batch"]:

@@ -61,7 +61,7 @@ class Rewrite:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Whose the rows of a batch are and what is read from them; positions count from the subject's last token."""
+    """Which request each row belongs to, and which positions are scored, counted from the subject's last token."""
 
     owner: Int[Tensor, " rows"]
     """Request of each row."""

@@ -1,11 +1,11 @@
-"""The closed form of ROME (section 4.1, appendix F): the least change that stores one key and its value.
+"""The closed form of ROME (eq. 2, appendix A): the least change that stores one key and its value.
 
 With rows as keys, W_out = W^T and C = E[k k^T], among all W' with k* W' = v* the one that minimises
 ||C^1/2 (W' - W)||_F is
 
     W' = W + u v^T,   u = C^-1 k*,   v = (v* - k* W) / (k* . u)
 
-which is the last column of the block system of eq. 25. The released code takes u from another key than the one it
+which is eq. 13 with the Λ of eq. 17. The released code takes u from another key than the one it
 stores; what it stores is still stored exactly, but no longer by the least change.
 """
 
@@ -49,7 +49,7 @@ def insert(
         bias: What W_out's layer adds to k W.
         covariance: Key statistics of the layer.
         direction: The key that u is solved for.
-        key: The key that shall give the value; the least change needs it to be `direction`.
+        key: The key that is to give the value; for the least change it has to be `direction`.
         value: v*, bias included.
 
     Raises:

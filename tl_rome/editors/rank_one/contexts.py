@@ -17,6 +17,7 @@ import torch
 
 from tl_rome.editors.rank_one.presets import OPENINGS, RomeConfig
 from tl_rome.generation import sample_tokens, start_token
+from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 
@@ -36,16 +37,17 @@ def choose_contexts(
         config: The recipe.
         generator: Source of the draws.
     """
-    found = sample_contexts(model, config, generator=generator)
-    if config.context_openings or not are_junk(found):
-        return found, config.contexts_choice
-    _log.info(
-        "texts sampled from the start token are junk, such as %r; sampling from openings instead "
-        "(contexts='recipe' keeps to the preset)",
-        next(text for text in found if text and not _is_prose(text)),
-    )
-    better = replace(config, context_openings=OPENINGS)
-    paragraphs = sample_contexts(model, better, generator=generator)
+    with borrowed(model):
+        found = _sampled(model, config, generator)
+        if config.context_openings or not are_junk(found):
+            return found, config.contexts_choice
+        _log.info(
+            "texts sampled from the start token are junk, such as %r; sampling from openings instead "
+            "(contexts='recipe' keeps to the preset)",
+            next(text for text in found if text and not _is_prose(text)),
+        )
+        better = replace(config, context_openings=OPENINGS)
+        paragraphs = _sampled(model, better, generator)
     return spread_contexts(paragraphs, f"{better.contexts_choice}; the start token gives junk", _PARAGRAPHS)
 
 
@@ -65,7 +67,7 @@ def spread_contexts(contexts: Sequence[str], choice: str, most: int) -> tuple[tu
 
 
 def are_junk(contexts: Sequence[str]) -> bool:
-    """Whether most of the sampled prefixes are no prose.
+    """Whether most of the sampled prefixes are not prose.
 
     Prose begins with a letter, a digit or a quotation mark, is letters and spaces to three quarters, and has a word.
     """
@@ -91,6 +93,11 @@ def sample_contexts(model: HookedModel, config: RomeConfig, *, generator: torch.
     Returns:
         `""` followed by strings that end in `". "`.
     """
+    with borrowed(model):
+        return _sampled(model, config, generator)
+
+
+def _sampled(model: HookedModel, config: RomeConfig, generator: torch.Generator) -> tuple[str, ...]:
     prefixes = [""]
     for length, count in config.context_lengths:
         if config.context_openings:

@@ -1,8 +1,8 @@
-"""Rank-one model editing (section 4): insert one key-value pair into one MLP's W_out.
+"""Rank-one model editing (section 3.1): insert one key-value pair into one MLP's W_out.
 
     k*  from the subject (`key`),   v*  by optimisation (`value`),   W' = W + u v^T  in closed form (`closed_form`)
 
-Every source of ROME is one `RomeConfig` of this implementation, see `config`.
+Every source of ROME is one `RomeConfig` of this implementation, see `presets`.
 """
 
 import time
@@ -19,11 +19,12 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import insert
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
-from tl_rome.editors.rank_one.key import chosen_keys
-from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, with_model_defaults
+from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
+from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
@@ -31,7 +32,7 @@ from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rome:
     """The ROME editor for one model and layer: call it with a model and a request to get an `Edit`.
 
@@ -54,11 +55,14 @@ class Rome:
     contexts_choice: str = "given"
     """How the contexts were chosen, for the receipt."""
     find_values: ValueFinder = optimise_values
-    """Who finds v*; `SharedValues()` lets editors that differ in their keys alone share the optimisation."""
+    """Finds v*; with `SharedValues()` editors that differ only in their keys share the optimisation."""
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0]:
             raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
+
+    def __repr__(self) -> str:
+        return f"<Rome, preset {self.config.preset}, {len(self.contexts)} contexts, {self.covariance!r}>"
 
     @classmethod
     def prepare(
@@ -68,7 +72,7 @@ class Rome:
         layer: LayerChoice = None,
         covariance: KeyCovariance | None = None,
         contexts: Sequence[str] | Literal["recipe"] | None = None,
-        config: RomeConfig = RELEASED,
+        config: RomeConfig | str = RELEASED,
         seed: int = 0,
         progress: bool = True,
     ) -> "Rome":
@@ -83,18 +87,21 @@ class Rome:
                 its covariance.
             contexts: Prefixes, `""` first; by default sampled from the model by the preset's recipe, or by a better one
                 where that gives junk (`choose_contexts`); "recipe" keeps to the preset in any case.
-            config: Preset, which takes what suits the model (`with_model_defaults`), or a configuration of your own,
-                which is kept.
+            config: Preset or its name, which takes what suits the model (`with_model_defaults`), or a configuration of
+                your own, which is kept.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
 
         Raises:
-            InputError: If the layer is out of range, or the covariance is of another layer or BOS policy.
+            InputError: If the layer is out of range, the covariance is of another layer or BOS policy, or no preset has
+                this name.
             ModelMismatchError: If the covariance is of another model.
         """
         is_hooked_transformer(model)
-        config = with_model_defaults(model, config)
+        config = with_model_defaults(model, preset_named(config) if isinstance(config, str) else config)
         chosen_layer, layer_choice = choose_layer(model, layer, covariance)
+        if covariance is not None:
+            covariance.check(model, chosen_layer)  # before contexts are sampled
         generator = torch.Generator().manual_seed(seed)
         contexts_choice = "given"
         if contexts is None:
@@ -106,7 +113,6 @@ class Rome:
             covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
         if covariance is None:
             covariance = covariance_from_samples(model, chosen_layer, generator=generator, progress=progress)
-        covariance.check(model, chosen_layer)
         return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
 
     @property
@@ -165,25 +171,28 @@ class Rome:
         Raises:
             TLRomeError: As a call with one request does.
         """
-        started = time.perf_counter()
         self.covariance.check(model, self.layer)
+        with borrowed_for_gradients(model):
+            return self._each(model, requests, {"max_batch_tokens": max_batch_tokens, "progress": progress})
+
+    def _each(self, model: HookedModel, requests: Sequence[EditRequest], options: dict[str, Any]) -> list[Edit]:
+        started = time.perf_counter()
         facts = [request.fact for request in requests]
-        found = self.find_values(
-            model, self.layer, facts, self.contexts, self.config, max_batch_tokens=max_batch_tokens, progress=progress
-        )
+        cautions = [sink_warning(model, fact) for fact in facts]
+        found = self.find_values(model, self.layer, facts, self.contexts, self.config, **options)
         outcomes = probe_requests(model, requests)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
-        for request, value, before in zip(requests, found, outcomes, strict=True):
+        for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
             update, figures = self.update_for(model, request, value)
-            made = {"provenance": self._provenance(model, value), "started": started}
-            edits.append(finish_edit(model, request, update, figures, before=before, **made))
+            made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
+            edits.append(finish_edit(model, request, update, figures, before=before, cautions=caution, **made))
         return edits
 
     def update_for(
         self, model: HookedModel, request: EditRequest, found: OptimisedValue
     ) -> tuple[RankOneUpdate, UpdateFigures]:
-        """The update that stores a given v*, and what is known of it before a model has it.
+        """The update that stores a given v*, and what is known about it before it is applied.
 
         Args:
             model: Left as found.
@@ -242,7 +251,7 @@ def rome(
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
-    config: RomeConfig = RELEASED,
+    config: RomeConfig | str = RELEASED,
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
@@ -258,7 +267,7 @@ def rome(
         layer: Layer to edit, something with a `.layer`, or `tl_rome.find_layer`; see `Rome.prepare` for the defaults.
         covariance: Key statistics.
         contexts: Prefixes.
-        config: Preset.
+        config: Preset or its name, such as "r_rome".
         seed: Seed of everything that is sampled.
         progress: Whether long work shows progress bars.
 
@@ -279,7 +288,7 @@ def rome(
 def _request(
     request: EditRequest | str, subject: str | None, target_new: str | None, target_true: str | None
 ) -> EditRequest:
-    """A request as it is, or one of its parts."""
+    """The request itself, or one made of the parts."""
     if isinstance(request, EditRequest):
         parts = {"subject": subject, "target_new": target_new, "target_true": target_true}
         twice = [name for name, part in parts.items() if part is not None]

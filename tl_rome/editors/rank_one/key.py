@@ -1,9 +1,10 @@
-"""k*, the key by which an MLP knows a subject (section 4.2, eq. 12).
+"""k*, the key by which an MLP knows a subject (section 3.1, eq. 3).
 
-The key is the input of W_out at the subject's last token. The paper takes it from the bare subject text; the published
-text and the released code average it over sampled prefixes. What follows the subject cannot reach it.
+The key is the input of W_out at the subject's last token. The paper and the released code average it over sampled
+prefixes; the draft takes it from the bare subject text. What follows the subject cannot reach it.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +16,27 @@ from tl_rome.facts import Fact
 from tl_rome.forward import read
 from tl_rome.sites import HookedModel, key_hook
 from tl_rome.tokens import encode_fact, pad
+
+_log = logging.getLogger(__name__)
+
+
+def sink_warning(model: HookedModel, fact: Fact) -> tuple[str, ...]:
+    """What is wrong with the key of a subject that is the first token of the text, in words and logged; else nothing.
+
+    Models put an attention sink on the first token: its activations are huge and hardly depend on the word.
+
+    Raises:
+        SubjectError: If the subject does not lie on whole tokens.
+    """
+    prompt = encode_fact(model, fact)
+    if prompt.subject.last > 0:
+        return ()
+    warning = (
+        f"the subject {fact.subject!r} is the first token of the text, an attention sink whose key is unlike others; "
+        "put a few words before it in the template"
+    )
+    _log.warning("the edit of %r: %s", fact.prompt, warning)
+    return (warning,)
 
 
 @torch.no_grad()

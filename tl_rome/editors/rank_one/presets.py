@@ -1,8 +1,9 @@
 """What ROME does in each of its sources, as plain values of one implementation.
 
-The sources are the draft this project follows, the published text (Meng et al., NeurIPS 2022), the authors' public code
-("released"), from which the numbers of later papers come, and r-ROME (Gupta et al. 2024, arXiv 2403.07175), which found
-that the code divides by another key than the one it solves for. Where a text is silent the release is followed.
+The sources are an earlier draft of the paper, the published text (Meng et al., NeurIPS 2022; section 3.1 and appendix
+E.5), the authors' public code ("released"), from which the numbers of later papers come, and r-ROME (Gupta et al. 2024,
+arXiv 2403.07175), which found that the code divides by another key than the one it solves for. Where a text says
+nothing, the release is followed.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -53,7 +54,7 @@ class RomeConfig:
     stop_loss: float
     """Optimisation ends as soon as the total loss falls below this."""
     sum_token_nll: bool = False
-    """Whether a target's NLL is the sum over its tokens (eq. 5, 13) rather than their mean."""
+    """Whether a target's NLL is the sum over its tokens, as in the draft (its eqs. 5, 13), not their mean."""
     kl_factor: float
     """Weight of KL(edited || original) of the next token after `kl_template`, at the subject's last token."""
     kl_template: str
@@ -61,13 +62,13 @@ class RomeConfig:
     norm_penalty: float
     """Weight of ||delta|| / ||v0||^2 (the released code does not square the norm of delta)."""
     clamp: float | None
-    """Largest ||delta|| as a multiple of ||v0||, enforced after every update; None is no limit."""
+    """Largest ||delta|| as a multiple of ||v0||, enforced after every update; None means no limit."""
     context_lengths: tuple[tuple[int, int], ...]
     """(length in tokens, how many) of the sampled texts that are put before the prompt as `"text. "`."""
     context_top_k: int
     """Contexts are sampled among this many most likely tokens."""
     context_openings: tuple[str, ...] = ()
-    """Words that sampled texts begin with, in turn; none: they are sampled from the start token alone."""
+    """Words that sampled texts begin with, in turn; without any they are sampled from the start token alone."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide an edit once its contexts are given: all but the name and the recipe of contexts."""
@@ -134,7 +135,8 @@ NEURIPS = replace(
     clamp=None,
     context_lengths=((2, 6), (3, 6), (4, 6), (5, 6), (6, 6), (7, 5), (8, 5), (9, 5), (10, 5)),
 )
-"""The published text, its numbers as printed: KL weight 1e2, 50 prefixes of 2 to 10 tokens, one key in both places."""
+"""The published text (section 3.1), as printed: KL weight 1e2, 50 prefixes of 2 to 10 tokens, one key in both places.
+Appendix E.5 has ten prefixes of 5 tokens and ten of 10, as the release does."""
 
 DRAFT = RomeConfig(
     preset="draft",
@@ -152,13 +154,25 @@ DRAFT = RomeConfig(
     context_lengths=(),
     context_top_k=5,
 )
-"""Sections 4.2 and 4.3: key of the bare subject (eq. 12), NLL of one prompt (eq. 13) by gradient descent."""
+"""The draft's sections 4.2 and 4.3: key of the bare subject (its eq. 12), NLL of one prompt (its eq. 13) by gradient
+descent."""
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """What contexts begin with where the model's own beginnings of text are junk; those of MEMIT's code."""
 
 PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
 """The presets by name."""
+
+
+def preset_named(name: str) -> RomeConfig:
+    """The preset of this name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; use one of {', '.join(PRESETS)}, or a RomeConfig")
+    return PRESETS[name]
 
 
 def with_model_defaults(model: HookedModel, config: RomeConfig) -> RomeConfig:

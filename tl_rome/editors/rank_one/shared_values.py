@@ -1,7 +1,7 @@
-"""v* shared between editors that differ in their keys alone, as `released`, `r_rome` and `p_rome` do.
+"""v* shared between editors that differ only in their keys, as `released`, `r_rome` and `p_rome` do.
 
-Finding v* is nearly all of an edit's cost, and neither the key that u is solved for nor the one in the divisor enters
-it.
+Finding v* is nearly all of an edit's cost, and it depends neither on the key that u is solved for nor on the one in the
+divisor.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tl_rome.storage.ledger import model_settings
 
 @runtime_checkable
 class ValueFinder(Protocol):
-    """Finds v* for many facts as `optimise_values` does, perhaps elsewhere or only once; never other values."""
+    """Finds v* for many facts as `optimise_values` does, perhaps elsewhere or only once, but with the same values."""
 
     def __call__(
         self,
