@@ -15,11 +15,16 @@ from tl_rome.facts import EditRequest
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
 
 
+def edited(*arguments):
+    """What `tl-rome edit` prints, whether the edit took in the random model (exit code 0) or not (3)."""
+    return succeed(*arguments, codes=(0, 3))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, statistics, tmp_path, kind):
     out = tmp_path / "edit.safetensors"
     asked = ["The [red]Eiffel Tower[/] stands in [", "Big Ben is in"]
-    printed = succeed(
+    printed = edited(
         *("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--ask", asked[0], "--ask", asked[1]),
         *("--covariance", statistics, "--seed", 1, "--model", folder, "--model-class", kind, "--out", out),
     )
@@ -48,7 +53,7 @@ def test_names_are_those_of_the_library():
 def test_editor(folder, tiny, statistics, tmp_path, preset):
     out = tmp_path / "edit.safetensors"
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", preset, "--covariance", statistics)
-    printed = succeed(*arguments, "--model", folder, "--out", out)
+    printed = edited(*arguments, "--model", folder, "--out", out)
     model, covariance = tiny("gpt2", KINDS[0]), KeyCovariance.load(statistics)
     expected = rome(model, TEMPLATE, SUBJECT, NEW, covariance=covariance, config=PRESETS[preset], progress=False)
     found = Edit.load(out, model)
@@ -60,7 +65,7 @@ def test_editor(folder, tiny, statistics, tmp_path, preset):
 def test_fine_tuning(folder, tiny, tmp_path, config, layer):
     out = tmp_path / "edit.safetensors"
     options = ("--editor", config.preset, *(() if layer is None else ("--layer", layer)))
-    printed = succeed("edit", TEMPLATE, SUBJECT, NEW, *options, "--model", folder, "--out", out)
+    printed = edited("edit", TEMPLATE, SUBJECT, NEW, *options, "--model", folder, "--out", out)
     model = tiny("gpt2", KINDS[0])
     expected = FineTune(layer or 0, config)(model, EditRequest(TEMPLATE, SUBJECT, NEW))
     torch.testing.assert_close(Edit.load(out).updates[0].delta, expected.updates[0].delta, rtol=1e-3, atol=1e-6)
@@ -79,7 +84,7 @@ def test_layer_that_tracing_finds(folder, statistics, tmp_path, monkeypatch, edi
     monkeypatch.setattr("tl_rome.patching.find_layer", lambda model, **_: Found())
     options = ("--covariance", statistics) if editor == "rome" else ()
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", editor, "--layer", "auto", *options, "--model", folder)
-    assert "layer 1 (suggested: layer 1, traced)" in succeed(*arguments, "--out", tmp_path / "edit")
+    assert "layer 1 (suggested: layer 1, traced)" in edited(*arguments, "--out", tmp_path / "edit")
 
 
 def test_fine_tuning_takes_no_statistics(statistics, tmp_path):
@@ -91,7 +96,7 @@ def test_fine_tuning_takes_no_statistics(statistics, tmp_path):
 def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):
     out = tmp_path / "edit.safetensors"
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--target-true", "Paris", "--covariance", statistics)
-    printed = succeed(*arguments, "--model", folder, "--out", out)
+    printed = edited(*arguments, "--model", folder, "--out", out)
     receipt = Edit.load(out).receipt
     assert receipt.rank_new is not None
     assert receipt.rank_true is not None
@@ -106,7 +111,7 @@ def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):
 def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistics, tmp_path, monkeypatch):
     monkeypatch.setattr("tl_rome.editors.edits.safety.MAX_DISTURBANCE", 0.0)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
-    assert "WARNING the layer's output on ordinary text changes by" in succeed(*arguments, "--out", tmp_path / "edit")
+    assert "WARNING the layer's output on ordinary text changes by" in edited(*arguments, "--out", tmp_path / "edit")
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("took", 0), ("partly", 0), ("did not take", 3)])
@@ -118,14 +123,14 @@ def test_exit_code_of_an_edit_that_did_not_take(folder, statistics, tmp_path, mo
     assert result.exit_code == code
     assert ("the edit did not take" in result.stderr) == (code == 3)
     assert Edit.load(tmp_path / "edit").request.target_new == NEW
-    assert "exit code is 3" in succeed("edit", "--help")
+    assert "exit code is 3" in edited("edit", "--help")
 
 
 def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch):
     monkeypatch.setattr("tl_rome.editors.rank_one.contexts.are_junk", lambda contexts: True)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--seed", 1, "--model", folder)
-    assert "the start token gives junk" in succeed(*arguments, "--out", tmp_path / "auto")
-    printed = succeed(*arguments, "--contexts", "recipe", "--out", tmp_path / "recipe")
+    assert "the start token gives junk" in edited(*arguments, "--out", tmp_path / "auto")
+    printed = edited(*arguments, "--contexts", "recipe", "--out", tmp_path / "recipe")
     assert "(sampled from the start token, top-k 5)" in printed
     recipe = sample_contexts(tiny("gpt2", KINDS[0]), PRESETS["released"], generator=torch.Generator().manual_seed(1))
     assert Edit.load(tmp_path / "recipe").provenance["contexts"] == list(recipe)
@@ -135,5 +140,5 @@ def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch)
 @pytest.mark.leg("4")
 def test_edit_without_statistics_samples_its_own(folder, tmp_path):
     out = tmp_path / "edit.safetensors"
-    assert "own samples" in succeed("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, "--model", folder, "--out", out)
+    assert "own samples" in edited("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, "--model", folder, "--out", out)
     assert Edit.load(out).updates[0].layer == 2

@@ -155,5 +155,5 @@ def test_impossible_runs_are_refused(tiny, records, options, message):
 
 
 def test_an_editor_that_returns_no_edits_ends_the_run(tiny):
-    with pytest.raises(TypeError, match=r"made 2 objects \(NoneType\) of 2 requests; return an Edit each"):
+    with pytest.raises(TypeError, match=r"made 2 objects \(NoneType\) for 2 requests; return one Edit for each"):
         run(tiny("gpt2", KIND), lambda model, request: None)
