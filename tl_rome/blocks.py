@@ -253,8 +253,11 @@ def _block_arguments(
 
 
 @contextmanager
-def first_run() -> Iterator[None]:
-    """Have what a first, trial run of single blocks raises say that they cannot be run so.
+def first_run(failing: str = "the model's blocks cannot be run one by one") -> Iterator[None]:
+    """Turn what the model's own code raises in a first, trial run into an error that says what cannot be done with it.
+
+    Args:
+        failing: What cannot be done.
 
     Raises:
         UnsupportedModelError: For any error of the model's own code but running out of memory.
@@ -267,7 +270,7 @@ def first_run() -> Iterator[None]:
         if "allocate memory" in str(error):  # as torch says on a CPU
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UnsupportedModelError(f"the model's blocks cannot be run one by one ({reason})") from error
+        raise UnsupportedModelError(f"{failing} ({reason})") from error
 
 
 @contextmanager

@@ -105,6 +105,8 @@ def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> F
     Final norm, unembedding, and what the architecture does to logits after that: soft caps (Gemma 2), multipliers
     (Granite, Falcon-H1, Cohere). `check_final_logits` compares the result with the model's own.
     """
+    if not hasattr(model, "ln_final"):
+        raise UnsupportedModelError(f"{model.cfg.model_name!r} has no final norm, which this library makes logits with")
     flat = resid.reshape(1, -1, resid.shape[-1])
     logits = model.unembed(model.ln_final(flat))  # type: ignore[attr-defined]
     if is_hooked_transformer(model):
@@ -119,8 +121,6 @@ def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> F
 def check_final_logits(model: HookedModel) -> None:
     """Make sure that `final_logits` gives the logits of the model itself, on two tokens.
 
-    Logits that are not finite pass: the functions that use them say more about that.
-
     Raises:
         UnsupportedModelError: If it does not: scores, traces and edits would be of another distribution.
         NumericsError: If the model's logits are not finite.
@@ -133,7 +133,7 @@ def check_final_logits(model: HookedModel) -> None:
     if not bool(expected.isfinite().all()):
         raise NumericsError(f"the logits of {model.cfg.model_name!r} are not finite; look for NaN or inf weights")
     error = float((final_logits(model, found[name]).float() - expected).norm() / expected.norm())
-    if not error <= _LOGIT_TOLERANCE and bool(expected.isfinite().all()):
+    if not error <= _LOGIT_TOLERANCE:
         raise UnsupportedModelError(
             f"the logits of {model.cfg.model_name!r} are not its unembedded last residual stream (off by {error:.1%}): "
             "it does something to them that this library does not know, so that probabilities would be wrong"

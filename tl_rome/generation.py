@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.blocks import first_run
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.forward import device_of, new_cache, run, run_cached
 from tl_rome.models.borrowed import borrows
@@ -121,7 +122,8 @@ class _Reader:
         self.read = torch.cat([self.read, tokens], dim=1)
         if self.cache is not None:
             try:
-                return run_cached(self.model, tokens.to(device_of(self.model)), self.cache)[:, -1]
+                with nullcontext() if begun else first_run("the model takes no key-value cache of the usual kind"):
+                    return run_cached(self.model, tokens.to(device_of(self.model)), self.cache)[:, -1]
             except UnsupportedModelError as error:
                 if begun:
                     raise

@@ -114,3 +114,18 @@ def test_sampling_does_without_a_cache_that_the_model_ignores(tiny, monkeypatch,
     monkeypatch.setattr(type(model), "forward", forgetful)
     assert continue_texts(model, [PROMPT], 8, generator=torch.Generator(), top_k=1) == expected
     assert caplog.text.count("ignores its key-value cache; sampling by a whole forward pass") == 1
+
+
+def test_sampling_does_without_a_cache_that_the_model_cannot_fill(tiny, monkeypatch, caplog):
+    model = tiny("gpt2", "bridge")
+    expected = continue_texts(model, [PROMPT], 8, generator=torch.Generator(), top_k=1)
+    forward = type(model).forward
+
+    def picky(self, *args, past_key_values=None, **options):
+        if past_key_values is not None:
+            raise IndexError("list index out of range")
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(type(model), "forward", picky)
+    assert continue_texts(model, [PROMPT], 8, generator=torch.Generator(), top_k=1) == expected
+    assert caplog.text.count("no key-value cache of the usual kind (IndexError: list index out of range)") == 1

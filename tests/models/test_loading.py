@@ -290,6 +290,18 @@ def test_models_that_look_ahead_are_refused(family_dir, tmp_path):
         load_model(str(tmp_path), model_class="bridge", progress=False)
 
 
+def test_a_model_without_a_final_norm_is_refused_when_it_is_loaded(family_dir, tmp_path):
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(family_dir("gpt2"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 128}
+    config = OPTConfig(vocab_size=len(tokenizer), **sizes, word_embed_proj_dim=16, do_layer_norm_before=False)
+    OPTForCausalLM(config).save_pretrained(tmp_path)  # as OPT-350m is
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="has no final norm"):
+        load_model(str(tmp_path), model_class="bridge", progress=False)
+
+
 def biased_llama(folder: Path) -> Path:
     """Give a Llama biases: a layout that transformers runs and HookedTransformer's converter silently drops."""
     weights = load_file(folder / "model.safetensors")

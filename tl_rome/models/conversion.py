@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
+from tl_rome.forward import check_final_logits
 
 if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
@@ -80,6 +81,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
             f"TransformerLens converts {name!r} ({architecture}) for model_class={model_class!r} to a model with other "
             f"logits (relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(model_class)}"
         )
+    check_final_logits(model)
     return model
 
 

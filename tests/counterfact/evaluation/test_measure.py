@@ -168,9 +168,9 @@ def test_a_broken_model_is_an_error(fresh_tiny, batch):
     model = fresh_tiny("gpt2", KIND)
     with torch.no_grad():
         w_out(model, 2).fill_(math.nan)
-    with pytest.raises(NumericsError, match="logits of .* are not finite"):
+    with pytest.raises(NumericsError, match=r"logits of .* are not finite"):
         measure(model, RECORDS[:batch], SHORT)
-    with pytest.raises(NumericsError, match="logits of .* are not finite"):
+    with pytest.raises(NumericsError, match=r"logits of .* are not finite"):
         generate(model, RECORDS[:batch], SHORT)
 
 
