@@ -149,7 +149,7 @@ def editors(model):
     return {"slow": Slow()}
 
 if __name__ == "__main__":
-    load = partial(load_model, sys.argv[1], kind=sys.argv[3], device="cpu", progress=False)
+    load = partial(load_model, sys.argv[1], model_class=sys.argv[3], device="cpu", progress=False)
     evaluate_in_processes(load, RECORDS, editors, store="run", config=SHORT, batch_size=2, progress=False)
 """
 
