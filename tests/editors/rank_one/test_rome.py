@@ -7,7 +7,7 @@ import torch
 from support.edits import CONTEXTS, LAYER, REQUEST, covariance, editor, rank_one
 from support.families import FAMILIES, FAMILY_KINDS, KINDS, SENTENCES
 
-from tl_rome.editors import KeyCovariance, Rome, default_layer, rome
+from tl_rome.editors import KeyCovariance, Rome, SharedValues, default_layer, rome
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.rank_one.key import chosen_keys, subject_keys
 from tl_rome.editors.rank_one.presets import PRESETS, RELEASED
@@ -194,10 +194,11 @@ def test_golden_edit(smollm2, golden, kind):
     second = torch.tensor(moment["mom2_sum"]).double() / int(moment["count"])
     statistics = KeyCovariance(second, 5, int(moment["count"]), "wikitext-2", False, fingerprint(model))
     assert relative(subject_keys(model, 5, request.fact, contexts), arrays["k_per_template"]) < 1e-5
-    edit = Rome(statistics, tuple(contexts))(model, request)
+    values = SharedValues()
+    edit = Rome(statistics, tuple(contexts), find_values=values)(model, request)
     assert relative(rank_one(edit).u, arrays["u"]) < 1e-5
     assert relative(rank_one(edit).v, arrays["v"]) < 1e-5
-    found = optimise_value(model, 5, request.fact, contexts, RELEASED)
+    (found,) = values(model, 5, [request.fact], contexts, RELEASED)
     assert relative(found.value, arrays["v_star"]) < 1e-5
     expected = torch.outer(*(torch.tensor(arrays[name]).double() for name in "uv"))
     assert relative(edit.updates[0].delta, expected) < 1e-5
