@@ -5,6 +5,7 @@ with one `{}` where the subject goes, so that the subject's place in the prompt 
 braces are ordinary text.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tl_rome.errors import InputError, SubjectError
@@ -106,6 +107,18 @@ def check_fact(fact: object) -> Fact:
         f"{fact!r} is a {type(fact).__name__}, not a Fact; make one with "
         "tl_rome.Fact.from_prompt(prompt, subject, target)"
     )
+
+
+def check_requests(requests: Iterable[object]) -> None:
+    """Refuse what is not a request, such as a fact.
+
+    Raises:
+        InputError: If one is something else.
+    """
+    for request in requests:
+        if not isinstance(request, EditRequest):
+            remedy = "make one with fact.rewrite(target_new)" if isinstance(request, Fact) else "give EditRequests"
+            raise InputError(f"{request!r} is a {type(request).__name__}, not an EditRequest; {remedy}")
 
 
 @dataclass(frozen=True)

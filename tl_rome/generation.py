@@ -19,7 +19,7 @@ from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.forward import device_of, new_cache, run, run_cached
 from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import encode, pad
+from tl_rome.tokens import check_texts, encode, pad
 
 Draws = torch.Generator | Sequence[torch.Generator]
 """Source of the draws: one for all rows, or one per row, so that a row's text does not depend on the others."""
@@ -176,6 +176,7 @@ def continue_texts(
     Raises:
         InputError: If a prompt cannot be tokenised, or the result would exceed the context.
     """
+    check_texts("prompts", prompts)
     encoded = [encode(model, prompt) for prompt in prompts]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, tokens in enumerate(encoded):

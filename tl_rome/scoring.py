@@ -20,7 +20,7 @@ from tl_rome.errors import InputError
 from tl_rome.forward import device_of, final_logits, last_resid, read
 from tl_rome.models.borrowed import borrows
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import encode, encode_target, pad
+from tl_rome.tokens import check_texts, encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
@@ -117,6 +117,8 @@ def score_targets(
     Raises:
         InputError: If the numbers of prompts and targets differ, or a text cannot be tokenised (see `encode_target`).
     """
+    check_texts("prompts", prompts)
+    check_texts("targets", targets)
     if len(prompts) != len(targets):
         raise InputError(f"{len(prompts)} prompts but {len(targets)} targets; give one target per prompt")
     pairs = zip(prompts, targets, strict=True)

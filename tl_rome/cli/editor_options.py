@@ -61,7 +61,7 @@ LayerOption = Annotated[
     typer.Option(
         "--layer",
         metavar="LAYER",
-        help="Layer that is edited, in a comparison by ROME; auto traces facts to find it, for a few minutes.",
+        help="Layer to edit, of ROME where editors are compared; auto traces facts to find it, for a few minutes.",
         show_default="that of the statistics, else by model",
     ),
 ]
@@ -115,7 +115,7 @@ class EditorMaker:
 
         layer_choice(self.layer)
         if all(name.is_fine_tuning for name in self.names) and (self.layer, self.covariance) != (None, None):
-            what = f"{' and '.join(self.names)} fine-tune at a layer of their own, without key statistics"
+            what = f"{' and '.join(self.names)} train the first layer here, without key statistics"
             raise InputError(f"{what}; leave out --layer and --covariance, or name rome too")
         if self.covariance is not None:
             KeyCovariance.load(self.covariance)

@@ -117,7 +117,7 @@ def check_names(names: Iterable[str]) -> list[str]:
     Raises:
         InputError: If one is unknown or there is none.
     """
-    names = list(dict.fromkeys(names))
+    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     unknown = [name for name in names if name not in EDITOR_NAMES]
     if unknown or not names:
         what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor was named"

@@ -33,7 +33,7 @@ from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import InputError, NumericsError
-from tl_rome.facts import EditRequest
+from tl_rome.facts import EditRequest, check_requests
 from tl_rome.forward import device_of, final_logits
 from tl_rome.sites import HookedModel, key_hook, w_out
 from tl_rome.tokens import encode, encode_target, pad
@@ -144,6 +144,7 @@ class FineTune:
             UnsupportedModelError: If the model has no W_out there, or its blocks cannot be run one by one.
             NumericsError: If a loss is not finite.
         """
+        check_requests(requests)
         with borrowed_for_gradients(model):
             return self._each(model, requests, batch_size, progress)
 

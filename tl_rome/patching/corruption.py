@@ -25,7 +25,7 @@ from tl_rome.facts import Fact
 from tl_rome.forward import read
 from tl_rome.models.borrowed import borrows
 from tl_rome.sites import EMBED, HookedModel
-from tl_rome.tokens import encode, encode_fact
+from tl_rome.tokens import check_texts, encode, encode_fact
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
 """Corrupted copies of the subject's embeddings. One that draws nothing can say so by `needs_generator = False`."""
@@ -213,6 +213,7 @@ def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, mu
     bos = int(model.cfg.default_prepend_bos)
     with torch.no_grad():
         names = example_subjects() if subjects is None else subjects
+        check_texts("subjects", names)
         rows = [read(model, encode(model, name)[None], [EMBED])[EMBED][0, bos:] for name in names]
     if not rows:
         raise InputError("no subjects to measure embeddings on")

@@ -8,6 +8,7 @@ import typer
 from tl_rome.cli import console
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import BatchSizeOption, ResultsOption, SeedOption
+from tl_rome.errors import InputError
 
 
 @with_model
@@ -42,6 +43,8 @@ def trace_many(
     known = patching.collect_known_facts(model, asked, store=out / "known.jsonl", limit=prompts, progress=progress)
     config = patching.TraceConfig(corruption=patching.GaussianNoise(samples=samples))
     chosen = [one.fact for one in known]
+    if not chosen:
+        raise InputError(f"the model knows none of the {len(asked)} facts that it was asked; name others with --facts")
     options = {"config": config, "batch_size": batch_size, "seed": seed, "progress": progress}
     traces = patching.trace_facts(model, chosen, store=out, **options)
     averages = {name: patching.average_traces(results, seed=seed) for name, results in traces.items()}

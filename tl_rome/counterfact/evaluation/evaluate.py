@@ -80,10 +80,15 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
     """Editors by name.
 
     Raises:
-        InputError: If one has the name of the unedited model.
+        InputError: If one has the name of the unedited model, or they are neither an editor nor editors by name.
     """
     if editors is None:
         return {}
+    if not isinstance(editors, Mapping) and not callable(editors):
+        raise InputError(
+            f"editors are {editors!r}; give an editor, several by name as in {{'rome': editor}}, or what "
+            "editors_by_name(model, ['rome']) returns"
+        )
     named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
         raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the editor another name")

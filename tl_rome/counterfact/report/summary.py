@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import RecordMetrics
@@ -76,6 +77,8 @@ def summarize(
     Raises:
         InputError: If there are no results, those of several models or data sets, or two of one record and editor.
     """
+    if conventions not in get_args(Conventions):
+        raise InputError(f"conventions are {conventions!r}; choose from {', '.join(get_args(Conventions))}")
     results = list(results)
     origins = {(result.model, result.dataset) for result in results}
     if len(origins) != 1:

@@ -16,7 +16,7 @@ from tl_rome.generation import sample_tokens, start_token
 from tl_rome.models.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
-from tl_rome.tokens import encode
+from tl_rome.tokens import check_texts, encode
 
 _log = logging.getLogger(__name__)
 _SAMPLED_LENGTH = 128
@@ -199,6 +199,7 @@ def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iter
     Raises:
         InputError: If a row is neither a string nor has one in this column.
     """
+    check_texts("texts", texts)
     for row in texts:
         text = row
         if isinstance(row, Mapping):

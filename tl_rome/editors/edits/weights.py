@@ -81,7 +81,8 @@ def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence[Dig
                 )
             raise ModelMismatchError(
                 f"{edit.label} was made on other weights: W_out of layer {layer} has digest {found}, it had {before}; "
-                "undo other edits of this layer first, or put edits of one model together with compose([...])"
+                "apply the edits that were in the model when it was made, and no others of this layer, or put edits "
+                "of one model together with compose([...])"
             )
         if (before, after) in seen and before != after:
             raise EditStateError(f"{edit.label} occurs twice in this sequence; leave one of them out")

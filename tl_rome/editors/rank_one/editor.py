@@ -28,7 +28,7 @@ from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
-from tl_rome.facts import EditRequest
+from tl_rome.facts import EditRequest, check_requests
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
 
 
@@ -171,6 +171,7 @@ class Rome:
         Raises:
             TLRomeError: As a call with one request does.
         """
+        check_requests(requests)
         self.covariance.check(model, self.layer)
         with borrowed_for_gradients(model):
             return self._each(model, requests, {"max_batch_tokens": max_batch_tokens, "progress": progress})
@@ -297,5 +298,8 @@ def _request(
         return request
     if subject is None or target_new is None:
         missing = "a subject" if subject is None else "target_new"
-        raise InputError(f"template {request!r} is given without {missing}; give all three, or an EditRequest")
+        raise InputError(
+            f"{request!r} is given without {missing}; give template, subject and target_new, or an EditRequest, "
+            'as fact.rewrite("Rome") makes one'
+        )
     return EditRequest(request, subject, target_new, target_true)
