@@ -5,10 +5,10 @@ import inspect
 import pytest
 import torch
 from support.edits import CONTEXTS, covariance
-from support.evaluation import RECORDS
 from support.families import KINDS
 
-from tl_rome import Fact, Rome, continue_texts, estimate_covariance, evaluate, score_targets, summarize
+from tl_rome import Fact, Rome, continue_texts, estimate_covariance, score_targets, summarize
+from tl_rome.counterfact.evaluation.evaluate import named_editors
 from tl_rome.editors.by_name import check_names
 from tl_rome.errors import InputError
 from tl_rome.facts import check_requests
@@ -45,8 +45,8 @@ def test_a_fact_is_no_request(tiny):
         inspect.unwrap(Rome.each)(editor, tiny("gpt2", KIND), [FACT])
 
 
-def test_wrong_choices_are_named(tiny):
+def test_wrong_choices_are_named():
     with pytest.raises(InputError, match="conventions are 'bogus'; choose from draft, neurips, released"):
         inspect.unwrap(summarize)([], conventions="bogus")
     with pytest.raises(InputError, match=r"editors are \['rome'\]; give an editor"):
-        inspect.unwrap(evaluate)(tiny("gpt2", KIND), RECORDS, ["rome"])
+        inspect.unwrap(named_editors)(["rome"])
