@@ -124,7 +124,7 @@ def test_files_of_other_data_sets_are_called_what_they_are(tmp_path):
         (tmp_path / name).write_text(json.dumps([record] if name == "x.json" else record))
         with pytest.raises(StorageError, match=r"is a record of COUNTERFACT .*; read it with load_counterfact"):
             load_facts(tmp_path / name)
-    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b'[{"src": "", "rephrase": "", "alt": "", "loc": ""}]'))
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b'[{"src": "", "rephrase": "", "alt": "", "loc": ""}]', mtime=0))
     with pytest.raises(StorageError, match=r"zsre_mend_eval.*; write its facts as lines of JSON"):
         load_facts(tmp_path / "x.json.gz")
     (tmp_path / "x.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
