@@ -302,6 +302,18 @@ def test_a_model_without_a_final_norm_is_refused_when_it_is_loaded(family_dir, t
         load_model(str(tmp_path), model_class="bridge", progress=False)
 
 
+def test_a_model_of_other_blocks_is_refused_when_it_is_loaded(family_dir, tmp_path):
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(family_dir("gpt2"))
+    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM. have neither attention nor an MLP"):
+        load_model(str(tmp_path), model_class="bridge", progress=False)
+
+
 def biased_llama(folder: Path) -> Path:
     """Give a Llama biases: a layout that transformers runs and HookedTransformer's converter silently drops."""
     weights = load_file(folder / "model.safetensors")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.forward import check_final_logits
+from tl_rome.sites import Site
 
 if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
@@ -80,6 +81,11 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
         raise UnsupportedModelError(
             f"TransformerLens converts {name!r} ({architecture}) for model_class={model_class!r} to a model with other "
             f"logits (relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(model_class)}"
+        )
+    if not {Site(part, 0).hook for part in ("attn_out", "mlp_out")} & model.hook_dict.keys():
+        raise UnsupportedModelError(
+            f"the blocks of {name!r} ({architecture}) have neither attention nor an MLP, which is what this library "
+            "traces and edits"
         )
     check_final_logits(model)
     return model
