@@ -310,7 +310,7 @@ def test_a_model_of_other_blocks_is_refused_when_it_is_loaded(family_dir, tmp_pa
         tmp_path
     )
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM. have neither attention nor an MLP"):
+    with pytest.raises(UnsupportedModelError, match=r"MambaForCausalLM\) have neither attention nor an MLP"):
         load_model(str(tmp_path), model_class="bridge", progress=False)
 
 
