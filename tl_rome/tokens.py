@@ -99,7 +99,7 @@ class TokenBatch:
         return self.lengths - 1
 
 
-def check_texts(name: str, texts: Iterable[str]) -> None:
+def check_texts(name: str, texts: Iterable[object]) -> None:
     """Refuse one text where several are wanted: it would be read letter by letter.
 
     Raises:

@@ -52,7 +52,8 @@ DEMO = """
 from functools import partial
 from tl_rome import cli
 from tl_rome.cli import demo_run
-demo_run.GaussianNoise = partial(demo_run.GaussianNoise, samples=2)
+from tl_rome.patching import GaussianNoise
+demo_run.causal_trace = partial(demo_run.causal_trace, corruption=GaussianNoise(samples=2))
 cli.main()
 """
 

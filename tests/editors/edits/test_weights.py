@@ -80,7 +80,10 @@ def test_edits_made_apart_add_up_when_composed_and_are_refused_one_by_one(fresh_
         torch.testing.assert_close(w_out(model, 1).double(), expected, rtol=1e-5, atol=1e-6)
     with (
         apart[0].applied(model),
-        pytest.raises(ModelMismatchError, match=r"undo other edits of this layer first, or .* compose\(\[\.\.\.\]\)"),
+        pytest.raises(
+            ModelMismatchError,
+            match=r"apply the edits that were in the model when it was made, .* compose\(\[\.\.\.\]\)",
+        ),
     ):
         apart[1].apply(model)
     assert same(weights(model), before)
