@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from machine import load, peak_flops_per_second, peak_memory_mb
 
-from tl_rome.blocks import frozen
 from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
 from tl_rome.editors.rank_one.batch import Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import EditRequest
+from tl_rome.running.blocks import frozen
 from tl_rome.sites import value_hook
 from tl_rome.tokens import pad
 

@@ -18,9 +18,9 @@ from support.more_families import MORE_CONFIGS
 
 from tl_rome import Fact, Rome, causal_trace, export_model, score_targets
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import read, run
 from tl_rome.patching import AddedNoise, TraceConfig
 from tl_rome.patching.trace import trace_together
+from tl_rome.running.forward import read, run
 from tl_rome.sites import EMBED, Site, b_out, key_hook, value_hook, w_out
 from tl_rome.tokens import encode_fact, encode_target
 

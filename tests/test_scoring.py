@@ -7,7 +7,7 @@ import torch
 from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError
-from tl_rome.forward import final_logits
+from tl_rome.running.forward import final_logits
 from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts, score_targets
 from tl_rome.sites import EMBED
 from tl_rome.tokens import encode, encode_target

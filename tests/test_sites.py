@@ -8,7 +8,7 @@ from support.compare import Stub, relative_error
 from support.families import FAMILIES, KINDS, N_LAYERS
 
 from tl_rome.errors import InputError, UnsupportedModelError
-from tl_rome.forward import read
+from tl_rome.running.forward import read
 from tl_rome.sites import (
     EMBED,
     Site,

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import first_run
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
-from tl_rome.forward import device_of, new_cache, run, run_cached
-from tl_rome.models.borrowed import borrows
+from tl_rome.running.blocks import first_run
+from tl_rome.running.borrowed import borrows
+from tl_rome.running.forward import device_of, new_cache, run, run_cached
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import check_texts, encode, pad
 

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError
-from tl_rome.forward import device_of, final_logits, last_resid, read
-from tl_rome.models.borrowed import borrows
+from tl_rome.running.borrowed import borrows
+from tl_rome.running.forward import device_of, final_logits, last_resid, read
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import check_texts, encode, encode_target, pad
 

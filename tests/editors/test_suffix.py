@@ -7,10 +7,10 @@ import torch
 from support.compare import relative_error
 from support.families import FAMILIES, FAMILY_KINDS, KINDS
 
-from tl_rome.blocks import first_run, frozen
 from tl_rome.editors.suffix import suffix_runner
 from tl_rome.errors import NumericsError, UnsupportedModelError
-from tl_rome.forward import last_resid, read
+from tl_rome.running.blocks import first_run, frozen
+from tl_rome.running.forward import last_resid, read
 from tl_rome.sites import key_hook, value_hook
 
 LAYER, LENGTH, START = 1, 12, 5
@@ -62,7 +62,7 @@ def check_equals_full_runs(model, span):
 def broken(monkeypatch):
     """Blocks that cannot be run by themselves."""
     monkeypatch.setattr(
-        "tl_rome.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
+        "tl_rome.running.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
     )
 
 

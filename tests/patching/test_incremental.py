@@ -6,9 +6,9 @@ from support.compare import relative_error
 from support.families import FAMILY_KINDS, KINDS, N_LAYERS
 from support.traces import trace
 
-from tl_rome.blocks import BlockRunner
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise
+from tl_rome.running.blocks import BlockRunner
 from tl_rome.tokens import encode_fact
 
 SWEPT = ("resid_post", "mlp_out", "attn_out")
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_swept_is_traced_cell_by_cell(tiny, kind, monkeyp
 @pytest.mark.parametrize(
     "error", [RuntimeError("sizes"), IndexError("dimension 0"), AttributeError("keys"), KeyError(3)]
 )
-@pytest.mark.parametrize("place", ["tl_rome.patching.runs.record", "tl_rome.blocks.BlockRunner.__call__"])
+@pytest.mark.parametrize("place", ["tl_rome.patching.runs.record", "tl_rome.running.blocks.BlockRunner.__call__"])
 def test_what_a_strange_model_raises_at_first_is_said_once(tiny, kind, place, error, monkeypatch, caplog):
     def fail(*_args, **_options):
         raise error

@@ -6,10 +6,10 @@ from support.compare import relative_error
 from support.families import FAMILY_KINDS, KINDS
 from support.traces import NOISE
 
-from tl_rome.blocks import BlockRunner
 from tl_rome.facts import Fact
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.trace import trace_together
+from tl_rome.running.blocks import BlockRunner
 
 FACTS = (
     Fact("In {} is", "Eiffel Tower"),

@@ -17,10 +17,10 @@ import torch
 from tl_rome.cli.output import check_folder, save_figure
 from tl_rome.editors import Edit, KeyCovariance, rome
 from tl_rome.facts import Fact
-from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import continue_texts
 from tl_rome.patching import TraceResult, causal_trace
 from tl_rome.patching.averaging.trace_facts import COMPONENTS
+from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.scoring import score_targets
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import write_whole

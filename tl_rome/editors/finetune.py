@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import frozen
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
@@ -34,7 +33,8 @@ from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest, check_requests
-from tl_rome.forward import device_of, final_logits
+from tl_rome.running.blocks import frozen
+from tl_rome.running.forward import device_of, final_logits
 from tl_rome.sites import HookedModel, key_hook, w_out
 from tl_rome.tokens import encode, encode_target, pad
 

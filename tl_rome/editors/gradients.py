@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from tl_rome.errors import InputError
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 
 

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.blocks import BlockRunner, check_blocks, first_run
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import last_resid, read, record
+from tl_rome.running.blocks import BlockRunner, check_blocks, first_run
+from tl_rome.running.forward import last_resid, read, record
 from tl_rome.sites import HookedModel, Site, value_hook
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import check_final_logits
+from tl_rome.running.forward import check_final_logits
 from tl_rome.sites import Site
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.forward import final_logits, hooked, last_resid, run
-from tl_rome.models.borrowed import borrows
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import at_scale_of
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import split
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
+from tl_rome.running.borrowed import borrows
+from tl_rome.running.forward import final_logits, hooked, last_resid, run
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.storage.files import fingerprint
 

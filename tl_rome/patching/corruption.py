@@ -22,8 +22,8 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.forward import read
-from tl_rome.models.borrowed import borrows
+from tl_rome.running.borrowed import borrows
+from tl_rome.running.forward import read
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import check_texts, encode, encode_fact
 

@@ -23,12 +23,12 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.blocks import BlockRunner, first_run
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import Hooks, hooked
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.runs import Recorded, mean_scores
 from tl_rome.patching.traced_prompt import TracedPrompt
+from tl_rome.running.blocks import BlockRunner, first_run
+from tl_rome.running.forward import Hooks, hooked
 from tl_rome.sites import HookedModel, Site
 
 _ADDED = ("resid_post", "mlp_out")

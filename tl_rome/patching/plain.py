@@ -11,9 +11,9 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.forward import Hooks, hooked, run
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.traced_prompt import TracedPrompt
+from tl_rome.running.forward import Hooks, hooked, run
 
 
 def trace_plain(

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
-from tl_rome.models.borrowed import borrows
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
 from tl_rome.patching.corruption import Corruption, at_scale_of
 from tl_rome.patching.incremental import needed_names, trace_incremental
@@ -28,6 +27,7 @@ from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
+from tl_rome.running.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 

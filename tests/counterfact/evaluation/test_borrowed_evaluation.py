@@ -9,7 +9,7 @@ from support.evaluation import RECORDS, SHORT, RandomEdit
 from tl_rome.counterfact import continue_side_by_side, evaluate, sequential_edits, sweep_editors
 from tl_rome.counterfact.evaluation import evaluate as module
 from tl_rome.editors import FT, FineTune
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 
 TUNED = FineTune(0, replace(FT, max_steps=2, learning_rate=0.02))
 

@@ -142,7 +142,7 @@ def test_where_blocks_cannot_be_run_one_by_one_whole_runs_find_the_same_value(ti
     model = tiny("llama", KIND)
     expected = optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, RELEASED)
     monkeypatch.setattr(
-        "tl_rome.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
+        "tl_rome.running.blocks.BlockRunner.__call__", lambda self, layer, resid, past, prompts=None: resid * 1.1
     )
     found = optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, RELEASED)
     assert "; running the whole model at each step instead" in caplog.text

@@ -21,7 +21,7 @@ from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import InputError, StorageError, TLRomeError
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 

@@ -24,8 +24,8 @@ from tl_rome.counterfact.results import Divergence, Generation, Measurement, Pro
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import Fact
-from tl_rome.forward import device_of, final_logits
 from tl_rome.generation import generate_to_length
+from tl_rome.running.forward import device_of, final_logits
 from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest

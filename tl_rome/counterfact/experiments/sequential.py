@@ -29,7 +29,7 @@ from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger

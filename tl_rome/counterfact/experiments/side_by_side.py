@@ -16,7 +16,7 @@ from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.generation import generate_to_length
 from tl_rome.grid import Grid
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_rome.editors.covariance.estimation import covariance_of, encoded_texts
 from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, NumericsError
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 
 CONVERGENCE_COLUMNS = ("tokens", "cosine to the last: least", "mean", "norm over the last")

@@ -13,7 +13,7 @@ from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens, start_token
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import check_texts, encode

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
-from tl_rome.forward import device_of, run
-from tl_rome.models.borrowed import borrowed
 from tl_rome.models.loading import load_hugging_face
+from tl_rome.running.borrowed import borrowed
+from tl_rome.running.forward import device_of, run
 from tl_rome.sites import HookedModel, w_in, w_out
 
 _PROBE = 16

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
-from tl_rome.forward import final_logits, last_resid, read
+from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
 

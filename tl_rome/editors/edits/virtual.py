@@ -19,7 +19,7 @@ from tl_rome.editors.edits.update import RankOneUpdate
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel, key_hook, value_hook, w_out
 from tl_rome.storage.files import check_fingerprint

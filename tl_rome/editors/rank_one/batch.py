@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.facts import Fact
-from tl_rome.forward import device_of
+from tl_rome.running.forward import device_of
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import Prompt, encode_fact, encode_target, pad
 

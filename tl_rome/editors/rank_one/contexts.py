@@ -17,7 +17,7 @@ import torch
 
 from tl_rome.editors.rank_one.presets import OPENINGS, RomeConfig
 from tl_rome.generation import sample_tokens, start_token
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode
 

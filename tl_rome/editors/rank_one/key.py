@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_rome.editors.rank_one.presets import KeyChoice
 from tl_rome.facts import Fact
-from tl_rome.forward import read
+from tl_rome.running.forward import read
 from tl_rome.sites import HookedModel, key_hook
 from tl_rome.tokens import encode_fact, pad
 

@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from tl_rome.blocks import frozen
 from tl_rome.editors.rank_one.batch import Layout, Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
-from tl_rome.forward import final_logits
+from tl_rome.running.blocks import frozen
+from tl_rome.running.forward import final_logits
 from tl_rome.sites import HookedModel
 
 _UNWRITTEN = math.log(2)

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact, check_fact
-from tl_rome.forward import final_logits, last_resid, read
 from tl_rome.generation import sample_tokens
-from tl_rome.models.borrowed import borrows
+from tl_rome.running.borrowed import borrows
+from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings, open_ledger
 from tl_rome.tokens import encode_fact, encode_target

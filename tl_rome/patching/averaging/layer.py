@@ -19,13 +19,13 @@ from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
 from tl_rome.fact_files import load_sample_facts
 from tl_rome.facts import Fact
-from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.average import AverageTrace, average_traces
 from tl_rome.patching.averaging.known import collect_known_facts
 from tl_rome.patching.averaging.roles import Role, role_index
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, at_scale_of
 from tl_rome.patching.trace import trace_together
+from tl_rome.running.borrowed import borrows
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode_fact
 

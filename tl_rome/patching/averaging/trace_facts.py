@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact, check_fact
-from tl_rome.models.borrowed import borrows
 from tl_rome.patching.averaging.trace_store import TraceStore
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, at_scale_of
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import trace_together
+from tl_rome.running.borrowed import borrows
 from tl_rome.sites import HookedModel, component_name
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings

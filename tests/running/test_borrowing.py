@@ -100,7 +100,7 @@ def test_a_prompt_may_end_in_the_pad_token(tiny, family_dir, kind):
 
 def test_the_outermost_call_alone_checks_the_model(tiny, monkeypatch, tmp_path):
     model, checks = tiny("gpt2", KINDS[0]), []
-    monkeypatch.setattr("tl_rome.models.borrowed.check_final_logits", checks.append)
+    monkeypatch.setattr("tl_rome.running.borrowed.check_final_logits", checks.append)
     trace_facts(model, [FACT], ["mlp_out"], store=tmp_path, progress=False)
     assert checks == [model]
     with model.hooks([("blocks.0.hook_mlp_out", lambda value, hook: None)]):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
-from tl_rome.forward import check_final_logits
+from tl_rome.running.forward import check_final_logits
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import TLRomeError, UnsupportedModelError
-from tl_rome.forward import KeysValues, device_of, left_mask, new_cache, run_cached
+from tl_rome.running.forward import KeysValues, device_of, left_mask, new_cache, run_cached
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tl_rome import score_targets
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import check_final_logits, final_logits, last_resid, read, run
 from tl_rome.generation import continue_texts, sample_tokens
-from tl_rome.models.borrowed import borrowed
+from tl_rome.running.borrowed import borrowed
+from tl_rome.running.forward import check_final_logits, final_logits, last_resid, read, run
 
 PROMPT, TARGET = "The Eiffel Tower is located in the city of", "Paris"
 MODEL_CLASSES = KINDS

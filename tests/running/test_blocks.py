@@ -5,10 +5,10 @@ import torch
 from support.compare import relative_error
 from support.families import CONFIGS, FAMILIES, KINDS, N_LAYERS, build_family
 
-from tl_rome.blocks import BlockRunner
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.forward import final_logits, last_resid, read, record
 from tl_rome.models.loading import load_model
+from tl_rome.running.blocks import BlockRunner
+from tl_rome.running.forward import final_logits, last_resid, read, record
 from tl_rome.sites import Site
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +110,7 @@ def test_models_that_take_a_blocks_output_whole_and_such_that_take_its_first_par
             resid = output[0] if unpacked else output
             assert resid.shape == (*tokens.shape, model.cfg.d_model) or block is model.blocks[0]
 
-    monkeypatch.setattr("tl_rome.blocks.run_cached", run_all)
+    monkeypatch.setattr("tl_rome.running.blocks.run_cached", run_all)
     BlockRunner(tiny("gpt2", "bridge"), TOKENS[:2], 0)
 
 
@@ -122,6 +122,6 @@ def test_a_bridge_whose_blocks_run_another_number_of_times_is_refused(fresh_tiny
 
 
 def test_a_bridge_whose_blocks_take_no_cache_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr("tl_rome.blocks.run_cached", lambda model, tokens, *_: model(tokens, use_cache=False))
+    monkeypatch.setattr("tl_rome.running.blocks.run_cached", lambda model, tokens, *_: model(tokens, use_cache=False))
     with pytest.raises(UnsupportedModelError, match="take no key-value cache"):
         BlockRunner(tiny("gpt2", "bridge"), TOKENS[:1], 2)

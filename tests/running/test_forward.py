@@ -6,7 +6,7 @@ from support.compare import relative_error
 from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError, UnsupportedModelError
-from tl_rome.forward import final_logits, last_resid, read, record
+from tl_rome.running.forward import final_logits, last_resid, read, record
 from tl_rome.sites import EMBED, Site, key_hook
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
