@@ -27,7 +27,7 @@ from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import EditRequest
 from tl_rome.running.blocks import frozen
-from tl_rome.sites import value_hook
+from tl_rome.running.hooks import hooked, value_hook
 from tl_rome.tokens import pad
 
 REQUESTS = (
@@ -64,7 +64,7 @@ def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[
         losses: list[float] = []
         started = time.process_time()
         for _ in range(repeats):
-            with value_hook(model, layer, add):
+            with hooked(model, [value_hook(model, layer, add)]):
                 logprobs = model(batch.tokens).log_softmax(-1)
             size = len(rewrite.target)
             places = batch.last[:contexts, None] - size + 1 + torch.arange(size)

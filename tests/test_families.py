@@ -21,7 +21,8 @@ from tl_rome.errors import UnsupportedModelError
 from tl_rome.patching import AddedNoise, TraceConfig
 from tl_rome.patching.trace import trace_together
 from tl_rome.running.forward import read, run
-from tl_rome.sites import EMBED, Site, b_out, key_hook, value_hook, w_out
+from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.sites import EMBED, Site, b_out, key_hook, w_out
 from tl_rome.tokens import encode_fact, encode_target
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -85,7 +86,7 @@ def edit(model, folder, out):
     tokens, matrix = encode_fact(model, FACT).tokens[None], w_out(model, LAYER)
     with torch.no_grad():
         outputs = []
-        with value_hook(model, LAYER, outputs.append):
+        with hooked(model, [value_hook(model, LAYER, outputs.append)]):
             _, cache = model.run_with_cache(tokens, names_filter=[key_hook(LAYER)])
         close(cache[key_hook(LAYER)] @ matrix + b_out(model, LAYER), outputs[0])
     made = Rome(covariance(model), CONTEXTS)(model, REQUEST)

@@ -1,4 +1,4 @@
-"""Sites: keys, values and W_out are what every family and class computes with, and hooks come and go cleanly."""
+"""Sites: keys, values and W_out are what every family and class computes with."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ from support.families import FAMILIES, KINDS, N_LAYERS
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.running.forward import read
+from tl_rome.running.hooks import hooked, value_hook
 from tl_rome.sites import (
     EMBED,
     Site,
@@ -17,7 +18,6 @@ from tl_rome.sites import (
     check_layer,
     is_hooked_transformer,
     key_hook,
-    value_hook,
     w_in,
     w_out,
 )
@@ -27,20 +27,6 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 TOKENS = torch.arange(300, 314).view(2, 7)
 
 
-class Boom(Exception):
-    pass
-
-
-def boom(*_args, **_kwargs):
-    raise Boom
-
-
-def count_hooks(model):
-    on_points = {name: len(point.fwd_hooks) for name, point in model.hook_dict.items()}
-    on_modules = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
-    return on_points, on_modules
-
-
 @each_kind
 @each_family
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -48,7 +34,7 @@ def test_key_times_w_out_plus_bias_is_the_value(tiny, family, kind, dtype, toler
     model, seen = tiny(family, kind, dtype), {}
     for layer in range(N_LAYERS):
         mlp_out = Site("mlp_out", layer).hook
-        with value_hook(model, layer, lambda value: seen.update(value=value)):
+        with hooked(model, [value_hook(model, layer, lambda value: seen.update(value=value))]):
             found = read(model, TOKENS, [key_hook(layer), mlp_out])
         computed = found[key_hook(layer)] @ w_out(model, layer) + b_out(model, layer)
         assert relative_error(computed, seen["value"]) < tolerance
@@ -69,7 +55,7 @@ def test_replacing_the_value_equals_changing_w_out(fresh_tiny, family, kind):
     def note(key, hook):
         keys["k"] = key
 
-    with model.hooks([(key_hook(layer), note)]), value_hook(model, layer, lambda value: value + keys["k"] @ delta):
+    with hooked(model, [(key_hook(layer), note), value_hook(model, layer, lambda value: value + keys["k"] @ delta)]):
         replaced = model(TOKENS)
     with torch.no_grad():
         w_out(model, layer).add_(delta)
@@ -87,26 +73,6 @@ def test_a_bias_stands_in_where_there_is_none(tiny, family, kind):
     bias = b_out(tiny(family, kind), 0)
     assert bias.shape == (tiny(family, kind).cfg.d_model,)
     assert bool(bias.any()) is (family in {"gpt2", "gptj", "neox"})
-
-
-@each_kind
-def test_hooks_are_gone_after_an_exception(tiny, kind):
-    model = tiny("gpt2", kind)
-    before = count_hooks(model)
-    with pytest.raises(Boom), value_hook(model, 1, boom):
-        model(TOKENS)
-    with pytest.raises(Boom):
-        read(model, TOKENS, [Site("resid_post", 1).hook], hooks=[(EMBED, boom)])
-    assert count_hooks(model) == before
-
-
-@each_kind
-def test_value_hook_acts_only_inside_its_context_and_on_its_layer(tiny, kind):
-    model, seen = tiny("llama", kind), []
-    with value_hook(model, 2, seen.append):
-        model(TOKENS)
-    model(TOKENS)
-    assert [tuple(value.shape) for value in seen] == [(2, 7, model.cfg.d_model)]
 
 
 @each_kind

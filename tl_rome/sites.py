@@ -11,8 +11,8 @@ Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -38,17 +38,12 @@ class HookedModel(Protocol):
 
     cfg: Any
     tokenizer: Any
-    if TYPE_CHECKING:  # a check at run time would read it, and a bridge rebuilds it at every access
-        hook_dict: Any
+    if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:  # a bridge declares neither `blocks` nor its other parts
             ...
     else:
         blocks: Any
-
-    def hooks(self, fwd_hooks: list) -> Any:
-        """Context manager that adds forward hooks and takes them away again."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights."""
@@ -87,16 +82,37 @@ def check_layer(model: HookedModel, layer: int) -> int:
     return layer
 
 
+_tables: weakref.WeakKeyDictionary[HookedModel, Mapping[str, Any]] = weakref.WeakKeyDictionary()
+"""Hook points of the models that are being worked with."""
+
+
+def hook_points(model: HookedModel) -> Mapping[str, Any]:
+    """TransformerLens's hook points by name, other names of the same ones included.
+
+    A bridge makes this table anew at every look, in milliseconds; between `keep_hook_points` and `forget_hook_points`
+    it is made once.
+    """
+    known = _tables.get(model)
+    return model.hook_dict if known is None else known
+
+
+def keep_hook_points(model: HookedModel) -> None:
+    """Look the hook points up, and keep them: nobody but this package has the model for a while."""
+    _tables[model] = model.hook_dict
+
+
+def forget_hook_points(model: HookedModel) -> None:
+    """Look them up at every use again."""
+    _tables.pop(model, None)
+
+
 def check_hooks(model: HookedModel, names: Iterable[str]) -> list[str]:
     """Return the hook names if the model has such hook points.
-
-    TransformerBridge 3.9 ignores unknown names silently, so every name is checked before it is used; all at once, since
-    a bridge rebuilds its table of hook points at every access.
 
     Raises:
         InputError: If it lacks one, naming the closest ones that exist.
     """
-    known = model.hook_dict
+    known = hook_points(model)
     checked = list(names)
     for name in checked:
         if name not in known:
@@ -211,7 +227,7 @@ def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     check_layer(model, layer)
     weight = _mlp_weight(model, layer, "W_out")
     shape = (model.cfg.d_mlp, model.cfg.d_model)
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in model.hook_dict:
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in hook_points(model):
         found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise UnsupportedModelError(
             f"layer {layer} has no plain MLP output matrix of shape {shape} (found {found}), so it cannot be edited; "
@@ -225,33 +241,3 @@ def b_out(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
     weight = w_out(model, layer)
     bias = getattr(model.blocks[layer].mlp, "b_out", None)
     return bias if isinstance(bias, Tensor) else torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
-
-
-@contextmanager
-def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """See, and optionally replace, the exact output of W_out + b_out: the value that eq. 4 replaces by z.
-
-    `hook_mlp_out` is that value except where a norm follows the MLP (Gemma 2); a bridge then names the inner point
-    `mlp.out.hook_out`, and for HookedTransformer the MLP module's own output is taken.
-
-    Args:
-        model: The model; its hooks are as before afterwards.
-        layer: Block index.
-        function: Gets the output [batch, pos, d_model]; returns a replacement or None.
-    """
-    inner = f"blocks.{layer}.mlp.out.hook_out"
-    if is_hooked_transformer(model):
-
-        def see(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
-            return function(output)
-
-        mlp: nn.Module = model.blocks[layer].mlp
-        handle = mlp.register_forward_hook(see)
-        try:
-            yield
-        finally:
-            handle.remove()
-    else:
-        name = inner if inner in model.hook_dict else Site("mlp_out", layer).check(model)
-        with model.hooks(fwd_hooks=[(name, lambda value, hook: function(value))]):
-            yield

@@ -11,7 +11,8 @@ from tl_rome.editors.suffix import suffix_runner
 from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.running.blocks import first_run, frozen
 from tl_rome.running.forward import last_resid, read
-from tl_rome.sites import key_hook, value_hook
+from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.sites import key_hook
 
 LAYER, LENGTH, START = 1, 12, 5
 TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -29,7 +30,7 @@ def full_run(model, row, added):
         output[0, first : first + len(added)] += added
         return output
 
-    with value_hook(model, LAYER, add):
+    with hooked(model, [value_hook(model, LAYER, add)]):
         tokens = BATCH[row : row + 1, PADDING[row] : LENGTHS[row]]
         return read(model, tokens, [last_resid(model)])[last_resid(model)][0, first:]
 

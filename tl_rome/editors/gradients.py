@@ -1,16 +1,16 @@
 """Borrowing a model to take gradients through it, whatever gradient mode the caller is in."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from tl_rome.errors import InputError
 from tl_rome.running.borrowed import borrowed
+from tl_rome.running.interrupts import reliable
 from tl_rome.sites import HookedModel
 
 
-@contextmanager
+@reliable
 def borrowed_for_gradients(model: HookedModel) -> Iterator[None]:
     """`borrowed`, and inside it tensors are ordinary ones, also where the caller is in `torch.inference_mode()`.
 

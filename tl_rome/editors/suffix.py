@@ -16,7 +16,8 @@ from torch import Tensor
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.blocks import BlockRunner, check_blocks, first_run
 from tl_rome.running.forward import last_resid, read, record
-from tl_rome.sites import HookedModel, Site, value_hook
+from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.sites import HookedModel, Site
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class SuffixRunner:
     ) -> None:
         end = tokens.shape[1] if span is None else start + span
         pre, post, top, outputs = Site("resid_pre", layer).hook, Site("resid_post", layer).hook, last_resid(model), []
-        with torch.no_grad(), value_hook(model, layer, outputs.append):
+        with torch.no_grad(), hooked(model, [value_hook(model, layer, outputs.append)]):
             found, attended = record(model, tokens, {pre, post, top, *names}, padding=padding)
         self.found = {name: found[name] for name in names}
         """What was recorded at `names`."""
@@ -112,7 +113,7 @@ class WholeRunner:
         self._places = (places[start:] - shift[:, None]).clamp(min=0)  # of the carried positions in the moved rows
         self._rows = torch.arange(len(tokens), device=tokens.device)
         self._span = tokens.shape[1] - start if span is None else span
-        with torch.no_grad(), value_hook(model, layer, outputs.append):
+        with torch.no_grad(), hooked(model, [value_hook(model, layer, outputs.append)]):
             found = read(model, self._tokens, [*names, self._top])
         back = (places - shift[:, None]).clamp(min=0)
         self.found = {name: found[name][self._rows[:, None], back] for name in names}
@@ -178,10 +179,10 @@ def suffix_runner(
     try:
         with first_run():
             runner: Runner = SuffixRunner(model, tokens, layer, lengths, start, span, padding, names)
-            with value_hook(model, layer, runner.add):
+            with hooked(model, [value_hook(model, layer, runner.add)]):
                 runner.check()
     except UnsupportedModelError as error:
         _log.warning("%s; running the whole model at each step instead", error)
         runner = WholeRunner(model, tokens, layer, start, span, padding, names)
-    with value_hook(model, layer, runner.add):
+    with hooked(model, [value_hook(model, layer, runner.add)]):
         yield runner

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.forward import check_final_logits
-from tl_rome.sites import Site
+from tl_rome.sites import Site, hook_points
 
 if TYPE_CHECKING:
     from tl_rome.sites import HookedModel
@@ -82,7 +82,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
             f"TransformerLens converts {name!r} ({architecture}) for model_class={model_class!r} to a model with other "
             f"logits (relative error {error:.1e}, at most {tolerance:.0e} expected); {_other_class(model_class)}"
         )
-    if not {Site(part, 0).hook for part in ("attn_out", "mlp_out")} & model.hook_dict.keys():
+    if not {Site(part, 0).hook for part in ("attn_out", "mlp_out")} & hook_points(model).keys():
         raise UnsupportedModelError(
             f"the blocks of {name!r} ({architecture}) have neither attention nor an MLP, which is what this library "
             "traces and edits"

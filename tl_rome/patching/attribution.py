@@ -22,7 +22,8 @@ from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import split
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
 from tl_rome.running.borrowed import borrows
-from tl_rome.running.forward import final_logits, hooked, last_resid, run
+from tl_rome.running.forward import final_logits, last_resid, run
+from tl_rome.running.hooks import hooked
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.storage.files import fingerprint
 

@@ -28,8 +28,8 @@ from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.runs import Recorded, mean_scores
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.running.blocks import BlockRunner, first_run
-from tl_rome.running.forward import Hooks, hooked
-from tl_rome.sites import HookedModel, Site
+from tl_rome.running.hooks import Hooks, hooked
+from tl_rome.sites import HookedModel, Site, hook_points
 
 _ADDED = ("resid_post", "mlp_out")
 """Components whose patch changes the block's output by just their own change, at their own position."""
@@ -45,7 +45,7 @@ def needed_names(model: HookedModel, patch: Patch) -> list[str]:
     """
     layers = range(model.cfg.n_layers)
     parts = [Site("attn_out", layer).hook for layer in layers] if patch.component == "mlp_out" else []
-    known = model.hook_dict  # a bridge rebuilds it at every access
+    known = hook_points(model)
     if missing := [name for name in _stream(model) if name not in known]:
         raise UnsupportedModelError(f"this model has no hook points {', '.join(missing[:3])}")
     return [*patch.names, *_stream(model), *(name for name in parts if name in known)]

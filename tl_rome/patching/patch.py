@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.patching.config import Clipping, Sever, Units, check_choice
 from tl_rome.patching.windows import layer_window
-from tl_rome.sites import HookedModel, Site, check_hooks, component_name
+from tl_rome.sites import HookedModel, Site, check_hooks, component_name, hook_points
 
 _QUERY_FIRST = ("attn.hook_pattern", "attn.hook_attn_scores")
 """Hook points whose axis 2, not 1, is the position."""
@@ -72,7 +72,7 @@ class Patch:
         """
         n_layers = model.cfg.n_layers
         layer_window(0, n_layers, width, clipping)
-        component = component if component in (known := model.hook_dict) else component_name(component)
+        component = component if component in (known := hook_points(model)) else component_name(component)
         frozen = {}
         if sever is not None:
             check_choice("sever", sever, Sever)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.traced_prompt import TracedPrompt
-from tl_rome.running.forward import Hooks, hooked, run
+from tl_rome.running.forward import run
+from tl_rome.running.hooks import Hooks, hooked
 
 
 def trace_plain(

@@ -17,7 +17,8 @@ from tl_rome.errors import NumericsError
 from tl_rome.patching.corruption import Corruption, corrupt
 from tl_rome.patching.metrics import Metric
 from tl_rome.running.blocks import first_run
-from tl_rome.running.forward import Hooks, KeysValues, device_of, final_logits, last_resid, read, record
+from tl_rome.running.forward import KeysValues, device_of, final_logits, last_resid, read, record
+from tl_rome.running.hooks import Hooks
 from tl_rome.sites import EMBED, HookedModel
 from tl_rome.tokens import Prompt
 

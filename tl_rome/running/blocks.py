@@ -5,8 +5,8 @@ blocks on the positions from t on, with the keys and values of earlier positions
 inside TransformerLens blocks, so hooks fire in them as always (they see only the positions and rows that are run).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tl_rome.errors import TLRomeError, UnsupportedModelError
 from tl_rome.running.forward import KeysValues, device_of, left_mask, new_cache, run_cached
+from tl_rome.running.interrupts import reliable
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05
@@ -238,18 +239,26 @@ def _block_arguments(
         whole = all(each.ndim == streams[0].ndim for each in streams)
         return streams[0] if whole else (streams[0],)
 
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = note
+    with suppress(_Known), _replaced(blocks, note):
         run_cached(model, tokens[:, start:], cache, mask)
-    except _Known:
-        pass
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
     if len(noted) != model.cfg.n_layers:
         raise UnsupportedModelError(f"blocks ran {len(noted)} times, not {model.cfg.n_layers}")
     return noted
+
+
+@reliable
+def _replaced(blocks: Sequence[Any], forward: Callable[..., Any]) -> Iterator[None]:
+    """Blocks that do something else when called. No hook can do that: what it hooks is run as well."""
+    own = [block.__dict__.get("forward") for block in blocks]  # as accelerate gives to those that it moves
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = forward
+        yield
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            block.__dict__.pop("forward", None)
+            if before is not None:
+                block.__dict__["forward"] = before
 
 
 @contextmanager
@@ -273,13 +282,13 @@ def first_run(failing: str = "the model's blocks cannot be run one by one") -> I
         raise UnsupportedModelError(f"{failing} ({reason})") from error
 
 
-@contextmanager
+@reliable
 def frozen(model: HookedModel) -> Iterator[None]:
     """Parameters need no gradients inside, which makes those of activations cheap; each is as it was afterwards."""
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in required:
-        parameter.requires_grad_(False)
     try:
+        for parameter in required:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in required:

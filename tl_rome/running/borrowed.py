@@ -8,18 +8,19 @@ Public functions call each other; only the outermost one borrows the model, and 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
+import torch
+
 from tl_rome.running.forward import check_final_logits
-from tl_rome.sites import HookedModel, is_hooked_transformer
+from tl_rome.running.interrupts import reliable
+from tl_rome.running.loans import lent
+from tl_rome.sites import HookedModel, forget_hook_points, hook_points, is_hooked_transformer, keep_hook_points
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OUTPUTS = ("output_attentions", "output_hidden_states")
 """Settings of a Hugging Face configuration that add to what blocks return."""
-_MARK = "_borrowed_by_tl_rome"
-"""Attribute of a model that is borrowed."""
 
 
 def borrows(function: _Function) -> _Function:
@@ -33,12 +34,12 @@ def borrows(function: _Function) -> _Function:
     return borrowing  # type: ignore[return-value]
 
 
-@contextmanager
+@reliable
 def borrowed(model: HookedModel) -> Iterator[None]:
     """Put a model in eval mode and let it return logits alone; its modes and settings are put back afterwards.
 
-    Inside another `borrowed` of the same model this does nothing. A model with hooks on it is not checked: they may
-    be made for batches of a certain size.
+    Another thread that has the model is waited for. Inside another `borrowed` of the same model this does nothing. A
+    model with hooks on it is not checked: they may be made for batches of a certain size.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -46,27 +47,31 @@ def borrowed(model: HookedModel) -> Iterator[None]:
     Raises:
         UnsupportedModelError: If it is neither, or its logits are not those of its last residual stream.
     """
-    hooked_transformer = is_hooked_transformer(model)
-    if _MARK in vars(model):
-        yield
-        return
-    original: Any = None if hooked_transformer else model.original_model  # type: ignore[attr-defined]
-    owners = [model] if original is None else [model, original]  # a bridge does not count its model's own modules
-    training = [module for owner in owners for module in owner.modules() if module.training]  # type: ignore[attr-defined]
-    config = getattr(original, "config", None)
-    asked = [name for name in _OUTPUTS if getattr(config, name, False)]
-    try:
-        vars(model)[_MARK] = True
-        for module in training:
-            module.training = False
-        for name in asked:
-            setattr(config, name, False)
-        if not any(point.fwd_hooks for point in model.hook_dict.values()):
-            check_final_logits(model)
-        yield
-    finally:
-        vars(model).pop(_MARK, None)
-        for module in training:
-            module.training = True
-        for name in asked:
-            setattr(config, name, True)
+    hooked_transformer, gradients = is_hooked_transformer(model), torch.is_grad_enabled()
+    with lent(model) as loan:
+        if loan.borrowed:
+            yield
+            return
+        original: Any = None if hooked_transformer else model.original_model
+        owners = [model] if original is None else [model, original]  # a bridge does not count its model's own modules
+        training = [module for owner in owners for module in owner.modules() if module.training]
+        config = getattr(original, "config", None)
+        asked = [name for name in _OUTPUTS if getattr(config, name, False)]
+        try:
+            loan.borrowed = True
+            keep_hook_points(model)
+            for module in training:
+                module.training = False
+            for name in asked:
+                setattr(config, name, False)
+            if not any(point.fwd_hooks for point in hook_points(model).values()):
+                check_final_logits(model)
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for name in asked:
+                setattr(config, name, True)
+            torch.set_grad_enabled(gradients)
+            forget_hook_points(model)
+            loan.borrowed = False

@@ -5,8 +5,7 @@ later. Every token is a real one unless a mask says otherwise: TransformerLens w
 the tokenizer's pad token for padding, and in GPT-2, GPT-J and GPT-NeoX that is the token which begins a text.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.errors import NumericsError, UnsupportedModelError
+from tl_rome.running.hooks import Hooks, hooked
 from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, is_hooked_transformer
 
-Hooks = Sequence[tuple[str, ActivationHook]]
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 """One layer's cached attention keys and values, in the model class's own layout; rows come first."""
 
@@ -27,21 +26,6 @@ _LOGIT_TOLERANCE = 0.02
 
 class _Stop(Exception):
     """Raised inside a hook to end a forward pass whose remaining work is not needed."""
-
-
-@contextmanager
-def hooked(model: HookedModel, hooks: Hooks) -> Iterator[None]:
-    """Add hooks to a model for the length of the context.
-
-    Raises:
-        UnsupportedModelError: If a hook point exists, but TransformerLens does not let it be used.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
-        except ValueError as error:
-            raise UnsupportedModelError(str(error)) from error
-        yield
 
 
 def device_of(model: HookedModel) -> torch.device:

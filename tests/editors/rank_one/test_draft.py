@@ -11,8 +11,9 @@ from tl_rome.editors import DRAFT, Rome
 from tl_rome.editors.rank_one.key import chosen_keys
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import Fact
+from tl_rome.running.hooks import hooked, value_hook
 from tl_rome.scoring import score_targets
-from tl_rome.sites import b_out, key_hook, value_hook, w_out
+from tl_rome.sites import b_out, key_hook, w_out
 from tl_rome.tokens import encode, encode_fact, encode_target
 
 KIND = KINDS[0]
@@ -41,14 +42,14 @@ def test_value_is_that_of_plain_gradient_descent(tiny, kind, fact):
     prompt, target = encode_fact(model, fact), encode_target(model, fact.target, fact.prompt)
     tokens = torch.cat([prompt.tokens, target[:-1]])[None]
     seen = []
-    with value_hook(model, LAYER, seen.append):
+    with hooked(model, [value_hook(model, LAYER, seen.append)]):
         model(tokens)
     place = torch.zeros(tokens.shape[1], 1)
     place[prompt.subject.last] = 1
     z = seen[0][0, prompt.subject.last].clone().requires_grad_(True)
     losses = []
     for _ in range(config.max_evaluations):
-        with value_hook(model, LAYER, lambda output, z=z: output * (1 - place) + z * place):
+        with hooked(model, [value_hook(model, LAYER, lambda output, z=z: output * (1 - place) + z * place)]):
             logprobs = model(tokens)[0, len(prompt.tokens) - 1 :].log_softmax(-1)
         loss = -logprobs[torch.arange(len(target)), target].sum()
         losses.append(loss.item())

@@ -10,7 +10,7 @@ from tl_rome.editors.rank_one.batch import RewriteBatch
 from tl_rome.editors.rank_one.value import optimise_value, optimise_values
 from tl_rome.errors import NumericsError, SubjectError
 from tl_rome.facts import Fact
-from tl_rome.sites import value_hook
+from tl_rome.running.hooks import hooked, value_hook
 from tl_rome.tokens import encode_fact, encode_target
 
 KIND = KINDS[0]
@@ -38,7 +38,7 @@ def plain_value(model, layer, fact, contexts, config):
                 initial.append(output[0, position].detach().clone())
             return output + torch.nn.functional.one_hot(torch.tensor(position), output.shape[1])[None, :, None] * delta
 
-        with value_hook(model, layer, add):
+        with hooked(model, [value_hook(model, layer, add)]):
             return model(tokens[None])[0].log_softmax(-1)
 
     delta = torch.zeros(model.cfg.d_model, requires_grad=True)

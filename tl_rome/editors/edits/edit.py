@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -16,6 +15,8 @@ from tl_rome.editors.edits.update import Update, update_from
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
 from tl_rome.facts import EditRequest
+from tl_rome.running.interrupts import reliable, uninterrupted
+from tl_rome.running.loans import lent
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
@@ -56,6 +57,9 @@ class Edit:
         if len(set(layers)) < len(layers):
             raise InputError(f"an edit has one update per layer at most, got layers {layers}; compose several edits")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_undo": []}  # a copy, pickled or not, is applied to nothing
+
     def __str__(self) -> str:
         return str(self.receipt)
 
@@ -73,7 +77,7 @@ class Edit:
         """What was asked for, for messages."""
         return f"edit {self.request.fact.prompt!r} -> {self.request.target_new!r}"
 
-    @contextmanager
+    @reliable
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
 
@@ -81,13 +85,13 @@ class Edit:
             ModelMismatchError: If the edit is for another model.
             EditStateError: If it is applied already, or the weights were changed by others inside the block.
         """
-        self._check_not_applied(model)
-        try:
+        with lent(model):
             self.apply(model)
-            yield model
-        finally:
-            if self.is_applied(model):
-                self.undo(model)
+            try:
+                yield model
+            finally:
+                if self.is_applied(model):
+                    self.undo(model)
 
     def is_applied(self, model: HookedModel) -> bool:
         """Whether `apply` has been called on this model and `undo` has not."""
@@ -96,7 +100,7 @@ class Edit:
     def apply(self, model: HookedModel) -> None:
         """Write the edit into the model's weights, in place, and keep the old ones for `undo`.
 
-        An interruption leaves the weights as they were.
+        An interruption leaves the edit in or out, and `is_applied` says which.
 
         Raises:
             ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
@@ -104,11 +108,13 @@ class Edit:
                 the model does not take the weights.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
-        check_fingerprint(model, self.model, "this edit")
-        self._check_not_applied(model)
-        check_weights(model, [[self]])
-        self.apply_unchecked(model)
+        with lent(model):
+            check_fingerprint(model, self.model, "this edit")
+            self._check_not_applied(model)
+            check_weights(model, [[self]])
+            self.apply_unchecked(model)
 
+    @uninterrupted
     def apply_unchecked(self, model: HookedModel) -> None:
         """As `apply`, without comparing model and weights; for a sequence, which has compared them.
 
@@ -118,13 +124,16 @@ class Edit:
         """
         self._check_not_applied(model)
         changes = _changes(model, self.updates)
+        entry = weakref.ref(model), changes
+        self._undo.append(entry)
         try:
             _write(model, {layer: after for layer, (_, after) in changes.items()})
-            self._undo.append((weakref.ref(model), changes))
         except BaseException:
             _write(model, {layer: before for layer, (before, _) in changes.items()})
+            self._undo.remove(entry)
             raise
 
+    @uninterrupted
     def undo(self, model: HookedModel) -> None:
         """Put the weights back exactly as they were before `apply`.
 
@@ -137,14 +146,15 @@ class Edit:
         if position is None:
             raise EditStateError("this edit is not applied to this model, so there is nothing to undo")
         changes = self._undo[position][1]
-        for layer, (_, after) in changes.items():
-            if not torch.equal(w_out(model, layer), after):
-                raise EditStateError(
-                    f"W_out of layer {layer} has changed since this edit was applied, so what it replaced cannot be "
-                    "put back without losing that change; undo what was applied later first, in reverse order"
-                )
-        _write(model, {layer: before for layer, (before, _) in changes.items()})
-        del self._undo[position]
+        with lent(model):
+            for layer, (_, after) in changes.items():
+                if not torch.equal(w_out(model, layer), after):
+                    raise EditStateError(
+                        f"W_out of layer {layer} has changed since this edit was applied, so what it replaced cannot "
+                        "be put back without losing that change; undo what was applied later first, in reverse order"
+                    )
+            _write(model, {layer: before for layer, (before, _) in changes.items()})
+            del self._undo[position]
 
     def _check_not_applied(self, model: HookedModel) -> None:
         if self.is_applied(model):
@@ -220,19 +230,20 @@ class Edit:
             raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
 
 
-@contextmanager
+@reliable
 def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[HookedModel]:
     """The model with updates of different layers, for the length of a `with` block, as `Edit.applied` gives it.
 
     Raises:
         NumericsError: If the new weights would not be finite in the model's dtype.
     """
-    changes = _changes(model, updates)
-    try:
-        _write(model, {layer: after for layer, (_, after) in changes.items()})
-        yield model
-    finally:
-        _write(model, {layer: before for layer, (before, _) in changes.items()})
+    with lent(model):
+        changes = _changes(model, updates)
+        try:
+            _write(model, {layer: after for layer, (_, after) in changes.items()})
+            yield model
+        finally:
+            _write(model, {layer: before for layer, (before, _) in changes.items()})
 
 
 def _changes(model: HookedModel, updates: Iterable[Update]) -> dict[int, tuple[Tensor, Tensor]]:

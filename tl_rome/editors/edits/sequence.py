@@ -1,7 +1,6 @@
 """Several edits as one: applied one after another, undone in reverse, kept in one file."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,14 @@ from torch import Tensor
 from tl_rome.editors.edits.edit import SEQUENCE_KIND, Edit
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import EditStateError, InputError, StorageError
+from tl_rome.errors import InputError, StorageError
+from tl_rome.running.interrupts import reliable, uninterrupted
+from tl_rome.running.loans import lent
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
+
+_Step = Callable[[Edit, HookedModel], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +50,7 @@ class EditSequence:
         """All updates in order; a layer may occur several times."""
         return tuple(update for edit in self.edits for update in edit.updates)
 
-    @contextmanager
+    @reliable
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The model with every edit, for the length of a `with` block; the weights are back bit for bit afterwards.
 
@@ -55,11 +58,12 @@ class EditSequence:
             ModelMismatchError: If the edits are for another model.
             EditStateError: If one is applied already, or the weights were changed by others inside the block.
         """
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            self.undo(model)
+        with lent(model):
+            self.apply(model)
+            try:
+                yield model
+            finally:
+                self.undo(model)
 
     def apply(self, model: HookedModel) -> None:
         """Write all edits into the model's weights, or none.
@@ -70,17 +74,10 @@ class EditSequence:
             EditStateError: If one is applied already, or occurs twice.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
-        check_fingerprint(model, self.edits[0].model, "this sequence of edits")
-        check_weights(model, [self.edits])
-        done: list[Edit] = []
-        try:
-            for edit in self.edits:
-                edit.apply_unchecked(model)
-                done.append(edit)
-        except BaseException:
-            for edit in reversed(done):
-                edit.undo(model)
-            raise
+        with lent(model):
+            check_fingerprint(model, self.edits[0].model, "this sequence of edits")
+            check_weights(model, [self.edits])
+            _all_or_none(model, self.edits, Edit.apply_unchecked, Edit.undo)
 
     def undo(self, model: HookedModel) -> None:
         """Take all edits back, or none.
@@ -88,15 +85,8 @@ class EditSequence:
         Raises:
             EditStateError: If one is not applied, or weights have been changed since.
         """
-        done: list[Edit] = []
-        try:
-            for edit in reversed(self.edits):
-                edit.undo(model)
-                done.append(edit)
-        except EditStateError:
-            for edit in reversed(done):
-                edit.apply_unchecked(model)
-            raise
+        with lent(model):
+            _all_or_none(model, self.edits[::-1], Edit.undo, Edit.apply_unchecked)
 
     def save(self, path: str | Path) -> Path:
         """Write one small safetensors file.
@@ -135,6 +125,20 @@ class EditSequence:
         if model is not None:
             check_fingerprint(model, found.edits[0].model, str(path))
         return found
+
+
+@uninterrupted
+def _all_or_none(model: HookedModel, edits: Sequence[Edit], do: _Step, undo: _Step) -> None:
+    """Take a step with each edit; where one fails, those before it are taken back."""
+    done: list[Edit] = []
+    try:
+        for edit in edits:
+            do(edit, model)
+            done.append(edit)
+    except BaseException:
+        for edit in reversed(done):
+            undo(edit, model)
+        raise
 
 
 def compose(edits: Iterable[Edit]) -> EditSequence:

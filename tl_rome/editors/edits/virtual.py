@@ -6,7 +6,6 @@ rows go on as they began. This equals writing the edit into the weights up to ro
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +19,10 @@ from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
 from tl_rome.running.borrowed import borrowed
+from tl_rome.running.hooks import Hooks, hooked, value_hook
+from tl_rome.running.interrupts import reliable
 from tl_rome.scoring import TargetScores, score_targets
-from tl_rome.sites import HookedModel, key_hook, value_hook, w_out
+from tl_rome.sites import HookedModel, key_hook, w_out
 from tl_rome.storage.files import check_fingerprint
 
 AnyEdit = Edit | EditSequence
@@ -88,7 +89,7 @@ class VirtualEdits:
         layers = sorted({update.layer for edit in edits for update in edit.updates})
         self._updates = {layer: _LayerUpdates.stack(model, edits, layer) for layer in layers}
 
-    @contextmanager
+    @reliable
     def on(self, rows: Rows) -> Iterator[HookedModel]:
         """Inside, row i of every batch is run by the model with edit `rows[i]`.
 
@@ -98,29 +99,26 @@ class VirtualEdits:
         index = torch.as_tensor(rows, dtype=torch.long)
         if not bool(((index >= -1) & (index < self.count)).all()):
             raise InputError(f"rows name edits {index.tolist()}; use 0 to {self.count - 1}, or -1 for no edit")
-        with ExitStack() as stack:
-            for layer, updates in self._updates.items():
-                stack.enter_context(_added(self.model, layer, updates, index.to(updates.u.device)))
+        with hooked(self.model, [hook for layer in self._updates for hook in self._hooks(layer, index)]):
             yield self.model
 
+    def _hooks(self, layer: int, index: Int[Tensor, " batch"]) -> Hooks:
+        """The hooks that add what the edits change at one layer."""
+        updates, keys = self._updates[layer], list[Tensor]()
+        rows = index.to(updates.u.device)
 
-@contextmanager
-def _added(model: HookedModel, layer: int, updates: _LayerUpdates, rows: Int[Tensor, " batch"]) -> Iterator[None]:
-    keys: list[Tensor] = []
+        def note(key: Tensor, hook: object) -> None:
+            if len(key) != len(rows):
+                raise InputError(f"a batch of {len(key)} rows ran, but edits were given to {len(rows)} rows")
+            keys[:] = [key]
 
-    def note(key: Tensor, hook: object) -> None:
-        if len(key) != len(rows):
-            raise InputError(f"a batch of {len(key)} rows ran, but edits were given to {len(rows)} rows")
-        keys[:] = [key]
+        def add(output: Tensor) -> Tensor:
+            return (output + updates(keys.pop().to(updates.u.dtype), rows)).to(output.dtype)
 
-    def add(output: Tensor) -> Tensor:
-        return (output + updates(keys.pop().to(updates.u.dtype), rows)).to(output.dtype)
-
-    with model.hooks(fwd_hooks=[(key_hook(layer), note)]), value_hook(model, layer, add):
-        yield
+        return [(key_hook(layer), note), value_hook(self.model, layer, add)]
 
 
-@contextmanager
+@reliable
 def edited_rows(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None) -> Iterator[HookedModel]:
     """Run differently edited models side by side: inside, row i of every batch has edit `rows[i]`.
 

@@ -1,0 +1,84 @@
+"""Putting hooks on a model for a time.
+
+They go to TransformerLens's hook points themselves: its own `hooks()` walks a bridge's table of hook points at every
+call, and an interrupt of its set-up leaves hooks behind.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tl_rome.errors import UnsupportedModelError
+from tl_rome.running.interrupts import reliable
+from tl_rome.running.loans import lent
+from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, hook_points, is_hooked_transformer
+
+Hook = tuple[str | nn.Module, ActivationHook]
+"""Where, by the name of a hook point or as a module whose output is meant, and what is called there."""
+Hooks = Sequence[Hook]
+
+
+@reliable
+def hooked(model: HookedModel, hooks: Hooks) -> Iterator[None]:
+    """Add hooks to a model for the length of the context; whatever ends it, they are gone.
+
+    Raises:
+        InputError: If a hook point does not exist.
+        UnsupportedModelError: If one exists, but TransformerLens does not let it be used.
+    """
+    remove: list[Callable[[], None]] = []
+    with lent(model):
+        check_hooks(model, [place for place, _ in hooks if isinstance(place, str)])
+        points = hook_points(model)
+        try:
+            for place, function in hooks:
+                if isinstance(place, str):
+                    remove.append(_add(model, points[place], function))
+                else:
+                    remove.append(place.register_forward_hook(_on_output(function)).remove)
+            yield
+        finally:
+            for each in reversed(remove):
+                each()
+
+
+def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> Hook:
+    """A hook that sees, and may replace, the exact output of W_out + b_out: the value that eq. 4 replaces by z.
+
+    `hook_mlp_out` is that value except where a norm follows the MLP (Gemma 2); a bridge then names the inner point
+    `mlp.out.hook_out`, and for HookedTransformer the MLP module's own output is taken.
+
+    Args:
+        model: The model.
+        layer: Block index.
+        function: Gets the output [batch, pos, d_model]; returns a replacement or None.
+    """
+    if is_hooked_transformer(model):
+        place: str | nn.Module = model.blocks[layer].mlp
+    else:
+        inner = f"blocks.{layer}.mlp.out.hook_out"
+        place = inner if inner in hook_points(model) else Site("mlp_out", layer).check(model)
+    return place, lambda value, hook: function(value)
+
+
+def _add(model: HookedModel, point: Any, function: ActivationHook) -> Callable[[], None]:
+    """Add a hook to a hook point; the function returned takes it away again."""
+    if not is_hooked_transformer(model):
+        try:
+            model.check_hooks_to_add(point.name or "")
+        except ValueError as error:
+            raise UnsupportedModelError(str(error)) from error
+    point.add_hook(function)
+    handle = point.fwd_hooks[-1]
+
+    def remove() -> None:
+        handle.hook.remove()
+        point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    return remove
+
+
+def _on_output(function: ActivationHook) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+    """A hook of torch for a module's output."""
+    return lambda module, inputs, output: function(output, hook=module)
