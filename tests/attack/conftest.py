@@ -8,10 +8,13 @@ counts three times as large. A test of either notes what came of each attempt in
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from support.attacked import Attacked
+from support.families import KINDS
 
 from tl_rome.errors import TLRomeError
 
@@ -32,6 +35,12 @@ def effort(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """Give `effort(few, many)`: the number of attempts of this profile."""
     fuzzing = pytestconfig.getoption("--hypothesis-profile") == "fuzz"
     return lambda few, many: many * TIMES if fuzzing else few
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def attacked(request: pytest.FixtureRequest, family_dir: Callable[[str], Path]) -> Attacked:
+    """A tiny model of each class, with an edit, a sequence and jobs."""
+    return Attacked(family_dir("gpt2"), request.param)
 
 
 class Outcomes(Counter[str]):

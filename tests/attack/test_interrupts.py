@@ -12,7 +12,6 @@ from traceback import extract_tb
 
 import pytest
 from support.attacked import Attacked
-from support.families import KINDS
 from support.interrupts import WATCHED, Bytecodes, interrupted
 from support.state import changed, model_state, process_state
 
@@ -23,14 +22,6 @@ AnyEdit = Edit | EditSequence
 SECTIONS = ("edit", "sequence", "rows", "hooks")
 """Context managers that are entered and left."""
 WATCHED_TOO = (*WATCHED, "transformer_lens/hook_points.py")
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def attacked(request, family_dir):
-    from tl_rome import load_model
-
-    folder = str(family_dir("gpt2"))
-    return Attacked(lambda: load_model(folder, model_class=request.param, device="cpu", progress=False))
 
 
 def job_of(attacked: Attacked, section: str) -> Callable[[], object]:

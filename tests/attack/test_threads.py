@@ -9,21 +9,12 @@ from typing import Any
 
 import pytest
 from support.attacked import Attacked, same_result
-from support.families import KINDS
 from support.state import changed, process_state
 
 from tl_rome.errors import TLRomeError
 
 SECONDS = 120
 """A pair takes about one; after this long the two wait for each other."""
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def attacked(request, family_dir):
-    from tl_rome import load_model
-
-    folder = str(family_dir("gpt2"))
-    return Attacked(lambda: load_model(folder, model_class=request.param, device="cpu", progress=False))
 
 
 def side_by_side(attacked: Attacked, names: tuple[str, str], seconds: float) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from support.evaluation import RECORDS, SHORT, RandomEdit
 from support.state import State, changed, model_state
 from support.traces import trace
 
-from tl_rome import Edit, continue_texts, edited_rows, evaluate, rome, score_targets
+from tl_rome import Edit, continue_texts, edited_rows, evaluate, load_model, rome, score_targets
 from tl_rome.editors import FT, RELEASED, EditSequence, FineTune, compose
 
 _TOKENS = torch.arange(3, 23)[None]
@@ -22,13 +23,13 @@ _TUNE = FineTune(1, replace(FT, max_steps=3))
 class Attacked:
     """A model, how it was, and objects of its own that the jobs need."""
 
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._load = load
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = str(folder), kind
         self.renew()
 
     def renew(self) -> None:
         """Take a new model, because the old one is broken."""
-        self.model = self._load()
+        self.model: Any = load_model(self.folder, model_class=self.kind, device="cpu", progress=False)
         self.covariance = covariance(self.model)
         self.logits = self.model(_TOKENS)
         self.state: State = model_state(self.model)

@@ -1,0 +1,134 @@
+"""Public functions with arguments of the right and of a wrong type that make no sense, one name of the surface at a time.
+
+Each call returns a value, raises an error of ours or the error of a function that the caller gave, or says in a TypeError which
+argument is wrong. In every case the model and the process are as they were.
+"""
+
+import re
+import signal
+from contextlib import contextmanager
+
+import matplotlib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.attacked import Attacked
+from support.families import KINDS
+from support.odd_values import OddValues, wrong
+from support.public_calls import World, public_calls
+from support.state import changed, process_state
+
+from tl_rome.errors import TLRomeError
+
+CALLS = public_calls()
+SECONDS = 30
+"""After which a call is taken to hang."""
+
+
+class Surface:
+    """What works on one model, and odd values."""
+
+    def __init__(self, attacked, folder):
+        self.attacked, self.world = attacked, World(attacked, folder)
+        self.odd = OddValues(self.world.objects, folder)
+
+
+@pytest.fixture(scope="session")
+def surfaces(family_dir, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        matplotlib.use("Agg")
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield {
+            kind: Surface(Attacked(family_dir("gpt2"), kind), tmp_path_factory.mktemp(f"surface-{kind}"))
+            for kind in KINDS
+        }
+
+
+class TooLong(BaseException):
+    """The call did not end."""
+
+
+@contextmanager
+def time_limit():
+    def stop(number, frame):
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def put_back(attacked):
+    """Undo what a bare `apply` has done."""
+    for edit in (attacked.sequence, attacked.edit):
+        parts = getattr(edit, "edits", (edit,))
+        if all(part.is_applied(attacked.model) for part in parts):
+            edit.undo(attacked.model)
+
+
+def made(surface, call, arguments):
+    """What a call raises, and what it left behind, in words."""
+    from matplotlib import pyplot
+
+    attacked, process, error = surface.attacked, process_state(), None
+    if call.name.endswith(".undo"):
+        surface.world.objects[call.cls].apply(attacked.model)
+    try:
+        with time_limit():
+            surface.world.call(call, arguments)
+    except Exception as raised:
+        error = raised
+    finally:
+        pyplot.close("all")
+        put_back(attacked)
+    left = "; ".join(filter(None, [attacked.broken(), changed(process, process_state())]))
+    if left:
+        kind = attacked.kind
+        again = surface.world.new_path()
+        again.mkdir()
+        surface.__init__(Attacked(attacked.folder, kind), again)
+    return error, left
+
+
+def is_clear(error, call):
+    """Whether an error is one that a user can act on."""
+    if error is None or isinstance(error, TLRomeError):
+        return True
+    if isinstance(error, ZeroDivisionError) and "caller's own" in str(error):
+        return True
+    named = any(re.search(rf"\b{name}\b", str(error)) for name in call.parameters)
+    return isinstance(error, TypeError) and named
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_public_name_has_values(surfaces, name):
+    surface, call = surfaces[KINDS[0]], CALLS[name]
+    arguments = surface.world.arguments(call)
+    for parameter in arguments:
+        surface.odd.of(parameter, call.parameters[parameter].annotation)
+    error, left = made(surface, call, arguments)
+    assert not left
+    assert error is None or isinstance(error, TLRomeError), repr(error)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@given(data=st.data())
+def test_odd_calls(surfaces, outcomes, name, data):
+    surface, call = surfaces[data.draw(st.sampled_from(KINDS), "model")], CALLS[name]
+    if not call.parameters:
+        return
+    arguments = surface.world.arguments(call)
+    changes = {}
+    for parameter in data.draw(st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=2, unique=True), "which"):
+        odd = surface.odd.of(parameter, call.parameters[parameter].annotation)
+        changes[parameter] = data.draw(odd | wrong(), parameter)
+    error, left = made(surface, call, arguments | changes)
+    outcomes.note(error)
+    assert not left, f"{name} with {changes!r:.300} left behind: {left:.300}"
+    if not is_clear(error, call):
+        raise error
