@@ -44,11 +44,11 @@ def attacked(request: pytest.FixtureRequest, family_dir: Callable[[str], Path]) 
 
 
 class Outcomes(Counter[str]):
-    """How often each kind of outcome was seen in one test, and an example of each fault."""
+    """How often each kind of outcome was seen in one test, and examples of the faults."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.examples: dict[str, str] = {}
+        self.examples: dict[tuple[str, str], str] = {}
 
     def note(self, error: BaseException | None) -> None:
         """Count what a call raised, or that it raised nothing."""
@@ -57,14 +57,15 @@ class Outcomes(Counter[str]):
         else:
             self["accepted" if error is None else type(error).__name__] += 1
 
-    def fault(self, kind: str, example: str) -> None:
-        """Count what must not be, and keep the first example."""
+    def fault(self, kind: str, example: str, of: str = "") -> None:
+        """Count what must not be, and keep the shortest example of each kind, or of each kind and place."""
         self[f"FAULT: {kind}"] += 1
-        self.examples.setdefault(f"FAULT: {kind}", example)
+        if len(example) < len(self.examples.get((kind, of), example + " ")):
+            self.examples[kind, of] = example
 
     def check(self) -> None:
         """Fail if there was a fault."""
-        shown = [f"{self[kind]} x {kind}; first: {example}" for kind, example in self.examples.items()]
+        shown = [f"{self[f'FAULT: {kind}']} x {kind}, as {example}" for (kind, _), example in self.examples.items()]
         assert not shown, "\n".join(shown)
 
 

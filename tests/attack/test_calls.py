@@ -5,8 +5,6 @@ argument is wrong. In every case the model and the process are as they were.
 """
 
 import re
-import signal
-from contextlib import contextmanager
 
 import matplotlib
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.attacked import Attacked
 from support.families import KINDS
+from support.interrupts import time_limit, where
 from support.odd_values import OddValues, wrong
 from support.public_calls import World, public_calls
 from support.state import changed, process_state
@@ -21,8 +20,6 @@ from support.state import changed, process_state
 from tl_rome.errors import TLRomeError
 
 CALLS = public_calls()
-SECONDS = 30
-"""After which a call is taken to hang."""
 
 
 class Surface:
@@ -43,24 +40,6 @@ def surfaces(family_dir, tmp_path_factory):
             kind: Surface(Attacked(family_dir("gpt2"), kind), tmp_path_factory.mktemp(f"surface-{kind}"))
             for kind in KINDS
         }
-
-
-class TooLong(BaseException):
-    """The call did not end."""
-
-
-@contextmanager
-def time_limit():
-    def stop(number, frame):
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def put_back(attacked):
@@ -117,18 +96,27 @@ def test_every_public_name_has_values(surfaces, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-@given(data=st.data())
-def test_odd_calls(surfaces, outcomes, name, data):
-    surface, call = surfaces[data.draw(st.sampled_from(KINDS), "model")], CALLS[name]
+def test_odd_calls(surfaces, outcomes, name):
+    call = CALLS[name]
     if not call.parameters:
         return
-    arguments = surface.world.arguments(call)
-    changes = {}
-    for parameter in data.draw(st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=2, unique=True), "which"):
-        odd = surface.odd.of(parameter, call.parameters[parameter].annotation)
-        changes[parameter] = data.draw(odd | wrong(), parameter)
-    error, left = made(surface, call, arguments | changes)
-    outcomes.note(error)
-    assert not left, f"{name} with {changes!r:.300} left behind: {left:.300}"
-    if not is_clear(error, call):
-        raise error
+
+    @given(data=st.data(), kind=st.sampled_from(KINDS))
+    def attempt(data, kind):
+        surface = surfaces[kind]
+        arguments, changes = surface.world.arguments(call), {}
+        some = st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=2, unique=True)
+        for parameter in data.draw(some, "which"):
+            odd = surface.odd.of(parameter, call.parameters[parameter].annotation)
+            changes[parameter] = data.draw(odd | wrong(), parameter)
+        error, left = made(surface, call, arguments | changes)
+        shown = f"{name}(..., {', '.join(f'{key}={value!r:.150}' for key, value in changes.items())})"
+        if left:
+            outcomes.fault("left behind", f"{shown} {kind}: {left:.300}")
+        elif is_clear(error, call):
+            outcomes.note(error)
+        else:
+            outcomes.fault(f"{type(error).__name__}", f"{shown}: {error!r:.200} at {where(error)}", of=where(error))
+
+    attempt()
+    outcomes.check()

@@ -7,12 +7,10 @@ its work, and then the edit knows it. Ctrl-C itself is neither lost nor handled 
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
-from traceback import extract_tb
 
 import pytest
 from support.attacked import Attacked
-from support.interrupts import WATCHED, Bytecodes, interrupted
+from support.interrupts import WATCHED, Bytecodes, interrupted, where
 from support.state import changed, model_state, process_state
 
 from tl_rome.editors import Edit, EditSequence
@@ -37,12 +35,6 @@ def job_of(attacked: Attacked, section: str) -> Callable[[], object]:
             pass
 
     return attacked.jobs()["rows"] if section == "rows" else contexts
-
-
-def where(error: BaseException) -> str:
-    """The innermost line of a traceback that is in a watched file."""
-    frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename.startswith(WATCHED)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else "outside"
 
 
 def attempt(attacked, outcomes, run: Callable[[], object], describe: str, finish: Callable[[], str]) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from traceback import extract_tb
 from types import FrameType
 from typing import Any
 
@@ -144,3 +145,33 @@ def interrupted(job: Callable[[], object], *delays: float) -> bool:
     assert found is interrupt, "the handler of SIGINT is another one than before"
     assert ended or not noticed, "KeyboardInterrupt was raised in the job and lost there"
     return ended
+
+
+class TooLong(Exception):
+    """A call that did not end."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int = 60) -> Iterator[None]:
+    """End what runs inside after a time.
+
+    Raises:
+        TooLong: If it had to be ended.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooLong(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def where(error: BaseException) -> str:
+    """The innermost line of a traceback that is in a watched file."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename.startswith(WATCHED)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else "outside"

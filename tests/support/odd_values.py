@@ -21,7 +21,7 @@ INTEGERS = (*SIZES, True, 127, 128, 1000, 2**31, 2**63 - 1, 2**63, 2**64, 10**30
 FLOATS = (-1.0, -0.0, 0.0, 1e-320, 1e-9, 0.5, 1.0, 2, 1e30, 1e308, math.inf, -math.inf, math.nan)
 SIZED = {
     *("samples", "resamples", "tokens", "max_tokens", "new_tokens", "max_new_tokens", "max_steps", "points", "workers"),
-    *("max_evaluations", "extra_evaluations", "prompts", "generation_length", "context_lengths", "counts", "width"),
+    *("max_evaluations", "extra_evaluations", "prompts", "generation_length", "context_lengths", "counts", "width", "batch_size"),
     *("checkpoint_tokens", "n_layers", "retries", "window", "max_contexts", "shape", "units", "count"),
 }
 """Names of parameters whose size costs."""
