@@ -1,8 +1,11 @@
 """How hard the library is attacked, and a table of what came of it.
 
-A quick profile of Hypothesis, `ci`, draws the same few examples every time and is what `make test` runs; `fuzz`
+A quick profile of Hypothesis, `ci`, draws the same few examples every time and is what `make test-attack` runs; `fuzz`
 (`make fuzz`, or `--hypothesis-profile=fuzz` with this folder) draws many new ones. `TL_ROME_FUZZ=3` makes all of its
 counts three times as large. A test of either notes what came of each attempt in `outcomes`.
+
+The library is attacked as users have it. Where annotations are checked at run time, as in all other tests, these are left out:
+the checks would refuse wrong types in the library's place, and put code of their own around all of its functions.
 """
 
 import os
@@ -21,13 +24,17 @@ from tl_rome.errors import TLRomeError
 TIMES = int(os.environ.get("TL_ROME_FUZZ", "1"))
 _COMMON: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
-settings.register_profile("ci", max_examples=3, derandomize=True, phases=[Phase.generate, Phase.shrink], **_COMMON)
+settings.register_profile("ci", max_examples=2, derandomize=True, phases=[Phase.generate, Phase.shrink], **_COMMON)
 settings.register_profile("fuzz", max_examples=50 * TIMES, print_blob=False, **_COMMON)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("ci")
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    return True if config.getoption("--jaxtyping-packages") else None
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attacked import Attacked
 from support.cli import run, written
@@ -78,9 +78,10 @@ def odd_options(draw, command):
 
 
 @pytest.mark.parametrize("command", WORK)
-def test_odd_command_lines(inputs, outcomes, command):
+def test_odd_command_lines(inputs, outcomes, effort, command):
     model, folder, before = inputs
 
+    @settings(max_examples=effort(3, 100))
     @given(odd=odd_options(command), missing=st.integers(0, 20))
     def attempt(odd, missing):
         work = [*WORK[command][missing == 1 :], "--model", str(model), "--out", "out", *odd]

@@ -7,6 +7,7 @@ its work, and then the edit knows it. Ctrl-C itself is neither lost nor handled 
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from support.attacked import Attacked
@@ -37,19 +38,21 @@ def job_of(attacked: Attacked, section: str) -> Callable[[], object]:
     return attacked.jobs()["rows"] if section == "rows" else contexts
 
 
-def attempt(attacked, outcomes, run: Callable[[], object], describe: str, finish: Callable[[], str]) -> None:
+def attempt(attacked, outcomes, run: Callable[[], object], describe: str, finish: Callable[[], str] = str) -> None:
     """Run something that ends in KeyboardInterrupt or not, put the rest right, and note what was not."""
     process, place = process_state(), ""
     try:
-        run()
-        ending = "went on to the end"
+        ending = "interrupted" if run() else "went on to the end"
     except KeyboardInterrupt as error:
         ending, place = "interrupted", where(error)
     except Exception as error:
         ending, place = "another error", f"{where(error)} {error!r}"
         outcomes.fault(f"{type(error).__name__} in place of KeyboardInterrupt", f"{describe}, {place}")
     try:
+        Bytecodes().run(job_of(attacked, "hooks"))
         wrong = finish() or attacked.broken()
+    except KeyboardInterrupt:
+        wrong = "Ctrl-C came only in the next call"
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
     wrong = "; ".join(filter(None, [wrong, changed(process, process_state())]))
@@ -60,28 +63,31 @@ def attempt(attacked, outcomes, run: Callable[[], object], describe: str, finish
         outcomes[ending] += 1
 
 
-def moments(total: int, step: int) -> list[int]:
-    return list(range(1, total + 1, step))
-
-
 def bytecodes_of(run: Callable[[], object]) -> int:
     counting = Bytecodes(watched=WATCHED_TOO)
     counting.run(run)
     return counting.count
 
 
+def at_every_bytecode(attacked, outcomes, step, twice, make, total, describe, finish=str):
+    """Interrupt a job, made anew each time, at the bytecodes of its own code, or once more soon after that."""
+    assert total > 30
+    for moment in range(1, total + 1, step or max(7, total // 20)):
+        moments = (moment, 1 + 11 * moment % 97) if twice else (moment,)
+        job, run = make(), Bytecodes(*moments, watched=WATCHED_TOO).run
+        attempt(attacked, outcomes, partial(run, job), f"{describe} at {moments}", finish)
+    if lost := outcomes["went on to the end"]:
+        outcomes.fault("Ctrl-C was lost", f"{describe}, {lost} times")
+    outcomes.check()
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 def test_at_every_bytecode_of_a_context(attacked, outcomes, effort, section, twice):
-    total = bytecodes_of(job_of(attacked, section))
-    assert total > 30
-    for moment in moments(total, effort(max(7, total // 40), 1)):
-        both = (moment, 1 + 11 * moment % 97) if twice else (moment,)
-        run = Bytecodes(*both, watched=WATCHED_TOO).run
-        attempt(
-            attacked, outcomes, lambda run=run: run(job_of(attacked, section)), f"{section} at {both}", lambda: ""
-        )
-    outcomes.check()
+    def make() -> Callable[[], object]:
+        return job_of(attacked, section)
+
+    at_every_bytecode(attacked, outcomes, effort(0, 1), twice, make, bytecodes_of(make()), section)
 
 
 def is_in(edit: AnyEdit, model: object) -> bool:
@@ -93,8 +99,7 @@ def is_in(edit: AnyEdit, model: object) -> bool:
 @pytest.mark.parametrize("direction", ["apply", "undo"])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 def test_at_every_bytecode_of_apply_and_undo(attacked, outcomes, effort, which, direction, twice):
-    edit: AnyEdit = getattr(attacked, which)
-    with edit.applied(attacked.model):
+    with getattr(attacked, which).applied(attacked.model):
         edited = model_state(attacked.model)
 
     def prepare() -> AnyEdit:
@@ -111,16 +116,13 @@ def test_at_every_bytecode_of_apply_and_undo(attacked, outcomes, effort, which, 
         edit.undo(attacked.model)
         return wrong and f"the edit says that it is applied, {wrong}"
 
-    prepare()
-    total = bytecodes_of(lambda: getattr(edit, direction)(attacked.model))
+    def make() -> Callable[[], object]:
+        return partial(getattr(prepare(), direction), attacked.model)
+
+    total = bytecodes_of(make())
     finish()
-    assert total > 30
-    for moment in moments(total, effort(max(7, total // 40), 1)):
-        both = (moment, 1 + 11 * moment % 97) if twice else (moment,)
-        work, run = getattr(prepare(), direction), Bytecodes(*both, watched=WATCHED_TOO).run
-        describe = f"{direction} {which} at {both}"
-        attempt(attacked, outcomes, lambda work=work, run=run: run(lambda: work(attacked.model)), describe, finish)
-    outcomes.check()
+    describe = f"{direction} {which}"
+    at_every_bytecode(attacked, outcomes, effort(0, 1), twice, make, total, describe, finish)
 
 
 def test_at_random_moments(attacked, outcomes, effort):
@@ -131,21 +133,11 @@ def test_at_random_moments(attacked, outcomes, effort):
         started = time.perf_counter()
         job()
         seconds[name] = time.perf_counter() - started
-    for number in range(effort(27, 5000)):
+    for number in range(effort(27, 2500)):
         name = list(seconds)[number % len(seconds)]
         delays = [draw.uniform(0, 1.1 * seconds[name])]
         if draw.random() < 0.2:
             delays.append(draw.uniform(0, 0.005))
-        job = attacked.jobs()[name]
-        ended = []
-        attempt(
-            attacked,
-            outcomes,
-            lambda job=job, delays=delays, ended=ended: ended.append(interrupted(job, *delays)),
-            f"{name} after {delays} s",
-            lambda: "",
-        )
-        if ended == [True]:
-            outcomes["went on to the end"] -= 1
-            outcomes["interrupted"] += 1
+        run = partial(interrupted, attacked.jobs()[name], *delays)
+        attempt(attacked, outcomes, run, f"{name} after {delays} s")
     outcomes.check()
