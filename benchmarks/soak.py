@@ -1,7 +1,8 @@
 """What piles up over many edits and evaluations of tiny models: memory, tensors, open files, threads, hooks.
 
-Each round does one job on one of the model classes, in turn; some end in an error, of ours or of the caller. The first rounds
-fill what is filled once. After them nothing may grow: the exit code is 1 if something does. The last line is one JSON object.
+Each round does one job on one of the model classes, in turn; some end in an error, of ours or of the caller. The first
+rounds fill what is filled once. After them nothing may grow: the exit code is 1 if something does. The last line is one
+JSON object.
 `make soak` runs it, with the tests' tiny models on the path.
 """
 

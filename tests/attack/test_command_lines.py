@@ -4,10 +4,12 @@ Each ends with an exit code of the documented ones, without a traceback; one tha
 """
 
 import os
+import time
+import zlib
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from support.attacked import Attacked
 from support.cli import run, written
@@ -34,14 +36,15 @@ WORK = {
     "generate": (*REWRITE, "--editors", "ft", "--new-tokens", "2"),
 }
 """Quick work for each command, in a folder with the files that are named."""
-NUMBERS = ("-1", "0", "1", "2", "3", "1.5", "1e3", "0x1", "nan", "inf", "", " ", "1,2", "2,2", "1,,2", "x", "auto", "1-3", "٣")
+NUMBERS = ("-1", "0", "1", "2", "3", "1.5", "1e3", "0x1", "nan", "inf", "", " ", "1,2", "2,2", "1,,2", "x", "1-3", "٣")
 HUGE = ("9" * 30, "-" + "9" * 20, str(2**63), str(2**64))
 """For what costs nothing with size."""
 CHEAP = ("--seed", "--layer", "--layers", "--record", "--counts", "--window")
 WORDS = (
-    *("", " ", "ft", "rome", "ft,ft", "cpu", "cuda:99", "meta", "float16", "bfloat16", "hooked", "bridge", "released", "sample"),
-    *("mlp_out", "attn.hook_z", "hook_embed", "{}", "In {} is", "Rome", "\x1b[2J", "a\x00b", "日本🗼", "--out", "-", "--", "hf://", "hf://a/b/c"),
-    *("Paris" * 200, "x" * 300, "edit.safetensors", "facts.jsonl", "text.txt", "no/such/file", "folder", "~nosuchuser/x", "'", "\n"),
+    *("", " ", "ft", "rome", "ft,ft", "cpu", "cuda:99", "meta", "float16", "bfloat16", "hooked", "bridge", "released"),
+    *("mlp_out", "attn.hook_z", "hook_embed", "{}", "In {} is", "Rome", "\x1b[2J", "a\x00b", "日本🗼", "--out"),
+    *("Paris" * 200, "x" * 300, "edit.safetensors", "facts.jsonl", "text.txt", "no/such/file", "folder", "sample"),
+    *("~nosuchuser/x", "hf://", "hf://a/b/c", "auto", "'", "\n", "-", "--"),
 )
 
 
@@ -81,7 +84,8 @@ def odd_options(draw, command):
 def test_odd_command_lines(inputs, outcomes, effort, command):
     model, folder, before = inputs
 
-    @settings(max_examples=effort(3, 100))
+    @seed(zlib.crc32(command.encode()) + effort(0, time.time_ns()))
+    @settings(max_examples=effort(2, 100))
     @given(odd=odd_options(command), missing=st.integers(0, 20))
     def attempt(odd, missing):
         work = [*WORK[command][missing == 1 :], "--model", str(model), "--out", "out", *odd]
@@ -101,7 +105,8 @@ def test_odd_command_lines(inputs, outcomes, effort, command):
             if "Traceback" in result.output:
                 outcomes.fault("traceback in the output", shown)
             if result.exit_code in (1, 2) and written(folder) != before:
-                outcomes.fault("files of a refused call", f"{shown}: {sorted(written(folder) - before)[:4]}; {result.output[-200:]}")
+                left = sorted(written(folder) - before)[:4]
+                outcomes.fault("files of a refused call", f"{shown}: {left}; {result.output[-200:]}")
         clear(folder, before)
 
     attempt()

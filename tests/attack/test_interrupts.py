@@ -1,7 +1,7 @@
 """Ctrl-C at every bytecode of what writes weights and adds hooks, and at random moments of everything else.
 
-Afterwards the model is as it was, bit for bit and hook for hook, and still runs; only an `apply` or `undo` by hand may have done
-its work, and then the edit knows it. Ctrl-C itself is neither lost nor handled by others than before.
+Afterwards the model is as it was, bit for bit and hook for hook, and still runs; only an `apply` or `undo` by hand
+may have done its work, and then the edit knows it. Ctrl-C itself is neither lost nor handled by others than before.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Two threads with one model: each gets what it would get alone, or an error that says why not; neither waits for ever."""
+"""Two threads with one model: each gets what it gets alone, or an error that says why not, and neither hangs."""
 
 import faulthandler
 import random
@@ -7,7 +7,6 @@ import time
 from itertools import combinations_with_replacement
 from typing import Any
 
-import pytest
 from support.attacked import Attacked, same_result
 from support.state import changed, process_state
 

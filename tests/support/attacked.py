@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from support.edits import CONTEXTS, REQUEST, covariance
 from support.evaluation import RECORDS, SHORT, RandomEdit
 from support.state import State, changed, model_state
 from support.traces import trace
-
 from tl_rome import Edit, continue_texts, edited_rows, evaluate, load_model, rome, score_targets
 from tl_rome.editors import FT, RELEASED, EditSequence, FineTune, compose
 

@@ -1,8 +1,8 @@
 """Ctrl-C at every place where Python would notice it, and at random moments.
 
-Python runs the handler of a signal at calls, backward jumps and the beginnings of functions, never between two bytecodes
-of a straight line. `Bytecodes` therefore only marks the signal as arrived, at a bytecode of one's choice, and leaves it to the
-interpreter to notice: what a test sees is what a user's Ctrl-C can do, neither more nor less.
+Python runs the handler of a signal at calls, backward jumps and the beginnings of functions, never between two
+bytecodes of a straight line. `Bytecodes` therefore only marks the signal as arrived, at a bytecode of one's choice,
+and leaves it to the interpreter to notice: what a test sees is what a user's Ctrl-C can do, neither more nor less.
 """
 
 import _thread
@@ -36,7 +36,7 @@ class Bytecodes:
     """Runs a function, counts the bytecodes of watched files, and interrupts it at some of them.
 
     Args:
-        moments: Numbers of bytecodes at which SIGINT arrives; each further one counts from the handling of the one before.
+        moments: Numbers of bytecodes at which SIGINT arrives; each further one from when the last was noticed.
         watched: Beginnings of the names of watched files.
     """
 
@@ -84,7 +84,7 @@ class Bytecodes:
                 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []):
                     signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # waits until it is no longer blocked
                 else:
-                    -_ARRIVAL  # noqa: B018
+                    _ = -_ARRIVAL
         return self._step
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
