@@ -87,7 +87,7 @@ def test_at_every_bytecode_of_a_context(attacked, outcomes, effort, section, twi
     def make() -> Callable[[], object]:
         return job_of(attacked, section)
 
-    at_every_bytecode(attacked, outcomes, effort(0, 1), twice, make, bytecodes_of(make()), section)
+    at_every_bytecode(attacked, outcomes, effort(0, 3 if twice else 1), twice, make, bytecodes_of(make()), section)
 
 
 def is_in(edit: AnyEdit, model: object) -> bool:
@@ -122,7 +122,7 @@ def test_at_every_bytecode_of_apply_and_undo(attacked, outcomes, effort, which, 
     total = bytecodes_of(make())
     finish()
     describe = f"{direction} {which}"
-    at_every_bytecode(attacked, outcomes, effort(0, 1), twice, make, total, describe, finish)
+    at_every_bytecode(attacked, outcomes, effort(0, 3 if twice else 1), twice, make, total, describe, finish)
 
 
 def test_at_random_moments(attacked, outcomes, effort):

@@ -70,13 +70,13 @@ class Bytecodes:
             self._known[name] = name.startswith(self._watched)
         return self._known[name]
 
-    def _enter(self, frame: FrameType, event: str, arg: object) -> Any:
+    def _enter(self, frame: FrameType, *_: object) -> Any:
         if self._watches(frame):
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             return self._step
         return None
 
-    def _step(self, frame: FrameType, event: str, arg: object) -> Any:
+    def _step(self, _: FrameType, event: str, *__: object) -> Any:
         if event == "opcode":
             self.count += 1
             if self._moments and self.count == self._moments[0]:

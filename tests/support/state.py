@@ -53,7 +53,21 @@ def process_state() -> State:
 
 def changed(before: State, after: State) -> str:
     """What differs, for an assertion to show; nothing if they are the same."""
-    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+    return "; ".join(
+        f"{name}: {_difference(before[name], after[name])}" for name in before if before[name] != after[name]
+    )
+
+
+def _difference(before: Any, after: Any) -> str:
+    """Two values, of collections only what one of them has alone."""
+    if isinstance(before, dict):
+        before, after = (
+            {key: value for key, value in one.items() if other.get(key) != value}
+            for one, other in ((before, after), (after, before))
+        )
+    elif isinstance(before, list):
+        before, after = ([x for x in one if x not in other] for one, other in ((before, after), (after, before)))
+    return f"{before} -> {after}"
 
 
 def _owners(model: Any) -> list[nn.Module]:
