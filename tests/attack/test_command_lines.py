@@ -36,6 +36,8 @@ WORK = {
     "generate": (*REWRITE, "--editors", "ft", "--new-tokens", "2"),
 }
 """Quick work for each command, in a folder with the files that are named."""
+SLOW = {"demo": 30}
+"""Attempts at what takes seconds."""
 NUMBERS = ("-1", "0", "1", "2", "3", "1.5", "1e3", "0x1", "nan", "inf", "", " ", "1,2", "2,2", "1,,2", "x", "1-3", "٣")
 HUGE = ("9" * 30, "-" + "9" * 20, str(2**63), str(2**64))
 """For what costs nothing with size."""
@@ -85,7 +87,7 @@ def test_odd_command_lines(inputs, outcomes, effort, command):
     model, folder, before = inputs
 
     @seed(zlib.crc32(command.encode()) + effort(0, time.time_ns()))
-    @settings(max_examples=effort(2, 100))
+    @settings(max_examples=effort(2, SLOW.get(command, 110)))
     @given(odd=odd_options(command), missing=st.integers(0, 20))
     def attempt(odd, missing):
         work = [*WORK[command][missing == 1 :], "--model", str(model), "--out", "out", *odd]
