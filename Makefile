@@ -16,13 +16,16 @@ PIP := $(BIN)/python -m pip install -qq --no-compile
 # One thread per worker: two workers with two threads each would spend their time waiting for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=25 $(ARGS)
 
-.PHONY: demo families test test-3.9 test-4 test-lowest lint notebooks setup clean
+# Makes all counts of `make fuzz` so many times as large.
+TIMES ?= 1
+
+.PHONY: demo families fuzz soak test test-3.9 test-4 test-attack test-lowest lint notebooks setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
 	$(BIN)/tl-rome demo
 
-test: test-3.9 test-4 test-lowest
+test: test-3.9 test-4 test-lowest test-attack
 
 test-3.9: $(VENV)
 	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST)
@@ -33,6 +36,17 @@ test-4: $(VENV) $(TL4)
 # The plugin is that of the newer platformdirs beneath.
 test-lowest: $(VENV) $(LOWEST)
 	TL_ROME_LEG=lowest PYTHONPATH="$(CURDIR)/.lowest" $(PYTEST) -p no:platformdirs
+
+# Attacks are on the library as users have it: without the checks of annotations.
+test-attack: $(VENV) $(TL4)
+	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST) --jaxtyping-packages= tests/attack
+	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST) --jaxtyping-packages= tests/attack
+
+fuzz: $(VENV)
+	TL_ROME_LEG=3.9 TL_ROME_FUZZ=$(TIMES) PYTHONPATH= $(PYTEST) --hypothesis-profile=fuzz --jaxtyping-packages= tests/attack
+
+soak: $(VENV)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/soak.py
 
 lint: $(VENV)
 	$(BIN)/ruff check
