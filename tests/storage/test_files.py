@@ -65,7 +65,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(saved, monkeypatc
 def test_places_that_cannot_be_written_to_are_named(saved):
     with pytest.raises(StorageError, match=rf"cannot write {saved}/inside.safetensors: "):
         save(saved / "inside.safetensors", "edit", TENSORS, {})  # its folder is a file
-    with pytest.raises(StorageError, match=f"cannot write {saved.parent}: "):
+    with pytest.raises(StorageError, match=f"{saved.parent} is a folder, not a regular file"):
         save(saved.parent, "edit", TENSORS, {})  # the path itself is a folder
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -92,18 +92,18 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path, metadata):
 
 def test_a_folder_or_text_is_no_file_of_ours(tmp_path):
     (tmp_path / "text").write_text("hello " * 100)
-    for path in (tmp_path, tmp_path / "text"):
-        with pytest.raises(StorageError, match="is damaged or is not a tl_rome file"):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "text", "is damaged or is not a tl_rome file")):
+        with pytest.raises(StorageError, match=message):
             load(path, "edit")
 
 
 def test_another_kind_or_schema_is_refused(saved, monkeypatch):
-    with pytest.raises(StorageError, match="holds 'edit' in schema 1, not 'trace' in schema 1"):
+    with pytest.raises(StorageError, match="holds 'edit' in schema 2, not 'trace' in schema 2"):
         load(saved, "trace")
-    monkeypatch.setattr(storage, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(storage, "SCHEMA_VERSION", 3)
     newer = save(saved, "edit", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(StorageError, match="holds 'edit' in schema 2, not 'edit' in schema 1"):
+    with pytest.raises(StorageError, match="holds 'edit' in schema 3, not 'edit' in schema 2"):
         load(newer, "edit")
 
 

@@ -101,7 +101,7 @@ def test_other_settings_and_models_are_refused(path, change, error, message):
 
 
 def test_other_kinds_and_other_files_are_refused(path):
-    with pytest.raises(StorageError, match="holds 'results' in schema 1, not 'facts'"), open_ledger(path, "facts", {}):
+    with pytest.raises(StorageError, match="holds 'results' in schema 2, not 'facts'"), open_ledger(path, "facts", {}):
         pass
     path.write_text('{"a": 1}\n')
     with pytest.raises(StorageError, match="does not begin with the header"):
