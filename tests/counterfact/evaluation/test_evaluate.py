@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.aged import age_lines
 from support.evaluation import NUMBERS, RECORDS, SHORT, JudgedEdit, RandomEdit, RandomEdits, run
 from support.families import KINDS
 
@@ -82,7 +83,7 @@ def test_verdicts_of_receipts_are_kept_and_counted(tiny, tmp_path):
 
 def test_results_that_were_stored_without_verdicts_are_read(tiny, tmp_path):
     results = run(tiny("gpt2", KIND), RandomEdit(), store=tmp_path)
-    (file,) = tmp_path.glob("editors/*.jsonl")
+    (file,) = map(age_lines, tmp_path.glob("editors/*.jsonl"))
     file.write_text(re.sub(r'"verdict": ?[^,}]*, ?', "", file.read_text()))
     assert "verdict" not in file.read_text()
     assert load_results(tmp_path) == results

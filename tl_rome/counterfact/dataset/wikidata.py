@@ -75,8 +75,13 @@ class WikiDataNeighbors:
         key = hashlib.sha256(f"{self.endpoint}\n{query}".encode()).hexdigest()[:32]
         path = self.cache / f"{relation_id}-{key}.json"
         try:
-            answer, _ = unseal(path.read_bytes())  # those of earlier versions carry no checksum
-            if answer["query"] == query:
+            answer, checksum = unseal(path.read_bytes())
+            sound = checksum is not None or set(answer) == {
+                "endpoint",
+                "query",
+                "names",
+            }  # as earlier versions wrote it
+            if sound and answer["query"] == query:
                 return list(read_as(tuple[str, ...], answer["names"], "names"))
         except (OSError, ValueError, KeyError):  # never asked, or a damaged file
             pass
@@ -95,9 +100,11 @@ class WikiDataNeighbors:
             answer.raise_for_status()
             rows = parse_json(answer.content)["results"]["bindings"]
             return sorted({read_as(str, row["name"]["value"], "a name") for row in rows} - {""})
-        except RequestException as error:
-            raise NetworkError(f"{self.endpoint} gave no answer in {self.retries + 1} tries: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RequestException, ValueError) as error:
+            raise NetworkError(
+                f"{self.endpoint} gave no answer in {self.retries + 1} tries, or none in JSON: {error}"
+            ) from error
+        except (KeyError, TypeError, AttributeError) as error:
             raise NetworkError(
                 f"{self.endpoint} answered with something other than SPARQL results: {error!r}"
             ) from error
