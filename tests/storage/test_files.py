@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.aged import age_tensors
 from support.families import FAMILIES, KINDS, build_family
 from support.traces import trace
 
@@ -81,6 +82,44 @@ def test_a_truncated_file_is_damaged(saved, share):
     saved.write_bytes(content[: int(share * len(content))])
     with pytest.raises(StorageError, match=r"edit.safetensors is damaged or is not a tl_rome file .*; make it again"):
         load(saved, "edit")
+
+
+def test_every_flipped_bit_is_refused_or_harmless(saved):
+    content, (tensors, header) = saved.read_bytes(), load(saved, "edit")
+    refused = 0
+    for place in range(len(content)):
+        flipped = bytes([content[place] ^ 1 << place % 8])
+        saved.write_bytes(content[:place] + flipped + content[place + 1 :])
+        try:
+            found, said = load(saved, "edit")
+        except StorageError:
+            refused += 1
+            continue
+        assert said == header
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert refused > 0.9 * len(content)
+
+
+def test_a_file_without_its_checksum_is_refused_unless_it_is_old(saved, caplog):
+    tensors, header = load(saved, "edit")
+    save_file(tensors, saved, {"tl_rome": json.dumps(header)})
+    with pytest.raises(StorageError, match="does not hold what its checksum says"):
+        load(saved, "edit")
+    save(saved, "edit", tensors, header)
+    assert not caplog.records
+    assert load(age_tensors(saved, "edit"), "edit")[1] == header | {"schema": 1}
+    assert f"{saved} was written by an earlier version, without checksums" in caplog.text
+    caplog.clear()
+    load(saved, "edit", warn=False)
+    assert not caplog.records
+
+
+def test_a_header_that_has_no_form_in_json_is_not_written(saved):
+    before = saved.read_bytes()
+    for value in ("\ud83d", {1}):
+        with pytest.raises(StorageError, match=r"cannot write .* its header"):
+            save(saved, "edit", TENSORS, {"value": value})
+    assert saved.read_bytes() == before
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"tl_rome": "{"}, {"tl_rome": "[1]"}, {"tl_rome": "3"}])

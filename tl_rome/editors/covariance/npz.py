@@ -40,7 +40,7 @@ def import_npz(
     path, size = Path(path), w_out(model, layer).shape[0]
     regular(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             total, tokens = next((file[a], file[b]) for a, b in _NAMES if a in file and b in file)
         count = int(tokens)
     except StopIteration as error:
