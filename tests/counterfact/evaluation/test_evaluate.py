@@ -13,7 +13,7 @@ from tl_rome.counterfact import evaluate, load_results, summarize, to_dataset
 from tl_rome.counterfact.evaluation.measure import compare, measure
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, StorageError
 from tl_rome.sites import w_out
 
 KIND = KINDS[0]
@@ -158,3 +158,23 @@ def test_impossible_runs_are_refused(tiny, records, options, message):
 def test_an_editor_that_returns_no_edits_ends_the_run(tiny):
     with pytest.raises(TypeError, match=r"made 2 objects \(NoneType\) for 2 requests; return one Edit for each"):
         run(tiny("gpt2", KIND), lambda model, request: None)
+
+
+def test_without_a_store_a_temporary_folder_is_needed(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StorageError, match=r"cannot make a temporary folder .*give a store"):
+        run(tiny("gpt2", KIND))
+
+
+def test_a_finished_store_in_a_read_only_folder_is_read_again(tiny, monkeypatch, tmp_path):
+    def refuse(*args, **options):
+        raise PermissionError("Permission denied")
+
+    model = tiny("gpt2", KIND)
+    first = run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path)
+    monkeypatch.setattr("tl_rome.storage.ledger.FileLock", refuse)
+    assert run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path) == first
+    monkeypatch.setattr("tl_rome.counterfact.evaluation.evaluate.measure", None)  # nothing is measured in vain
+    next(tmp_path.glob("editors/*")).unlink()
+    with pytest.raises(StorageError, match=r"cannot write .*: Permission denied"):
+        run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path)
