@@ -161,9 +161,10 @@ def test_an_editor_that_returns_no_edits_ends_the_run(tiny):
 
 
 def test_without_a_store_a_temporary_folder_is_needed(tiny, monkeypatch, tmp_path):
+    model = tiny("gpt2", KIND)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(StorageError, match=r"cannot make a temporary folder .*give a store"):
-        run(tiny("gpt2", KIND))
+        run(model)
 
 
 def test_a_finished_store_in_a_read_only_folder_is_read_again(tiny, monkeypatch, tmp_path):

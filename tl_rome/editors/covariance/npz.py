@@ -41,6 +41,8 @@ def import_npz(
     regular(path)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if damaged := file.zip.testzip():  # numpy reads no further than it needs, which leaves checksums unread
+                raise ValueError(f"{damaged} is not what its checksum says")
             total, tokens = next((file[a], file[b]) for a, b in _NAMES if a in file and b in file)
         count = int(tokens)
     except StopIteration as error:
