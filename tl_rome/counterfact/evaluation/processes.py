@@ -37,6 +37,7 @@ def evaluate_in_processes(
     batch_size: int = 8,
     config: EvaluationConfig | None = None,
     seed: int = 0,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
     """Do what `evaluate` does in several processes, which divide the torch threads of this one among them.
@@ -53,6 +54,7 @@ def evaluate_in_processes(
         batch_size: Records in a batch; the same worker takes it under every editor, so that editors can share work.
         config: What is measured.
         seed: Of the generated texts.
+        retry_failed: See `evaluate`.
         progress: Whether to show a progress bar over records.
 
     Returns:
@@ -67,7 +69,12 @@ def evaluate_in_processes(
     if workers < 1:
         raise InputError(f"{workers=}; give at least one")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
+        records=tuple(records),
+        config=config or EvaluationConfig(),
+        seed=seed,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        progress=progress,
     )
     setup = Setup(load, editors, run.config, seed)
     if workers == 1:

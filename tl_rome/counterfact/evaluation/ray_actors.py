@@ -40,6 +40,7 @@ def evaluate_on_ray(
     batch_size: int = 8,
     config: EvaluationConfig | None = None,
     seed: int = 0,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
     """Do what `evaluate` does, on many workers.
@@ -59,6 +60,7 @@ def evaluate_on_ray(
         batch_size: Records in a batch.
         config: What is measured.
         seed: Of the generated texts.
+        retry_failed: See `evaluate`.
         progress: Whether to show a progress bar over records.
 
     Returns:
@@ -74,7 +76,12 @@ def evaluate_on_ray(
     if workers < 1 or retries < 0:
         raise InputError(f"{workers=} and {retries=}; give at least one worker, and 0 or more retries")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
+        records=tuple(records),
+        config=config or EvaluationConfig(),
+        seed=seed,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        progress=progress,
     )
     setup = Setup(load, editors, run.config, seed)
     with _ray() as ray:

@@ -5,7 +5,8 @@
     editors/<name>-<hash>.jsonl     one file per editor and settings
 
 Every file begins with the settings that its lines were made with (model, data set, what is measured, seed; the editor's
-own), and is refused where they differ.
+own), and is refused where they differ. Of several lines of one record, such as a failure and what a later try gave, the
+last one holds.
 """
 
 import re
@@ -127,7 +128,7 @@ def _results(folder: Path, files: Sequence[Path]) -> list[CaseResult]:
     for file in files:
         header, *lines = read_ledger(file)
         known = {name: header["settings"].get(name) for name in ("editor", "config")}
-        for line in lines:
+        for line in {line["case_id"]: line for line in lines}.values():
             unedited = before[line["case_id"]]
             rewrite = unedited.to_dict()["rewrite"]
             found = CaseResult.from_dict({**_origin(header), **known, **line, "rewrite": rewrite, "before": None})
