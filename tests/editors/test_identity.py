@@ -122,7 +122,7 @@ def default(strength):
 
 def attribute(strength):
     editor = closure(1.0)
-    editor.config = {"strength": strength}
+    vars(editor)["config"] = {"strength": strength}
     return editor
 
 
@@ -262,7 +262,7 @@ def test_an_editor_of_unknown_content_is_never_the_same_in_another_run(make, cap
     assert undescribed(described) == [f"{type(held).__module__}.{type(held).__qualname__}"]
     one, two = resumable("mine", described), resumable("mine", described)
     assert settings_hash(one) != settings_hash(two)
-    assert "results of mine cannot be continued by a later run: it holds" in caplog.text
+    assert "results of 'mine' cannot be continued by a later run: it holds" in caplog.text
     assert "give the editor a method identity()" in caplog.text
 
 

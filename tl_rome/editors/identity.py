@@ -34,7 +34,7 @@ def resumable(name: str, described: Any) -> Any:
     if not (unknown := undescribed(described)):
         return described
     _log.warning(
-        "results of %s cannot be continued by a later run: it holds %s, of which it is not known whether it is the "
+        "results of %r cannot be continued by a later run: it holds %s, of which it is not known whether it is the "
         "same again; give the editor a method identity() that returns all that decides its edits, as JSON",
         name,
         ", ".join(sorted(set(unknown))),

@@ -56,7 +56,9 @@ class _Describer:
     def describe(self, value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return repr(value)
-        if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, str):
+            return value.encode("utf-8", "backslashreplace").decode()  # half characters in words
+        if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, ModuleType):
             return value.__name__
@@ -81,18 +83,18 @@ class _Describer:
             return {"digest": hashlib.sha256(value).hexdigest()[:16]}
         if isinstance(value, Tensor):
             return _tensor(value)
-        if isinstance(value, FunctionType):
-            return self._function(value)
-        if isinstance(value, CodeType):
-            return self._code(value)
         if isinstance(value, type):
             return self._class(value)
-        if isinstance(value, partial):
-            return {"editor": self.describe(value.func), **self._filled(args=value.args, keywords=value.keywords)}
         if callable(identity := getattr(value, "identity", None)):
             return self.describe(identity())
         if isinstance(getattr(value, "digest", None), str):
             return {"digest": value.digest, "layer": getattr(value, "layer", None)}
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, CodeType):
+            return self._code(value)
+        if isinstance(value, partial):
+            return {"editor": self.describe(value.func), **self._filled(args=value.args, keywords=value.keywords)}
         if isinstance(value, nn.Module) and isinstance(value, HookedModel):
             return model_settings(value)
         return self._object(value)
@@ -151,7 +153,8 @@ class _Describer:
         return {name: self.describe(part) for name, part in parts.items() if part}
 
     def _key(self, key: Any) -> str:
-        return key if isinstance(key, str) else json.dumps(self.describe(key))
+        described = self.describe(key)
+        return described if isinstance(described, str) else json.dumps(described)
 
 
 def _unknown(value: Any) -> dict[str, str]:

@@ -110,8 +110,8 @@ def read_rows(path: str | Path) -> Iterable[Any]:
         return _json_lines(text, str(path))
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        remedy = "; if every line is a record, name it .jsonl" if error.msg == "Extra data" else ""
+    except (ValueError, RecursionError) as error:
+        remedy = "; if every line is a record, name it .jsonl" if "Extra data" in str(error) else ""
         raise RecordError(f"{path} is not JSON ({error}){remedy}") from error
     return data if isinstance(data, list) else [data]
 
@@ -121,7 +121,7 @@ def _json_lines(text: str, name: str) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise RecordError(f"line {number} of {name} is not JSON ({error})") from error
 
 
@@ -143,7 +143,7 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
             data = load_dataset("parquet", data_files=name)
         else:
             data = load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # hub, network and file errors share no base class
         for file in (folder, *folder.rglob("*")):
             if is_pointer(file):
                 refuse_pointer(file)

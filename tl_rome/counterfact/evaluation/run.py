@@ -189,7 +189,7 @@ class Run:
     def _left(self, ledger: Ledger) -> set[int]:
         """Numbers of the records that the ledger lacks, or has as failures that are to be tried again."""
         last = {line["case_id"]: line for line in ledger.records}
-        done = {number for number, line in last.items() if not self.retry_failed or line["error"] is None}
+        done = {number for number, line in last.items() if not self.retry_failed or line.get("error") is None}
         return {record.case_id for record in self.chosen} - done
 
     def _batches(self, left: set[int]) -> Iterator[tuple[CounterFactRecord, ...]]:
