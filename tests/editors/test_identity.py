@@ -190,7 +190,7 @@ VARIANTS = {
     "held inside": lambda strength: partial(scaled, parts=({"deep": [closure(strength)]},)),
     "not a number": lambda strength: partial(scaled, strength=strength * math.inf, parts=(strength,)),
     "array": lambda strength: partial(scaled, parts=numpy.full(3, strength)),
-    "set": lambda strength: partial(scaled, parts={"a", "b", strength}),
+    "set": lambda strength: partial(scaled, parts={*"abcdefgh", strength}),
 }
 
 

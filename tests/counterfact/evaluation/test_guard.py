@@ -8,7 +8,7 @@ from support.evaluation import NUMBERS, RECORDS, RandomEdit, run
 from support.families import KINDS
 
 from tl_rome.counterfact import load_results, sequential_edits
-from tl_rome.editors import FT, FineTune, compose
+from tl_rome.editors import FT, EditSequence, FineTune, compose
 from tl_rome.errors import EditStateError, NumericsError
 from tl_rome.sites import w_out
 
@@ -110,6 +110,28 @@ def test_ctrl_c_in_such_an_editor_puts_the_weights_back(fresh_tiny):
     with pytest.raises(KeyboardInterrupt):
         run(model, {"leaving": Interrupted(1, FT)})
     assert all(map(torch.equal, weights(model), before))
+
+
+class Own(RandomEdit):
+    """An editor of this package, as far as the guard can tell: no copy is kept."""
+
+    __module__ = "tl_rome.editors.own"
+
+    def __call__(self, model, request):
+        made.append(composed(model, request))
+        return made[-1]
+
+
+made: list[EditSequence] = []
+
+
+def test_edits_that_are_still_applied_are_undone_without_copies(fresh_tiny):
+    model = fresh_tiny("gpt2", KINDS[0])
+    before = weights(model)
+    with pytest.raises(EditStateError, match=LEFT):
+        run(model, {"leaving": Own()}, RECORDS[:1])
+    assert all(map(torch.equal, weights(model), before))
+    assert not any(edit.is_applied(model) for edit in made[-1].edits)
 
 
 def test_no_weights_are_copied_for_editors_of_this_package(fresh_tiny, monkeypatch):
