@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tl_rome.errors import InputError, SubjectError
+from tl_rome.storage.text import has_half_character
 
 _SLOT = "{}"
 
 
 def _check_template(template: str) -> None:
+    _check_whole("template", template)
     count = template.count(_SLOT)
     if count != 1:
         raise InputError(
@@ -26,6 +28,12 @@ def _check_text(name: str, text: str) -> None:
     if not text.strip():
         error = SubjectError if name == "subject" else InputError
         raise error(f"{name} is empty ({text!r}); give at least one visible character")
+    _check_whole(name, text)
+
+
+def _check_whole(name: str, text: str) -> None:
+    if has_half_character(text):
+        raise InputError(f"{name} {text!r} holds half a character (a lone surrogate); write the whole one")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Fact:
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, the target is empty, or the joiner is neither.
+        InputError: If the template does not have exactly one `{}`, the target is empty, the joiner is neither, or a
+            text holds half a character (a lone surrogate).
     """
 
     template: str
@@ -134,7 +143,8 @@ class EditRequest:
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, a target is empty, or the joiner is neither.
+        InputError: If the template does not have exactly one `{}`, a target is empty, the joiner is neither, or a
+            text holds half a character (a lone surrogate).
     """
 
     template: str

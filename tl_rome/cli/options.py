@@ -45,5 +45,8 @@ BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Records or prompts at once; more take more memory.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random draws.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try records again that failed in an earlier run, as without network.")
+]
 ResultsOption = Annotated[Path, typer.Option("--out", help="Folder of results; run again with it to go on.")]
 """The `--out` of a command that resumes."""

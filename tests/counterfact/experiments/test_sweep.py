@@ -46,6 +46,9 @@ def test_a_sweep_continues_where_it_stopped(tiny, tmp_path):
     model, made = tiny("gpt2", KIND), []
 
     class Counting(RandomEdit):
+        def identity(self):  # which says that `made` decides nothing
+            return {"strength": self.strength}
+
         def __call__(self, model, request):
             made.append(self.strength)
             return super().__call__(model, request)
