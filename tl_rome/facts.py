@@ -8,6 +8,7 @@ braces are ordinary text.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tl_rome.arguments import guarded
 from tl_rome.errors import InputError, SubjectError
 
 _SLOT = "{}"
@@ -28,6 +29,7 @@ def _check_text(name: str, text: str) -> None:
         raise error(f"{name} is empty ({text!r}); give at least one visible character")
 
 
+@guarded
 @dataclass(frozen=True)
 class Fact:
     """A statement the model may know.
@@ -121,6 +123,7 @@ def check_requests(requests: Iterable[object]) -> None:
             raise InputError(f"{request!r} is a {type(request).__name__}, not an EditRequest; {remedy}")
 
 
+@guarded
 @dataclass(frozen=True)
 class EditRequest:
     """A requested rewrite t* = (s, r, o*) (section 3).

@@ -40,7 +40,7 @@ def test_load_takes_the_location_itself(tiny, hub_cache, monkeypatch):
     path = editor(model)(model, REQUEST).save(hub_cache / "eiffel.safetensors")
     asked = []
 
-    def fetch(repo_id, filename, revision, cache_dir):
+    def fetch(repo_id, filename, revision, cache_dir, local_files_only):
         asked.append((repo_id, filename, revision))
         return str(path)
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.arguments import Whole
 from tl_rome.errors import InputError
 from tl_rome.tokens import TokenizedModel, encode_target, token_labels
 
@@ -58,7 +59,7 @@ def _shape(score: object) -> tuple[int, ...] | None:
 class TargetLogprob:
     """Log-probability of a target in nats: the sum over its tokens, each predicted at its own position."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[Whole, ...]
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
         """Score each row."""
@@ -70,7 +71,7 @@ class TargetLogprob:
 class TargetProbability:
     """Probability of a target, in [0, 1]: the paper's score; the product over its tokens where there are several."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[Whole, ...]
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
         """Score each row."""
@@ -81,8 +82,8 @@ class TargetProbability:
 class LogitDifference:
     """Logit of one token minus that of another, after the prompt."""
 
-    token: int
-    other: int
+    token: Whole
+    other: Whole
 
     @classmethod
     def between(cls, model: TokenizedModel, target: str, other: str) -> "LogitDifference":

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
@@ -41,7 +42,7 @@ def causal_trace(
     component: str = "resid_post",
     *,
     generator: torch.Generator | None = None,
-    window: int | None = None,
+    window: Count | None = None,
     clipping: Clipping = "released",
     corruption: Corruption | None = None,
     metric: MetricName | Metric = "prob",
@@ -50,7 +51,7 @@ def causal_trace(
     units: Units = None,
     whole_target: bool | None = None,
     method: Method = "incremental",
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: Count = 4096,
     progress: bool = True,
 ) -> TraceResult:
     """Trace where a model keeps a fact.

@@ -147,7 +147,7 @@ def test_objects_without_identifier_are_looked_up_by_name():
         ("P1 } DROP", ANKARA, {}, "relation_id is 'P1 } DROP'"),
         ("P1", Target("Ankara", "3640"), {}, "identifier of 'Ankara' is '3640'"),
         ("P1", ANKARA, {"language": 'en") }'}, "language is"),
-        ("P1", ANKARA, {"limit": 0}, "limit and timeout must be positive"),
+        ("P1", ANKARA, {"limit": 0}, "limit is 0; give a number of at least 1"),
     ],
 )
 def test_identifiers_that_are_not_wikidatas_are_refused(tmp_path, relation_id, target, options, message):

@@ -5,13 +5,15 @@ for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.errors import RecordError, StorageError
+from tl_rome.errors import NetworkError, RecordError, StorageError
+from tl_rome.storage.hub import hub_silence
 from tl_rome.storage.layouts import name_layout
 from tl_rome.storage.text import ending, is_pointer, read_text, refuse_pointer
 
@@ -23,6 +25,7 @@ _SOURCES = (
     "give a .json, .jsonl (both may be gzipped) or .parquet file, a folder, or the name of a data set on the hub; "
     f"{SAMPLE!r} needs no download"
 )
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REWRITE = "write its facts as COUNTERFACT records, with a prompt, a subject, target_new and target_true"
 
 
@@ -129,11 +132,16 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
     """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub.
 
     Raises:
+        NetworkError: If it is on the hub, and that does not answer as it should.
         StorageError: If it cannot be read, or has no such split.
     """
     folder = Path(name)
     if folder.is_file() and ending(name) != ".parquet":
         raise StorageError(f"cannot tell from its name what {name} holds; {_SOURCES}")
+    if not folder.exists() and _HUB_NAME.fullmatch(name):
+        silence = hub_silence(f"datasets/{name}/resolve/main/README.md")
+        if silence is not None:
+            raise NetworkError(f"cannot read {name!r}: {silence}; HF_HUB_OFFLINE=1 reads a copy in the hub's cache")
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     try:
@@ -150,6 +158,8 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
         raise StorageError(
             f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); {_SOURCES}"
         ) from error
+    except Exception as error:  # what the hub's client makes of an answer that it does not know
+        raise NetworkError(f"the hub's answer for {name!r} is of no use ({type(error).__name__}: {error})") from error
     parts = {str(name): part for name, part in data.items()} if isinstance(data, DatasetDict) else {split or "": data}
     if split is not None and split not in parts:
         raise StorageError(f"{name} has no split {split!r}; it has {', '.join(parts)}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_rome.arguments import Count, NotNegative, Positive, Whole
 from tl_rome.counterfact.records import Target
 from tl_rome.errors import InputError, NetworkError, require
 from tl_rome.storage.files import write_whole
@@ -39,21 +40,19 @@ class WikiDataNeighbors:
     """Who asks; WikiData wants a way to reach you in it."""
     language: str = "en"
     """Of the names."""
-    limit: int = 500
+    limit: Count = 500
     """Subjects asked for at most, in whatever order the service finds them."""
-    interval: float = 1.0
+    interval: NotNegative = 1.0
     """Seconds between two requests, at least."""
-    retries: int = 5
+    retries: Whole = 5
     """Further tries of a failed request."""
-    backoff: float = 1.0
+    backoff: NotNegative = 1.0
     """Seconds before the second of them; doubled each time."""
-    timeout: float = 90.0
+    timeout: Positive = 90.0
     """Seconds to wait for an answer."""
     _last: float = field(default=float("-inf"), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.limit < 1 or min(self.interval, self.retries, self.backoff) < 0 or self.timeout <= 0:
-            raise InputError(f"limit and timeout must be positive, the other numbers not negative: {self}")
         if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.language):
             raise InputError(f"language is {self.language!r}; use a code such as 'en'")
 

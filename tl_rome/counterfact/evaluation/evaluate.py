@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
 from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
@@ -32,9 +33,9 @@ def evaluate(
     editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
-    batch_size: int = 8,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> list[CaseResult]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.evaluate import evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.experiments.curve import Curve
@@ -35,8 +36,8 @@ def sweep_editors(
     along: str = "layer",
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    batch_size: int = 8,
-    seed: int = 0,
+    batch_size: Count = 8,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Curve:
     """Evaluate an editor at several values of one setting; or continue an earlier sweep.

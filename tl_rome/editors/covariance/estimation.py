@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_rome.arguments import Count
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
 from tl_rome.errors import InputError
@@ -16,7 +17,7 @@ from tl_rome.generation import sample_tokens, start_token
 from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
-from tl_rome.tokens import check_texts, encode
+from tl_rome.tokens import encode
 
 _log = logging.getLogger(__name__)
 _SAMPLED_LENGTH = 128
@@ -43,11 +44,11 @@ def estimate_covariances(
     texts: Iterable[Any],
     *,
     source: str,
-    max_tokens: int | None = None,
-    max_batch_tokens: int = 4096,
+    max_tokens: Count | None = None,
+    max_batch_tokens: Count = 4096,
     text_column: str = "text",
     checkpoint: str | Path | None = None,
-    checkpoint_tokens: int = 1_000_000,
+    checkpoint_tokens: Count = 1_000_000,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
     """Statistics of several layers in one pass over text, each text cut at the model's context.
@@ -151,8 +152,8 @@ def covariances_from_samples(
     layers: Sequence[int],
     *,
     generator: torch.Generator,
-    tokens: int = 32_768,
-    batch_size: int = 64,
+    tokens: Count = 32_768,
+    batch_size: Count = 64,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
     """Statistics of text that the model samples from its start token: the fallback where there is no corpus.
@@ -199,7 +200,6 @@ def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iter
     Raises:
         InputError: If a row is neither a string nor has one in this column.
     """
-    check_texts("texts", texts)
     for row in texts:
         text = row
         if isinstance(row, Mapping):
