@@ -234,6 +234,11 @@ def _tokenize(model: TokenizedModel, text: str, **options: Any) -> Any:
     if options and not model.tokenizer.is_fast:
         name = type(model.tokenizer).__name__
         raise UnsupportedModelError(f"{name} gives no character offsets to find the subject by; use a fast tokenizer")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"{text[max(0, error.start - 10) : error.end + 10]!r}"
+        raise InputError(f"the text has half a character at {place} (a lone surrogate); give whole ones") from None
     return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 

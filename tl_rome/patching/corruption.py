@@ -238,6 +238,8 @@ def corrupt(
             raise InputError(f"{name} draws at random; give generator=torch.Generator().manual_seed(0)")
         generator = torch.Generator()
     corrupted = corruption(embeddings, generator)
+    if not isinstance(corrupted, Tensor):
+        raise InputError(f"corruption returned {type(corrupted).__name__}; return a tensor (samples, tokens, d_model)")
     if corrupted.ndim != 3 or corrupted.shape[1:] != embeddings.shape or not len(corrupted):
         raise InputError(
             f"corruption returned shape {tuple(corrupted.shape)}; it must be (samples, {embeddings.shape[0]}, "

@@ -8,11 +8,11 @@ The hub's own client repeats a failed request for minutes, or for as long as the
 sign of life first; without one, only what the client has in its cache is used.
 """
 
-import threading
 from pathlib import Path
 from typing import Any
 
 from tl_rome.errors import InputError, NetworkError, StorageError
+from tl_rome.storage.deadline import within
 
 PATIENCE = 20.0
 """Seconds in which the hub has to answer."""
@@ -64,23 +64,16 @@ def hub_silence(path: str) -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return None
-    url = f"{constants.ENDPOINT}/{path}"
-    found = [f"no answer within {PATIENCE:g} seconds"]
-    asking = threading.Thread(target=_ask, args=(url, found), daemon=True)
-    asking.start()
-    asking.join(PATIENCE)  # the client's own time limits are for the next byte, not for the whole answer
-    problem = found[-1]
-    return f"{constants.ENDPOINT} gives {problem}; try again later, and check the network" if problem else None
-
-
-def _ask(url: str, found: list[str]) -> None:
-    """Add what is wrong with an address to a list, an empty text if nothing is."""
     from huggingface_hub.utils import build_hf_headers, get_session
 
+    url, options = f"{constants.ENDPOINT}/{path}", {"timeout": PATIENCE, "follow_redirects": False}
     try:
-        answer = get_session().head(url, headers=build_hf_headers(), timeout=PATIENCE, follow_redirects=False)
+        answer = within(PATIENCE, lambda: get_session().head(url, headers=build_hf_headers(), **options))
+        if answer.status_code != _TOO_MANY and answer.status_code < 500:
+            return None
+        problem = f"answers with status {answer.status_code} ({answer.reason_phrase})"
+    except TimeoutError as error:
+        problem = f"gives {error}"
     except Exception as error:  # of the hub's client, whose library changes between versions
-        found.append(f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:100]})")
-    else:
-        busy = answer.status_code == _TOO_MANY or answer.status_code >= 500
-        found.append(f"status {answer.status_code} ({answer.reason_phrase})" if busy else "")
+        problem = f"cannot be asked ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    return f"{constants.ENDPOINT} {problem}; try again later, and check the network"

@@ -141,7 +141,8 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
     if not folder.exists() and _HUB_NAME.fullmatch(name):
         silence = hub_silence(f"datasets/{name}/resolve/main/README.md")
         if silence is not None:
-            raise NetworkError(f"cannot read {name!r}: {silence}; HF_HUB_OFFLINE=1 reads a copy in the hub's cache")
+            remedy = f"HF_HUB_OFFLINE=1 reads a copy in the hub's cache; or {_SOURCES}"
+            raise NetworkError(f"cannot read {name!r} ({silence}); {remedy}")
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     try:

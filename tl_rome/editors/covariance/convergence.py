@@ -83,9 +83,11 @@ def measure_convergence(
         progress: Whether to show a progress bar over tokens.
 
     Raises:
-        InputError: If the layer is out of range or there are too few texts for two points.
+        InputError: If the layer is out of range, keys are of another width, or texts are too few for two points.
         NumericsError: If a key is not finite, or C is singular at the last point.
     """
+    if keys.shape[1] != model.cfg.d_mlp or not len(keys):
+        raise InputError(f"keys have shape {tuple(keys.shape)}; give at least one row of {model.cfg.d_mlp} numbers")
     stops = sorted({max(1, max_tokens // 2**i) for i in range(points)})
     moments, tokens, solved = KeyMoments.zeros(model, [layer]), [], []
     stream = stream_moments(

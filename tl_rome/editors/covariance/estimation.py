@@ -72,7 +72,7 @@ def estimate_covariances(
         progress: Whether to show a progress bar over tokens.
 
     Raises:
-        InputError: If a layer is out of range or there is no text.
+        InputError: If a layer is out of range, or there is no layer or no text.
         NumericsError: If a key is not finite.
         StorageError: If the checkpoint is damaged or of something else.
     """
@@ -99,7 +99,7 @@ def _estimated(
     checkpoint_tokens: int,
     **streaming: Any,
 ) -> dict[int, KeyCovariance]:
-    moments = KeyMoments.zeros(model, layers)
+    moments = _no_moments(model, layers)
     if checkpoint is not None and checkpoint.exists():
         moments = KeyMoments.load(checkpoint, model, layers, source)
     saved = moments.count
@@ -110,6 +110,17 @@ def _estimated(
     if checkpoint is not None and moments.count > saved:
         moments.save(checkpoint, model, source)
     return {layer: covariance_of(model, moments, layer, source) for layer in layers}
+
+
+def _no_moments(model: HookedModel, layers: Sequence[int]) -> KeyMoments:
+    """Sums over no text.
+
+    Raises:
+        InputError: If there is no layer, or one is out of range.
+    """
+    if not layers:
+        raise InputError("there are no layers to estimate a covariance of; give at least one")
+    return KeyMoments.zeros(model, layers)
 
 
 def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: str) -> KeyCovariance:
@@ -169,6 +180,7 @@ def covariances_from_samples(
         progress: Whether to show progress bars, over the tokens of each batch of texts and over all tokens.
 
     Raises:
+        InputError: If a layer is out of range, or there is none.
         NumericsError: If a key is not finite.
     """
     _log.warning(
@@ -186,7 +198,7 @@ def covariances_from_samples(
             yield from drawn[:, 1:]
 
     with borrowed(model):
-        moments = KeyMoments.zeros(model, layers)
+        moments = _no_moments(model, layers)
         for _ in stream_moments(
             model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
         ):
