@@ -32,6 +32,7 @@ _LONGEST_NAME = 255
 _REMEDIES = {
     "Fact": "make one with tl_rome.Fact.from_prompt(prompt, subject, target)",
     "EditRequest": "make one with fact.rewrite(target_new)",
+    "HookedModel": "load one with tl_rome.load_model(name)",
     "Generator": "make one with torch.Generator().manual_seed(0)",
 }
 """How to come by an object, by its type."""
@@ -290,6 +291,8 @@ def _path(name: str, value: Any) -> Path:
 
 
 def _model(name: str, value: Any) -> Any:
+    if not _has_members(value, HookedModel):
+        _refuse(name, value, HookedModel)
     is_hooked_transformer(value)
     if any(parameter.is_meta for parameter in value.parameters()):
         raise UnsupportedModelError(f"{name} has weights on the meta device, without values; load it on a real one")
