@@ -66,7 +66,7 @@ def hub_silence(path: str) -> str | None:
         return None
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    url, options = f"{constants.ENDPOINT}/{path}", {"timeout": PATIENCE, "follow_redirects": False}
+    url, options = f"{constants.ENDPOINT}/{path}", {"timeout": 2 * PATIENCE, "follow_redirects": False}
     try:
         answer = within(PATIENCE, lambda: get_session().head(url, headers=build_hf_headers(), **options))
         if answer.status_code != _TOO_MANY and answer.status_code < 500:
