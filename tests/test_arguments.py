@@ -31,7 +31,11 @@ def public() -> dict[str, Any]:
     """Functions and constructors of everything public, and public methods, by name."""
     found: dict[str, Any] = {}
     for package in map(importlib.import_module, PACKAGES):
-        names = tl_rome.__all__ if package is tl_rome else [name for name in vars(package) if not name.startswith("_")]
+        names = (
+            vars(tl_rome)["__all__"]
+            if package is tl_rome
+            else [name for name in vars(package) if not name.startswith("_")]
+        )
         for value in (getattr(package, name) for name in names):
             if inspect.isfunction(value) and value.__name__ != "guard":
                 found[value.__qualname__] = value

@@ -27,6 +27,8 @@ from tl_rome.errors import ArgumentTypeError, InputError, TLRomeError, Unsupport
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _Public = TypeVar("_Public")
+_MOST = 2**63 - 1
+"""Largest integer that torch takes; not worth a word in messages."""
 _LONGEST_NAME = 255
 """Bytes of a file's name that usual file systems allow."""
 _REMEDIES = {
@@ -63,13 +65,13 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
-        words = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
+        words = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound) and bound != _MOST]
         return f"a number {' and '.join(words)}" if words else "a finite number"
 
 
-Count = Annotated[int, Range(1)]
+Count = Annotated[int, Range(1, _MOST)]
 """How many, at least one."""
-Whole = Annotated[int, Range(0)]
+Whole = Annotated[int, Range(0, _MOST)]
 """How many, perhaps none."""
 Seed = Annotated[int, Range(-(2**63), 2**64 - 1)]
 """What torch's generators can be seeded with."""

@@ -56,7 +56,7 @@ def test_help_of_every_command(command):
         (("trace", TEMPLATE, SUBJECT, "--device", "banana"), "device 'banana' cannot be used"),
         (("edit", TEMPLATE, SUBJECT, NEW, "--device", "cuda:99"), "device 'cuda:99' cannot be used"),
         (("compare", "--device", "banana"), "device 'banana' cannot be used"),
-        (("trace", TEMPLATE, SUBJECT, "--window", 0), "at least 1 layer, got 0"),
+        (("trace", TEMPLATE, SUBJECT, "--window", 0), "window is 0; give a number of at least 1"),
         (("trace", TEMPLATE, SUBJECT, "--samples", 0), "samples is 0; give a number of at least 1"),
         (("trace", TEMPLATE + " of" * 200, SUBJECT), "the model's context only 128"),
         (("edit", "The Eiffel Tower is in", SUBJECT, NEW), "contains '{}' 0 times"),
