@@ -1,7 +1,8 @@
 """Sampling continuations with a key-value cache and a given generator.
 
-TransformerLens's `generate` draws from the global random state; here every draw comes from the given generator,
-on the CPU, so that seeds give the same text on every device and in both model classes.
+TransformerLens's `generate` draws from the global random state; here every draw comes from the given generator, on the
+CPU. The same seed gives the same text from the same model class on the same machine; elsewhere logits differ in their
+last digits, and a draw that falls between two tokens can choose the other, see docs/reproducibility.md.
 """
 
 import logging
