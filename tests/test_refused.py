@@ -66,7 +66,7 @@ def test_wrong_choices_are_named():
 
 def test_contexts_are_a_list_or_the_recipe(tiny):
     model = tiny("gpt2", KIND)
-    with pytest.raises(InputError, match=r"contexts are 'He said\. '; give a list of strings that begins with ''"):
+    with pytest.raises(InputError, match=r"contexts is one string \('He said\. '\); give a list of strings"):
         Rome.prepare(model, covariance=covariance(model), contexts="He said. ")
     assert list(editors_by_name(model, "ft")) == ["ft"]
 

@@ -192,7 +192,7 @@ def _conform_to_one(name: str, value: Any, hint: Any) -> Any:
         return None
     if Path in alternatives and isinstance(value, str | os.PathLike):
         found = _path(name, value)
-        return value if isinstance(value, str) else found
+        return value if isinstance(value, str) and str in alternatives else found
     problem: TLRomeError | None = None
     for alternative in alternatives:
         try:
@@ -201,7 +201,7 @@ def _conform_to_one(name: str, value: Any, hint: Any) -> Any:
             if not str(error).startswith(f"{name} "):  # an item of the right kind of collection
                 problem = problem or error
         except TLRomeError as error:
-            problem = error
+            problem = problem or error
     raise problem or _mismatch(name, value, hint)
 
 

@@ -109,8 +109,6 @@ class Rome:
             contexts, contexts_choice = choose_contexts(model, config, generator=generator)
         elif contexts == "recipe":
             contexts, contexts_choice = sample_contexts(model, config, generator=generator), config.contexts_choice
-        elif isinstance(contexts, str):
-            raise InputError(f"contexts are {contexts!r}; give a list of strings that begins with '', or 'recipe'")
         if covariance is None:
             shipped = KeyCovariance.shipped(model)
             covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
