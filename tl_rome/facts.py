@@ -8,6 +8,7 @@ braces are ordinary text.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tl_rome.arguments import guarded
 from tl_rome.errors import InputError, SubjectError
 from tl_rome.storage.text import has_half_character
 
@@ -36,6 +37,7 @@ def _check_whole(name: str, text: str) -> None:
         raise InputError(f"{name} {text!r} holds half a character (a lone surrogate); write the whole one")
 
 
+@guarded
 @dataclass(frozen=True)
 class Fact:
     """A statement the model may know.
@@ -130,6 +132,7 @@ def check_requests(requests: Iterable[object]) -> None:
             raise InputError(f"{request!r} is a {type(request).__name__}, not an EditRequest; {remedy}")
 
 
+@guarded
 @dataclass(frozen=True)
 class EditRequest:
     """A requested rewrite t* = (s, r, o*) (section 3).

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_rome.arguments import Count, guarded
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import device_of, final_logits, last_resid, read
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import check_texts, encode, encode_target, pad
+from tl_rome.tokens import encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
@@ -89,6 +90,7 @@ class _Row:
     """Place among all results, and tokens."""
 
 
+@guarded
 @borrows
 @torch.no_grad()
 def score_targets(
@@ -96,7 +98,7 @@ def score_targets(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: Count = 4096,
     joiner: str | None = None,
     row_context: RowContext = nullcontext,
 ) -> TargetScores:
@@ -118,8 +120,6 @@ def score_targets(
         InputError: If the numbers of prompts and targets differ, or a text cannot be tokenised (see `encode_target`).
         NumericsError: If a score is not finite; its row is the place in `prompts`, counted from 0.
     """
-    check_texts("prompts", prompts)
-    check_texts("targets", targets)
     if len(prompts) != len(targets):
         raise InputError(f"{len(prompts)} prompts but {len(targets)} targets; give one target per prompt")
     pairs = zip(prompts, targets, strict=True)

@@ -123,7 +123,7 @@ def test_one_worker_is_this_process_and_none_is_refused(tiny, tmp_path):
     model, editors = tiny("gpt2", KINDS[0]), {"random": RandomEdit()}
     found = evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=1, **OPTIONS)
     assert found == evaluate(model, RECORDS, editors, **OPTIONS)
-    with pytest.raises(InputError, match="workers=0; give at least one"):
+    with pytest.raises(InputError, match="workers is 0; give a number of at least 1"):
         evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=0, **OPTIONS)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.guard import WeightGuard
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
 from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
@@ -37,9 +38,9 @@ def evaluate(
     editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
-    batch_size: int = 8,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     shard: tuple[int, int] = (0, 1),
     retry_failed: bool = False,
     progress: bool = True,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.arguments import Count, Whole
 from tl_rome.counterfact.metrics.prompts import next_token_kl
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
 from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
@@ -46,11 +47,11 @@ class EvaluationConfig:
             character (a lone surrogate).
     """
 
-    generation_length: int = 100
+    generation_length: Whole = 100
     """Tokens of each generated text, its prompt included; 0 generates none. The draft has 200."""
-    texts: int | None = None
+    texts: Count | None = None
     """How many of a record's generation prompts are used, from the first; None is all, ten in the released data."""
-    top_k: int | None = 5
+    top_k: Count | None = 5
     """Texts are sampled among this many most likely tokens; None is all."""
     kl: bool = True
     """Whether to compare next-token distributions after neighbourhood prompts with those of the unedited model."""
@@ -64,8 +65,6 @@ class EvaluationConfig:
     """By subject a text about it, whose perplexity is measured; its first 100 tokens are taken."""
 
     def __post_init__(self) -> None:
-        if self.generation_length < 0 or any(n is not None and n < 1 for n in (self.texts, self.top_k)):
-            raise InputError(f"generation_length cannot be negative, and texts and top_k are at least 1: {self}")
         if self.essence_template is not None:
             Fact(self.essence_template, "subject")
         if any(map(has_half_character, (*self.essence_texts, *self.essence_texts.values()))):

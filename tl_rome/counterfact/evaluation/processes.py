@@ -20,13 +20,14 @@ from threading import RLock, Thread
 import torch
 from tqdm import tqdm
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.evaluate import Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import InputError, WorkerError
+from tl_rome.errors import WorkerError
 
 
 def evaluate_in_processes(
@@ -35,10 +36,10 @@ def evaluate_in_processes(
     editors: Editors | None = None,
     *,
     store: str | Path,
-    workers: int = 2,
-    batch_size: int = 8,
+    workers: Count = 2,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
@@ -69,8 +70,6 @@ def evaluate_in_processes(
         EditStateError: As for `evaluate`.
         WorkerError: If a worker died, or raised an error that cannot be sent; what was done before is stored.
     """
-    if workers < 1:
-        raise InputError(f"{workers=}; give at least one")
     run = Run(
         records=tuple(records),
         config=config or EvaluationConfig(),

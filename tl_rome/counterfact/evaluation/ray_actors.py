@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tl_rome.arguments import Count, NotNegative, Seed, Whole
 from tl_rome.counterfact.evaluation.evaluate import Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import InputError, WorkerError, require
+from tl_rome.errors import WorkerError, require
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60
@@ -33,13 +34,13 @@ def evaluate_on_ray(
     editors: Editors | None = None,
     *,
     store: str | Path,
-    workers: int = 2,
-    gpus_per_worker: float = 0,
-    cpus_per_worker: float = 1,
-    retries: int = 2,
-    batch_size: int = 8,
+    workers: Count = 2,
+    gpus_per_worker: NotNegative = 0,
+    cpus_per_worker: NotNegative = 1,
+    retries: Whole = 2,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
@@ -76,8 +77,6 @@ def evaluate_on_ray(
         WorkerError: If records were given up, a worker could not be started, or its error cannot be sent; all else is
             stored.
     """
-    if workers < 1 or retries < 0:
-        raise InputError(f"{workers=} and {retries=}; give at least one worker, and 0 or more retries")
     run = Run(
         records=tuple(records),
         config=config or EvaluationConfig(),

@@ -190,14 +190,16 @@ class Run:
         """Numbers of the records that the ledger lacks, or has as failures that are to be tried again."""
         last = {line["case_id"]: line for line in ledger.records}
         done = {number for number, line in last.items() if not self.retry_failed or line.get("error") is None}
-        return {record.case_id for record in self.chosen} - done
+        left = {record.case_id for record in self.chosen} - done
+        if left:
+            ledger.check_writable()
+        return left
 
     def _batches(self, left: set[int]) -> Iterator[tuple[CounterFactRecord, ...]]:
         """Records, batched as in a run that was never interrupted."""
         for first in range(0, len(self.chosen), self.batch_size):
             batch = tuple(each for each in self.chosen[first : first + self.batch_size] if each.case_id in left)
             if batch:
-                ledger.check_writable()
                 yield batch
 
     def _shown(self, batches: Iterable[BatchResult], left: int, name: str) -> Iterator[BatchResult]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.guard import WeightGuard
 from tl_rome.counterfact.evaluation.measure import measure
 from tl_rome.counterfact.experiments.curve import Curve
@@ -48,12 +49,12 @@ def sequential_edits(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
     editor: Editor,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[Count] = COUNTS,
     *,
     name: str | None = None,
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> SequentialResult:
     """Edit facts one after another into one model, and score all of them so far after each number in `counts`.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.evaluate import evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.experiments.curve import Curve
@@ -36,8 +37,8 @@ def sweep_editors(
     along: str = "layer",
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    batch_size: int = 8,
-    seed: int = 0,
+    batch_size: Count = 8,
+    seed: Seed = 0,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> Curve:
