@@ -291,7 +291,14 @@ def aged(path, kind):
     return tensors, header
 
 
-AGED = {"trace": "trace", "average": "average trace", "covariance": "key_covariance", "checkpoint": "key_moments"}
+AGED = {
+    "edit": "edit",
+    "sequence": "edit_sequence",
+    "trace": "trace",
+    "average": "average trace",
+    "covariance": "key_covariance",
+    "checkpoint": "key_moments",
+}
 """Kinds of tensor files, by what their headers say."""
 
 

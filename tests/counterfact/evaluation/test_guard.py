@@ -117,7 +117,7 @@ class Own(RandomEdit):
 
     __module__ = "tl_rome.editors.own"
 
-    def __call__(self, model, request):
+    def __call__(self, model, request):  # type: ignore[override]
         made.append(composed(model, request))
         return made[-1]
 

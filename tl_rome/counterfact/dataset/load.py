@@ -157,9 +157,7 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
         for file in (folder, *folder.rglob("*")):
             if is_pointer(file):
                 refuse_pointer(file)
-        if not folder.exists() and not isinstance(
-            error, OSError | ValueError | RuntimeError
-        ):  # the client is at a loss
+        if not folder.exists() and not isinstance(error, OSError | ValueError | RuntimeError):
             told = f"{type(error).__name__}: {error}"
             raise NetworkError(f"the hub's answer for {name!r} is of no use ({told})") from error
         raise _unreadable(name, error) from error

@@ -15,6 +15,7 @@ from tl_rome.editors.edits.virtual import AnyEdit
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import EditStateError, UnsupportedModelError
 from tl_rome.facts import EditRequest
+from tl_rome.running.interrupts import uninterrupted
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.ledger import edited_weights
 from tl_rome.storage.text import visible
@@ -70,6 +71,7 @@ class WeightGuard:
             "applies it to the model for the length of `with edit.applied(model):` at most"
         ) from error
 
+    @uninterrupted
     def _put_back(self, before: str, edits: Sequence[AnyEdit]) -> bool:
         """Undo edits that are still applied, then write the copies; whether that gave weights that are known."""
         parts = [part for edit in edits for part in (edit.edits if isinstance(edit, EditSequence) else (edit,))]

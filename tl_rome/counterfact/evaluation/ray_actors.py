@@ -19,7 +19,7 @@ from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import WorkerError, require
+from tl_rome.errors import InputError, WorkerError, require
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60

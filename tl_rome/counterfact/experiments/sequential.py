@@ -6,7 +6,6 @@ Beside the scores stand the NLL of plain sentences and the entropy of their next
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.borrowed import borrowed
+from tl_rome.running.interrupts import reliable
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
@@ -95,7 +95,7 @@ def sequential_edits(
     return SequentialResult(curve, nll, entropy, {int(case): reason for case, reason in last["failed"].items()})
 
 
-@contextmanager
+@reliable
 def restored(model: HookedModel) -> Iterator[Callable[[EditSequence], None]]:
     """Yields a function that writes edits into a model; at the end all weights are restored bit for bit.
 

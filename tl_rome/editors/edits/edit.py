@@ -20,6 +20,7 @@ from tl_rome.running.loans import lent
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
+from tl_rome.storage.parts import read_as, reading
 
 _KIND = "edit"
 SEQUENCE_KIND = "edit_sequence"
@@ -213,21 +214,21 @@ class Edit:
         Raises:
             StorageError: If a part is missing.
         """
-        try:
-            layers = header["layers"]
+        with reading(path, "an edit"):
+            layers = read_as(tuple[int, ...], header["layers"], "layers")
             parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
             for name, tensor in tensors.items():
                 layer, part = name.split(".")
                 parts[int(layer)][part] = tensor
-            updates = tuple(update_from(layer, parts[layer]) for layer in layers)
-            figures: dict[str, Any] = {
-                name: tuple(x) if isinstance(x, list) else x for name, x in header["receipt"].items()
-            }
-            request, receipt = EditRequest(**header["request"]), Receipt(**figures)
-            digests = {int(layer): (pair[0], pair[1]) for layer, pair in header.get("digests", {}).items()}
-            return cls(updates, request, receipt, header["model"], header["provenance"], digests)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{path} lacks part of an edit ({error}); make it again") from error
+            digests = read_as(dict[str, tuple[str, str]], header.get("digests", {}), "digests")
+            return cls(
+                tuple(update_from(layer, parts[layer]) for layer in layers),
+                read_as(EditRequest, header["request"], "request"),
+                read_as(Receipt, header["receipt"], "receipt"),
+                read_as(str, header["model"], "model"),
+                read_as(dict[str, Any], header["provenance"], "provenance"),
+                {int(layer): pair for layer, pair in digests.items()},
+            )
 
 
 @reliable

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tl_rome.editors.edits.edit import SEQUENCE_KIND, Edit
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import InputError, StorageError
+from tl_rome.errors import InputError
 from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.loans import lent
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
+from tl_rome.storage.parts import read_as, reading
 
 _Step = Callable[[Edit, HookedModel], None]
 
@@ -114,14 +116,13 @@ class EditSequence:
             ModelMismatchError: If the edits are for another model.
         """
         tensors, header = load(local_path(path), SEQUENCE_KIND)
-        headers = header.get("edits")
-        if not headers:
-            raise StorageError(f"{path} lists no edits; make it again")
-        parts: list[dict[str, Tensor]] = [{} for _ in headers]
-        for name, tensor in tensors.items():
-            index, _, rest = name.partition(".")
-            parts[int(index)][rest] = tensor
-        found = cls(tuple(Edit.from_file(part, head, path) for part, head in zip(parts, headers, strict=True)))
+        with reading(path, "a sequence of edits"):
+            headers = read_as(tuple[dict[str, Any], ...], header["edits"], "edits")
+            parts: list[dict[str, Tensor]] = [{} for _ in headers]
+            for name, tensor in tensors.items():
+                index, _, rest = name.partition(".")
+                parts[int(index)][rest] = tensor
+            found = cls(tuple(Edit.from_file(part, head, path) for part, head in zip(parts, headers, strict=True)))
         if model is not None:
             check_fingerprint(model, found.edits[0].model, str(path))
         return found
