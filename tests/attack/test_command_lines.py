@@ -97,7 +97,7 @@ def test_odd_command_lines(inputs, outcomes, effort, command):
     model, folder, before = inputs
 
     @seed(zlib.crc32(command.encode()) + effort(0, time.time_ns()))
-    @settings(max_examples=effort(2, SLOW.get(command, 110)))
+    @settings(max_examples=effort(1 if command in SLOW else 2, SLOW.get(command, 110)))
     @given(odd=odd_options(command), missing=st.integers(0, 20))
     def attempt(odd, missing):
         work = [*WORK[command][missing == 1 :], "--model", str(model), "--out", "out", *odd]

@@ -133,7 +133,7 @@ def test_at_random_moments(attacked, outcomes, effort):
         started = time.perf_counter()
         job()
         seconds[name] = time.perf_counter() - started
-    for number in range(effort(27, 2500)):
+    for number in range(effort(18, 2500)):
         name = list(seconds)[number % len(seconds)]
         delays = [draw.uniform(0, 1.1 * seconds[name])]
         if draw.random() < 0.2:
