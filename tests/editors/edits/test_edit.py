@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,3 +230,16 @@ def test_layer_out_of_range_writes_nothing(fresh_tiny, edit):
     with pytest.raises(InputError, match="layer 9 is out of range"):
         both.apply(model)
     assert same(weights(model), before)
+
+
+def test_a_copy_of_an_applied_edit_is_applied_to_nothing(fresh_tiny):
+    model = fresh_tiny("llama", KIND)
+    made = editor(model)(model, REQUEST)
+    with made.applied(model):
+        for twin in (copy.deepcopy(made), copy.copy(made), pickle.loads(pickle.dumps(made))):
+            assert not twin.is_applied(model)
+            with pytest.raises(EditStateError, match="nothing to undo"):
+                twin.undo(model)
+            assert str(twin) == str(made)
+        assert made.is_applied(model)
+    assert not made.is_applied(model)
