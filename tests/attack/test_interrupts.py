@@ -15,7 +15,7 @@ from support.interrupts import WATCHED, Bytecodes, interrupted, where
 from support.state import changed, model_state, process_state
 
 from tl_rome.editors import Edit, EditSequence
-from tl_rome.running.forward import hooked
+from tl_rome.running.hooks import hooked
 
 AnyEdit = Edit | EditSequence
 SECTIONS = ("edit", "sequence", "rows", "hooks")
