@@ -9,6 +9,7 @@ import builtins
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 
 from tl_rome.errors import InputError, StorageError
 from tl_rome.facts import Fact
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.json_text import parse_json, refuse_halves
 from tl_rome.storage.layouts import name_layout
+from tl_rome.storage.parts import read_as
 from tl_rome.storage.text import ending, read_text
+from tl_rome.storage.writing import write_whole
 
 _REWRITE = "write its facts as lines of JSON with template, subject and target"
 
@@ -161,18 +164,29 @@ def load_facts(path: str | Path) -> list[Fact]:
         relations = sorted(_read_pararel(path), key=lambda relation: (len(relation[0]), relation[0]))
         return [fact for _, templates, pairs in relations if templates for fact in _in_turn(templates, pairs)]
     if ending(path) == ".jsonl":
-        rows = load_lines(path, ("template", "subject"))
-        return [Fact(row["template"], row["subject"], row.get("target"), row.get("joiner")) for row in rows]
-    text, records = read_text(path), None
+        facts = []
+        for number, row in _numbered_lines(path, ("template", "subject"), ("target", "joiner")):
+            with _named(f"line {number} of {path}"):
+                facts.append(Fact(row["template"], row["subject"], row.get("target"), row.get("joiner")))
+        return facts
+    text, records, facts = read_text(path), None, []
     try:
-        records = json.loads(text)
-        return [Fact.from_prompt(r["prompt"], r["subject"], r["attribute"]) for r in records]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        records = parse_json(text)
+        refuse_halves(text, records)
+        for number, record in enumerate(read_as(tuple[dict[str, Any], ...], records)):
+            prompt, subject, target = (read_as(str, record[name], name) for name in ("prompt", "subject", "attribute"))
+            with _named(f"number {number} of {path}"):
+                facts.append(Fact.from_prompt(prompt, subject, target))
+    except InputError:
+        raise
+    except (KeyError, ValueError) as error:
         first = records[0] if isinstance(records, list) and records else records
         problem = name_layout(first, "known facts", _REWRITE)
+        place = f"number {len(facts)}: " if facts else ""
         raise StorageError(
-            f"{path} is not a list of known-facts records ({f'it {problem}' if problem else repr(error)})"
+            f"{path} is not a list of known-facts records ({f'it {problem}' if problem else f'{place}{error!r}'})"
         ) from error
+    return facts
 
 
 def load_sample_facts() -> list[Fact]:
@@ -216,18 +230,38 @@ def load_lines(path: str | Path, fields: tuple[str, ...]) -> Iterator[Mapping[st
     Raises:
         StorageError: If the file cannot be read, or a line lacks a field; it names the line.
     """
+    for _, row in _numbered_lines(path, fields):
+        yield row
+
+
+def _numbered_lines(
+    path: str | Path, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Number and record of each line; optional fields may be missing or null."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         row = None
         try:
-            row = json.loads(line)
-            missing = [name for name in fields if not isinstance(row[name], str)]
+            row = parse_json(line)
+            refuse_halves(line, row)
+            found = {name: row[name] for name in fields}
         except (ValueError, KeyError, TypeError) as error:
             problem = name_layout(row, "facts", _REWRITE) if "template" in fields else None
             raise StorageError(
                 f"line {number} of {path} {problem or f'does not have the text fields {fields} ({error!r})'}"
             ) from error
-        if missing:
-            raise StorageError(f"line {number} of {path}: {missing} should be text")
-        yield row
+        found |= {name: row[name] for name in optional if row.get(name) is not None}
+        wrong = [name for name, value in found.items() if not isinstance(value, str)]
+        if wrong:
+            raise StorageError(f"line {number} of {path}: {wrong} should be text")
+        yield number, row
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Say where a fact comes from that is not valid."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from error

@@ -14,6 +14,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -131,6 +132,7 @@ def _closest(name: str, known: Iterable[str]) -> list[str]:
     return [short[other] for other in close]
 
 
+@lru_cache(maxsize=4096)
 def component_name(component: str) -> str:
     """The one spelling of a component: "z", "hook_z" and "attn.hook_z" are "attn.hook_z", "hook_mlp_out" is "mlp_out".
 

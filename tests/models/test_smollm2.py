@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tl_rome.errors import ModelUnavailableError
 from tl_rome.models import smollm2
@@ -83,11 +84,17 @@ def test_cached_folder_needs_no_network_and_no_lock(tmp_path, conversions, monke
     assert not (tmp_path / f"{NAME}.lock").exists()
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("no memory"), KeyboardInterrupt(), OSError("disk full")])
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("no memory"), KeyboardInterrupt(), OSError("full"), SafetensorError("full"), Exception("full")],
+)
 def test_interrupted_conversion_leaves_nothing(tmp_path, conversions, failure):
     conversions.failure = failure
     # An error of the file system is reported as one of the cache; others pass unchanged.
-    with pytest.raises(ModelUnavailableError if isinstance(failure, OSError) else type(failure)):
+    of_disk = "full" in str(failure)
+    with pytest.raises(
+        ModelUnavailableError if of_disk else type(failure), match="0.7 GB are needed" if of_disk else None
+    ):
         smollm2_folder(tmp_path, progress=False)
     assert left_over(tmp_path) == set()
     conversions.failure = None
@@ -118,8 +125,28 @@ def damage_by_other_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps([1, 2]))
 
 
-DAMAGES = [damage_by_truncation, damage_by_flipped_bit, damage_by_missing_file,
-           damage_by_missing_manifest, damage_by_other_manifest]  # fmt: skip
+def damage_by_nested_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+
+
+def damage_by_manifest_without_files(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}))
+
+
+def damage_by_nothing_but_a_manifest(folder: Path) -> None:
+    damage_by_manifest_without_files(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
+def damage_by_another_file(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+DAMAGES = [damage_by_truncation, damage_by_flipped_bit, damage_by_missing_file, damage_by_missing_manifest,
+           damage_by_other_manifest, damage_by_nested_manifest, damage_by_manifest_without_files,
+           damage_by_nothing_but_a_manifest, damage_by_another_file]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -132,6 +159,12 @@ def test_damaged_cache_is_made_again_with_a_warning(tmp_path, conversions, caplo
     assert (folder / "model.safetensors").read_bytes() == GGUF * 10
     assert conversions.count == 2
     assert left_over(tmp_path) == {NAME}
+
+
+def test_hidden_files_in_the_cache_are_nobodys(tmp_path, conversions):
+    (smollm2_folder(tmp_path, progress=False) / ".DS_Store").touch()
+    smollm2_folder(tmp_path, progress=False)
+    assert conversions.count == 1
 
 
 def test_damaged_cache_that_cannot_be_made_again_says_why(tmp_path, conversions):

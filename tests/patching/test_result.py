@@ -97,7 +97,7 @@ def test_damaged_and_other_files_are_refused(tmp_path):
     with pytest.raises(StorageError, match=r"trace.safetensors is damaged .*; make it again"):
         TraceResult.load(path)
     storage.save(path, "edit", {"scores": RESULT.scores}, {})
-    with pytest.raises(StorageError, match="holds 'edit' in schema 1, not 'trace'"):
+    with pytest.raises(StorageError, match="holds 'edit' in schema 2, not 'trace'"):
         TraceResult.load(path)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.aged import age_tensors
 from support.families import FAMILIES, KINDS, build_family
 from support.traces import trace
 
@@ -65,7 +66,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(saved, monkeypatc
 def test_places_that_cannot_be_written_to_are_named(saved):
     with pytest.raises(StorageError, match=rf"cannot write {saved}/inside.safetensors: "):
         save(saved / "inside.safetensors", "edit", TENSORS, {})  # its folder is a file
-    with pytest.raises(StorageError, match=f"cannot write {saved.parent}: "):
+    with pytest.raises(StorageError, match=f"{saved.parent} is a folder, not a regular file"):
         save(saved.parent, "edit", TENSORS, {})  # the path itself is a folder
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -83,6 +84,44 @@ def test_a_truncated_file_is_damaged(saved, share):
         load(saved, "edit")
 
 
+def test_every_flipped_bit_is_refused_or_harmless(saved):
+    content, (tensors, header) = saved.read_bytes(), load(saved, "edit")
+    refused = 0
+    for place in range(len(content)):
+        flipped = bytes([content[place] ^ 1 << place % 8])
+        saved.write_bytes(content[:place] + flipped + content[place + 1 :])
+        try:
+            found, said = load(saved, "edit")
+        except StorageError:
+            refused += 1
+            continue
+        assert said == header
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert refused > 0.9 * len(content)
+
+
+def test_a_file_without_its_checksum_is_refused_unless_it_is_old(saved, caplog):
+    tensors, header = load(saved, "edit")
+    save_file(tensors, saved, {"tl_rome": json.dumps(header)})
+    with pytest.raises(StorageError, match="does not hold what its checksum says"):
+        load(saved, "edit")
+    save(saved, "edit", tensors, header)
+    assert not caplog.records
+    assert load(age_tensors(saved, "edit"), "edit")[1] == header | {"schema": 1}
+    assert f"{saved} was written by an earlier version, without checksums" in caplog.text
+    caplog.clear()
+    load(saved, "edit", warn=False)
+    assert not caplog.records
+
+
+def test_a_header_that_has_no_form_in_json_is_not_written(saved):
+    before = saved.read_bytes()
+    for value in ("\ud83d", {1}):
+        with pytest.raises(StorageError, match=r"cannot write .* its header"):
+            save(saved, "edit", TENSORS, {"value": value})
+    assert saved.read_bytes() == before
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"tl_rome": "{"}, {"tl_rome": "[1]"}, {"tl_rome": "3"}])
 def test_a_safetensors_file_of_another_program_is_refused(tmp_path, metadata):
     save_file({"u": torch.ones(1)}, tmp_path / "other.safetensors", metadata)
@@ -92,18 +131,18 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path, metadata):
 
 def test_a_folder_or_text_is_no_file_of_ours(tmp_path):
     (tmp_path / "text").write_text("hello " * 100)
-    for path in (tmp_path, tmp_path / "text"):
-        with pytest.raises(StorageError, match="is damaged or is not a tl_rome file"):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "text", "is damaged or is not a tl_rome file")):
+        with pytest.raises(StorageError, match=message):
             load(path, "edit")
 
 
 def test_another_kind_or_schema_is_refused(saved, monkeypatch):
-    with pytest.raises(StorageError, match="holds 'edit' in schema 1, not 'trace' in schema 1"):
+    with pytest.raises(StorageError, match="holds 'edit' in schema 2, not 'trace' in schema 2"):
         load(saved, "trace")
-    monkeypatch.setattr(storage, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(storage, "SCHEMA_VERSION", 3)
     newer = save(saved, "edit", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(StorageError, match="holds 'edit' in schema 2, not 'edit' in schema 1"):
+    with pytest.raises(StorageError, match="holds 'edit' in schema 3, not 'edit' in schema 2"):
         load(newer, "edit")
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from support.aged import age_lines
 from support.families import KINDS
 
 from tl_rome.errors import ModelMismatchError, StorageError
@@ -101,7 +102,7 @@ def test_other_settings_and_models_are_refused(path, change, error, message):
 
 
 def test_other_kinds_and_other_files_are_refused(path):
-    with pytest.raises(StorageError, match="holds 'results' in schema 1, not 'facts'"), open_ledger(path, "facts", {}):
+    with pytest.raises(StorageError, match="holds 'results' in schema 2, not 'facts'"), open_ledger(path, "facts", {}):
         pass
     path.write_text('{"a": 1}\n')
     with pytest.raises(StorageError, match="does not begin with the header"):
@@ -111,6 +112,85 @@ def test_other_kinds_and_other_files_are_refused(path):
         records(path)
     with pytest.raises(StorageError, match="cannot read"):
         read_ledger(path.parent / "none.jsonl")
+
+
+def test_a_damaged_line_is_named_and_mended_by_taking_it_out(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], lines[1].replace(b"1", b"3", 1), lines[2]]))
+    with pytest.raises(StorageError, match=r"line 2 of .*a.jsonl is damaged .*checksum says\); delete that line"):
+        records(path)
+    path.write_bytes(lines[0] + lines[2])
+    assert records(path) == [2]
+
+
+def test_lines_of_another_file_and_lines_without_a_checksum_are_refused(path):
+    other = path.with_name("b.jsonl")
+    with open_ledger(other, "results", SETTINGS | {"seed": 2}) as ledger:
+        ledger.append({"n": 5})
+    whole = path.read_bytes()
+    for line in (other.read_bytes().splitlines()[1], b'{"n": 5}'):
+        path.write_bytes(whole + line + b"\n")
+        with pytest.raises(StorageError, match=r"line 4 of .* is damaged"):
+            records(path)
+
+
+def test_a_file_of_an_earlier_version_goes_on_as_it_is(path, caplog):
+    age_lines(path)
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        ledger.append({"n": 3})
+    assert caplog.text.count("without checksums: damage to it is not noticed") == 1
+    assert path.read_text("utf-8").splitlines()[-1] == '{"n": 3}'
+    assert records(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("value", ["\ud83d", {1}, 10**10_000], ids=["half", "set", "digits"])
+def test_a_record_that_cannot_be_written_is_named_and_leaves_the_file_alone(path, value):
+    before = path.read_bytes()
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        with pytest.raises(StorageError, match=r"cannot write the record .* to .*a.jsonl"):
+            ledger.append({"n": 3}, {"n": 4, "value": value})
+        assert path.read_bytes() == before
+        ledger.append({"n": 5})
+    assert records(path) == [1, 2, 5]
+
+
+def test_an_interrupted_write_leaves_no_torn_line_in_the_middle(path, monkeypatch):
+    def stop(file, data):
+        file.write(data[:10])
+        raise KeyboardInterrupt
+
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(ledgers, "_write_all", stop)
+            with pytest.raises(KeyboardInterrupt):
+                ledger.append({"n": 3})
+        ledger.append({"n": 4})
+    assert records(path) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("fields", [{"n": str}, {"n": int, "other": int}])
+def test_lines_that_lack_a_field_are_named(path, fields):
+    with (
+        pytest.raises(StorageError, match=r"line 2 of .*a.jsonl is damaged"),
+        open_ledger(path, "results", SETTINGS, fields),
+    ):
+        pass
+
+
+def test_a_file_in_a_read_only_folder_is_read(path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(ledgers, "FileLock", refuse)
+    with open_ledger(path, "results", SETTINGS) as ledger:
+        assert [record["n"] for record in ledger.records] == [1, 2]
+        ledger.append()
+        with pytest.raises(StorageError, match=r"cannot write .*a.jsonl: .*Permission denied"):
+            ledger.append({"n": 3})
+    assert path.read_bytes() == before
+    with pytest.raises(StorageError, match="cannot write"), open_ledger(path.with_name("new"), "results", SETTINGS):
+        pass
 
 
 def fail_while_in_use(path):

@@ -23,7 +23,7 @@ from tl_rome.patching.averaging.trace_facts import COMPONENTS
 from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.scoring import score_targets
 from tl_rome.sites import HookedModel
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 from tl_rome.tokens import encode, pad
 
 FACT = Fact("{} is located in the city of", "The Eiffel Tower", "Paris")

@@ -13,7 +13,7 @@ from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.plots.average import plot_averages
 from tl_rome.patching.plots.trace import figure_size, plot_trace
 from tl_rome.patching.result import TraceResult
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tl_rome.counterfact.records import RequestedRewrite, Target
-from tl_rome.errors import InputError, StorageError
+from tl_rome.counterfact.records import RequestedRewrite
+from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.scoring import TargetScores
+from tl_rome.storage.parts import read_as
 
 Conventions = Literal["draft", "neurips", "released"]
 """Source whose conventions are followed: the draft, the published text, or the authors' code."""
@@ -156,29 +157,9 @@ class CaseResult:
         """Read what `to_dict` wrote, also after a trip through JSON.
 
         Raises:
-            StorageError: If a field is missing or unknown.
+            StorageError: If a field is missing, unknown or of another type.
         """
         try:
-            rewrite = dict(data["rewrite"])
-            for name in ("target_new", "target_true"):
-                rewrite[name] = Target(**rewrite[name])
-            read: dict[str, Any] = {"rewrite": RequestedRewrite(**rewrite)}
-            for name in ("before", "after"):
-                read[name] = None if data[name] is None else _measurement(data[name])
-            read["divergence"] = Divergence(**_tuples(data["divergence"]))
-            return cls(**{**data, **read})
-        except (KeyError, TypeError, InputError) as error:
-            raise StorageError(
-                f"a stored result lacks part of a case or is damaged ({error!r}); run it again"
-            ) from error
-
-
-def _measurement(data: Mapping[str, Any]) -> Measurement:
-    groups = ("rewrite", "paraphrase", "neighborhood", "neighborhood_plus", "attribute")
-    read: dict[str, Any] = {name: data[name] and PromptScores(**_tuples(data[name])) for name in groups}
-    read["generations"] = tuple(Generation(**text) for text in data["generations"])
-    return Measurement(**{**data, **read})
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+            return read_as(cls, data, "the case")
+        except (ValueError, TLRomeError) as error:
+            raise StorageError(f"a stored result lacks part of a case or is damaged ({error}); run it again") from error

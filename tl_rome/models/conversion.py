@@ -13,6 +13,8 @@ from here.
 import json
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_rome.errors import UnsupportedModelError
+from tl_rome.errors import ModelUnavailableError, UnsupportedModelError
 from tl_rome.running.forward import check_final_logits
 from tl_rome.sites import Site, hook_points
 
@@ -54,6 +56,7 @@ def convert(hf_model: Any, tokenizer: Any, name: str, model_class: str) -> "Hook
 
     Raises:
         UnsupportedModelError: If TransformerLens cannot convert this architecture, or converts it to other logits.
+        ModelUnavailableError: If a temporary folder that this needs cannot be written.
     """
     architecture = type(hf_model).__name__
     tokens = _probe_tokens(hf_model.config.get_text_config().vocab_size)
@@ -144,9 +147,7 @@ def _hooked(hf_model: Any, tokenizer: Any) -> Any:
     hf_config = hf_model.config.to_dict()
     hf_config["architectures"] = [type(hf_model).__name__]
     hf_config.setdefault("n_ctx", hf_config.get("n_positions"))  # GPT-2: no longer written by transformers 5
-    with tempfile.TemporaryDirectory(prefix="tl_rome_") as folder:
-        _check_neutral(folder)
-        (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+    with _described(hf_config) as folder:
         if hf_model.config.model_type == "gemma2":
             settings = _gemma2_settings(hf_model.config)
             cfg = HookedTransformerConfig.from_dict({**settings, "device": "cpu", "dtype": hf_model.dtype})
@@ -168,6 +169,33 @@ def _hooked(hf_model: Any, tokenizer: Any) -> Any:
         raise ValueError(f"its converter gives no value for {', '.join(missing[:3])}")
     lay_out(model)
     return model
+
+
+@contextmanager
+def _described(hf_config: dict[str, Any]) -> Iterator[str]:
+    """A temporary folder with a config, as TransformerLens reads it.
+
+    Raises:
+        ModelUnavailableError: If it cannot be made.
+    """
+    try:
+        place = tempfile.TemporaryDirectory(prefix="tl_rome_", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _no_room(error) from error
+    with place as folder:
+        _check_neutral(folder)
+        try:
+            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+        except OSError as error:
+            raise _no_room(error) from error
+        yield folder
+
+
+def _no_room(error: OSError) -> ModelUnavailableError:
+    return ModelUnavailableError(
+        f"cannot write a temporary folder, which loading a model needs: {error}; make room, or set the environment "
+        "variable TMPDIR to another folder"
+    )
 
 
 def lay_out(model: Any) -> None:

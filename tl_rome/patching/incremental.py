@@ -153,7 +153,7 @@ class _Column:
         self.runs, self.recorded = [one.runs for one in traced], [one.recorded for one in traced]
         runs = self.runs
         self.model, self.patch, self.carried, self.joins_after = runs[0].model, patch, carried, joins_after
-        self.n_layers = self.model.cfg.n_layers
+        self.n_layers, self._stream = self.model.cfg.n_layers, _stream(self.model)
         self.samples = sum(run.samples for run in runs)
         self.scored = max(run.scored for run in runs)
         self.longest = max(len(run.tokens) for run in runs)
@@ -193,7 +193,7 @@ class _Column:
         firsts = torch.tensor([int((self.prompt_of == prompt).nonzero()[0]) for prompt in range(len(self.runs))])
         if len(firsts) == 1:
             firsts = firsts.repeat(2)  # a climb runs several rows by what was noted of one
-        bottom, *_, top = (self._at(name, base=True)[firsts] for name in _stream(self.model))
+        bottom, *_, top = (self._at(name, base=True)[firsts] for name in self._stream)
         past = [(keys[firsts], values[firsts]) for keys, values in self.past]
         self.runner.check(bottom, past, top)
 
@@ -258,7 +258,7 @@ class _Column:
 
     def _entry(self, branch: _Branch, layer: int) -> Float[Tensor, "samples pos d_model"]:
         """Residual stream with which a branch joins before `layer`."""
-        resid = self._at(_stream(self.model)[layer], base=True).clone()
+        resid = self._at(self._stream[layer], base=True).clone()
         if self.joins_after:
             name = self.patch.points[branch.start]
             unit = slice(None) if self.patch.units is None else self.patch.units[branch.unit]

@@ -1,6 +1,7 @@
 """What a trace returns."""
 
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -10,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.errors import InputError, NumericsError
 from tl_rome.figures import png
 from tl_rome.patching.config import Clipping, Direction, Method, Sever
 from tl_rome.storage.files import load, save
+from tl_rome.storage.parts import read_as, reading
 from tl_rome.tokens import SubjectSpan
 
-_KIND = "trace"
+TRACE_KIND = "trace"
+"""Kind of file that holds one."""
 
 
 class StrongestCell(NamedTuple):
@@ -154,8 +157,7 @@ class TraceResult:
         Raises:
             StorageError: If the file cannot be written.
         """
-        header = {name: value for name, value in asdict(self).items() if name != "scores"}
-        return save(path, _KIND, {"scores": self.scores}, header)
+        return save(path, TRACE_KIND, *self.to_file())
 
     @classmethod
     def load(cls, path: str | Path) -> "TraceResult":
@@ -164,12 +166,25 @@ class TraceResult:
         Raises:
             StorageError: If the file is damaged or holds something else.
         """
-        tensors, header = load(path, _KIND)
-        fields = {name: header[name] for name in cls.__dataclass_fields__.keys() & header.keys()}
-        try:
-            fields["subject"] = SubjectSpan(**header["subject"])
-            fields["labels"], fields["units"] = tuple(header["labels"]), tuple(header["units"])
-            fields["method"] = "incremental" if header["method"] == "sweep" else header["method"]  # its earlier name
-            return cls(scores=tensors["scores"].to(torch.float64), **fields)
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} lacks part of a trace ({error}); make it again") from error
+        return cls.from_file(*load(path, TRACE_KIND), path)
+
+    def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file keeps of the trace: tensors, and a JSON-serialisable header."""
+        return {"scores": self.scores}, {name: value for name, value in asdict(self).items() if name != "scores"}
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path) -> "TraceResult":
+        """The trace that `to_file` took apart; the path is for messages.
+
+        Raises:
+            StorageError: If a part is missing, or is not what it should be.
+        """
+        known = {name: header[name] for name in cls.__dataclass_fields__.keys() & header.keys()}
+        with reading(path, "a trace"):
+            if header["method"] == "sweep":
+                known["method"] = "incremental"  # its earlier name
+            found = read_as(cls, {**known, "scores": tensors["scores"].to(torch.float64)})
+            axes = found.scores.shape[1:]
+            if axes != (len(found.labels), *[len(found.units)] * bool(found.units)) or found.subject.end > axes[0]:
+                raise ValueError(f"scores {tuple(found.scores.shape)} of {len(found.labels)} positions")
+            return found

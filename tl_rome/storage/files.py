@@ -1,5 +1,9 @@
 """Files on disk: tensors in safetensors, everything else in one JSON header, written atomically.
 
+Every file carries a sha256 of its header and of every tensor's name, type, shape and bytes, which `load` compares.
+Files in schema 1, which earlier versions of this package wrote, have none: they are read with a logged warning that
+damage would not be noticed; saved again, they have one. Other schemas are refused.
+
 Every file names its kind, its schema version and the model it belongs to. The fingerprint covers the model's shape and
 every MLP's input weights (attention output weights where there is no plain MLP, the stored parameters where a model is
 quantised), so it tells models apart (also a processed from a raw one, and one dtype from another) but is the same for
@@ -8,8 +12,7 @@ both TransformerLens classes, and does not change when W_out is edited.
 
 import hashlib
 import json
-import os
-import tempfile
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +25,18 @@ from torch import Tensor
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.sites import HookedModel, w_in
+from tl_rome.storage.json_text import parse_json, to_json
+from tl_rome.storage.writing import regular, write_whole
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What is written."""
+UNCHECKED = 1
+"""The earlier schema, without checksums, which is still read."""
 _HEADER = "tl_rome"
+_CHECKSUM = "sha256"
+_DAMAGES = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What safetensors, torch and JSON raise at a file that is not in order."""
+_log = logging.getLogger(__name__)
 _SAMPLED = 64
 """Rows, and columns, of each weight that a fingerprint looks at."""
 
@@ -83,61 +95,77 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     Raises:
         StorageError: If the file cannot be written.
     """
-    meta = {_HEADER: json.dumps({"kind": kind, "schema": SCHEMA_VERSION, **header}, ensure_ascii=False)}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_whole(Path(path), to_bytes(plain, meta))
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file, which appears whole or not at all; parent folders are made.
-
-    Raises:
-        StorageError: If it cannot be written.
-    """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-    return path
+        text = to_json({**header, "kind": kind, "schema": SCHEMA_VERSION})
+    except ValueError as error:
+        raise StorageError(f"cannot write {path}: its header cannot be written as JSON ({error})") from error
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_whole(Path(path), to_bytes(plain, {_HEADER: text, _CHECKSUM: _checksum(text, plain)}))
 
 
-def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: str | Path, kind: str, *, warn: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that `save` wrote.
+
+    Args:
+        path: The file.
+        kind: What it should hold.
+        warn: Whether to log that a file in the earlier schema cannot be checked, for those who have said so already.
 
     Returns:
         Its tensors and its header.
 
     Raises:
-        StorageError: If the file is absent, damaged, of another kind or of a newer schema.
+        StorageError: If the file is absent, damaged, not a regular file, of another kind or of a newer schema.
     """
-    path = Path(path)
+    regular(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
-            header = {**json.loads((file.metadata() or {})[_HEADER])}
+            meta = file.metadata() or {}
+            header = {**parse_json(meta[_HEADER])}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
         raise StorageError(f"{path} does not exist") from error
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except _DAMAGES as error:
         raise StorageError(f"{path} is damaged or is not a tl_rome file ({error}); make it again") from error
-    if header.get("kind") != kind or header.get("schema") != SCHEMA_VERSION:
-        raise StorageError(
-            f"{path} holds {header.get('kind')!r} in schema {header.get('schema')}, "
-            f"not {kind!r} in schema {SCHEMA_VERSION}"
-        )
+    check_kind(path, header, kind)
+    if _CHECKSUM in meta or header["schema"] != UNCHECKED:
+        if meta.get(_CHECKSUM) != _checksum(meta[_HEADER], tensors):
+            raise StorageError(f"{path} is damaged: it does not hold what its checksum says; make it again")
+    elif warn:
+        warn_unchecked(path)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
         raise StorageError(f"{path} holds values that are not finite; make it again")
     return tensors, header
 
 
+def check_kind(path: str | Path, header: Mapping[str, Any], kind: str) -> None:
+    """Refuse a file of another kind, or in a schema that this version does not read.
+
+    Raises:
+        StorageError: If the header says so.
+    """
+    if header.get("kind") != kind or header.get("schema") not in (SCHEMA_VERSION, UNCHECKED):
+        raise StorageError(
+            f"{path} holds {header.get('kind')!r} in schema {header.get('schema')}, "
+            f"not {kind!r} in schema {SCHEMA_VERSION}"
+        )
+
+
+def warn_unchecked(path: str | Path) -> None:
+    """Say that a file is too old to be checked."""
+    _log.warning("%s was written by an earlier version, without checksums: damage to it is not noticed", path)
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def digest(parts: Sequence[Any]) -> str:
     """16 hexadecimal digits of JSON-serialisable values."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
+    text = json.dumps(parts, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

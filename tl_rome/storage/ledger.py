@@ -2,11 +2,12 @@
 
 The first line is a header with the file's kind, its schema and the settings of the run; every other line is one record.
 Lines are only ever added, so a process that is killed can at most leave its last line torn, and that line is dropped
-when the file is opened again.
+when the file is opened again. Every line carries a checksum, which depends on the header, so that damaged lines and
+lines of other files are refused; a line that is taken out by hand is done again. Files in schema 1, which earlier
+versions of this package wrote, have no checksums: they are read and continued as they are, with a logged warning.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +18,11 @@ from filelock import FileLock, Timeout
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.sites import HookedModel, w_out
-from tl_rome.storage.files import SCHEMA_VERSION, fingerprint, write_whole
+from tl_rome.storage.files import SCHEMA_VERSION, UNCHECKED, check_kind, fingerprint, warn_unchecked
+from tl_rome.storage.json_text import seal, to_json, unseal
+from tl_rome.storage.parts import read_as
+from tl_rome.storage.text import brief
+from tl_rome.storage.writing import regular, write_whole
 
 _SAMPLED = 64
 """Rows, and columns, of each weight that a digest looks at."""
@@ -26,27 +31,51 @@ _SAMPLED = 64
 class Ledger:
     """An open file of records; made by `open_ledger`."""
 
-    def __init__(self, path: Path, records: list[dict[str, Any]], file: BinaryIO) -> None:
+    def __init__(self, path: Path, records: list[dict[str, Any]], file: BinaryIO | OSError, key: str | None) -> None:
         self.path = path
         self.records = records
         self._file = file
+        """The file, or why it cannot be written."""
+        self._key = key
+        """What its checksums begin with; None where it has none."""
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Add JSON-serialisable records; they are on the disk when this returns, or none of them is in the file.
 
         Raises:
-            StorageError: If they cannot be written, as on a full disk.
+            StorageError: If they cannot be written, as on a full disk, or have no form in JSON.
         """
-        lines, end = "".join(map(_line, records)).encode(), self._file.tell()
+        if not records:
+            return
+        file, lines = self.check_writable(), "".join(map(self._line, records)).encode()
+        end = file.tell()
         try:
-            _write_all(self._file, lines)
-            os.fsync(self._file.fileno())
-        except OSError as error:
+            _write_all(file, lines)
+            os.fsync(file.fileno())
+        except BaseException as error:
             with suppress(OSError):
-                self._file.truncate(end)
-                self._file.seek(end)
+                file.truncate(end)
+                file.seek(end)
+            if not isinstance(error, OSError):
+                raise
             raise StorageError(f"cannot write {self.path}: {error}; what was written before is kept") from error
         self.records.extend(dict(record) for record in records)
+
+    def check_writable(self) -> BinaryIO:
+        """The file; for those who are about to work for it.
+
+        Raises:
+            StorageError: If nothing can be added to it.
+        """
+        if isinstance(self._file, OSError):
+            raise StorageError(f"cannot write {self.path}: {self._file}; copy it to a place where you can write")
+        return self._file
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        try:
+            return (to_json(record) if self._key is None else seal(record, self._key)) + "\n"
+        except ValueError as error:
+            raise StorageError(f"cannot write the record {brief(record)} to {self.path} as JSON: {error}") from error
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
@@ -56,58 +85,118 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 
 @contextmanager
-def open_ledger(path: str | Path, kind: str, settings: Mapping[str, Any]) -> Iterator[Ledger]:
+def open_ledger(
+    path: str | Path, kind: str, settings: Mapping[str, Any], fields: Mapping[str, Any] | None = None
+) -> Iterator[Ledger]:
     """Open a file of records, or begin one; no other process can open it meanwhile.
+
+    One in a read-only folder is opened for reading alone.
 
     Args:
         path: The file; parent folders are made.
         kind: What its records are.
         settings: JSON-serialisable, see also `model_settings`; a file made with others is refused.
+        fields: What every record has, with the types, as `read_ledger` takes them.
 
     Raises:
         ModelMismatchError: If the file belongs to another model.
-        StorageError: If it was made with other settings, is damaged, of another kind, in use, or cannot be written.
+        StorageError: If it was made with other settings, is damaged, of another kind, in use, not a regular file, or
+            cannot be written.
     """
     path = Path(path)
     header = {"kind": kind, "schema": SCHEMA_VERSION, "settings": dict(settings)}
     with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{path}.lock", timeout=0))
-            if not path.exists() or not path.stat().st_size:
-                write_whole(path, _line(header).encode())
-            found, *records = read_ledger(path)
-            _compare(path, found, header)
-            whole = path.read_bytes().rfind(b"\n") + 1
-            file = stack.enter_context(path.open("r+b", buffering=0))
-            file.truncate(whole)
-            file.seek(whole)
-        except Timeout as error:
-            raise StorageError(f"{path} is in use by another process; wait for it, or name another file") from error
-        except OSError as error:
+        refused = _begin(path, header, stack)
+        lines, key = _read(path, kind, fields or {})
+        check_settings(path, lines[0]["settings"], header["settings"])
+        if lines[0]["schema"] == UNCHECKED:
+            warn_unchecked(path)
+        yield Ledger(path, lines[1:], refused or _opened(path, stack), key)
+
+
+def _begin(path: Path, header: Mapping[str, Any], stack: ExitStack) -> OSError | None:
+    """Lock a file until the stack is closed, and write its header if it is new; or say why it can only be read."""
+    place = regular(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(f"{place}.lock", timeout=0))
+        if not place.exists() or not place.stat().st_size:
+            write_whole(place, f"{seal(header)}\n".encode())
+    except Timeout as error:
+        raise StorageError(f"{path} is in use by another process; wait for it, or name another file") from error
+    except ValueError as error:
+        raise StorageError(f"cannot write {path}: its settings have no form in JSON ({error})") from error
+    except OSError as error:
+        if not place.exists():
             raise StorageError(f"cannot write {path}: {error}") from error
-        yield Ledger(path, records, file)
+        return error
+    return None
 
 
-def read_ledger(path: str | Path) -> list[dict[str, Any]]:
+def _opened(path: Path, stack: ExitStack) -> BinaryIO | OSError:
+    """The file until the stack is closed, at the end of its last whole line; or why it can only be read."""
+    try:
+        whole = path.read_bytes().rfind(b"\n") + 1
+        file = stack.enter_context(path.open("r+b", buffering=0))
+        file.truncate(whole)
+        file.seek(whole)
+    except OSError as error:
+        return error
+    return file
+
+
+def read_ledger(
+    path: str | Path, kind: str | None = None, fields: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The header and the records of a file, without a torn last line.
 
+    Args:
+        path: The file.
+        kind: What its records should be; None takes any.
+        fields: What every record must have, with the types, as `read_as` takes them; others may be there too.
+
     Raises:
-        StorageError: If the file is absent or damaged.
+        StorageError: If the file is absent, damaged or of another kind, or a record lacks a field; it names the line.
     """
+    return _read(path, kind, fields or {})[0]
+
+
+def _read(path: str | Path, kind: str | None, fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    """Header and records, and what the checksums begin with: that of the header."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")[:-1]
+        first, *others = regular(Path(path)).read_bytes().split(b"\n")[:-1] or [b""]
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append({**json.loads(line)})
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"line {number} of {path} is damaged ({error}); mend or delete the file") from error
-    if not records or not isinstance(records[0].get("settings"), dict):
+    with _at(path, 1):
+        header, key = unseal(first) if first else ({}, None)
+    if not isinstance(header.get("settings"), dict):
         raise StorageError(f"{path} does not begin with the header of a run; name another file")
-    return records
+    check_kind(path, header, str(header.get("kind")) if kind is None else kind)
+    with _at(path, 1):
+        if key is None and header["schema"] != UNCHECKED:
+            raise ValueError("it has no checksum")
+    lines = [header]
+    for number, line in enumerate(others, 2):
+        with _at(path, number):
+            record, checksum = unseal(line, key or "")
+            if (checksum is None) != (key is None):
+                raise ValueError("it has no checksum" if checksum is None else "the header has no checksum")
+            for name, type_ in fields.items():
+                if name not in record:
+                    raise ValueError(f"it has no {name!r}")
+                read_as(type_, record[name], name)
+        lines.append(record)
+    return lines, key
+
+
+@contextmanager
+def _at(path: str | Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StorageError(
+            f"line {number} of {path} is damaged ({error}); delete that line, to have it done again, or the file"
+        ) from error
 
 
 def model_settings(model: HookedModel) -> dict[str, Any]:
@@ -140,16 +229,3 @@ def check_settings(what: str | Path, found: Mapping[str, Any], wanted: Mapping[s
     shown = ", ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in different)
     error = ModelMismatchError if {"model", "weights"} & set(different) else StorageError
     raise error(f"{what} was made with {shown}; name another place, or use the same settings")
-
-
-def _compare(path: Path, found: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    if (found.get("kind"), found.get("schema")) != (header["kind"], header["schema"]):
-        raise StorageError(
-            f"{path} holds {found.get('kind')!r} in schema {found.get('schema')}, "
-            f"not {header['kind']!r} in schema {header['schema']}"
-        )
-    check_settings(path, found["settings"], header["settings"])
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -28,7 +28,7 @@ def read_text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data.startswith(_GZIP) else data
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
     if data.startswith(_POINTER):
         refuse_pointer(path)
@@ -61,5 +61,8 @@ def refuse_pointer(path: str | Path) -> NoReturn:
 
 def brief(value: Any, show: Callable[[Any], str] = repr) -> str:
     """A value as an error shows it, cut to a few dozen characters."""
-    text = show(value)
+    try:
+        text = show(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 3]}..."

@@ -226,3 +226,21 @@ def test_released_records_are_read(shared_data):
     records = load_counterfact(path)
     assert [record.to_dict() for record in records] == json.loads(path.read_text("utf-8"))
     assert all(len(record.neighborhood_prompts) == len(record.generation_prompts) == 10 for record in records)
+
+
+@pytest.mark.parametrize("content", [b"PAR1" + bytes(40) + b"PAR1", b"junk", b""])
+def test_a_damaged_parquet_file_is_a_storage_error(tmp_path, monkeypatch, content):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(StorageError, match=r"cannot read .*x\.parquet' with datasets"):
+        load_counterfact(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "9" * 5000, '{"case_id": ' * 20_000], ids=["lists", "digits", "objects"]
+)
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_json_that_python_does_not_read_is_a_record_error(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RecordError, match=rf"{name} is not JSON"):
+        load_counterfact(tmp_path / name)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.aged import age_lines
 from support.evaluation import NUMBERS, RECORDS, SHORT, JudgedEdit, RandomEdit, RandomEdits, run
 from support.families import KINDS
 
@@ -12,7 +13,7 @@ from tl_rome.counterfact import evaluate, load_results, summarize, to_dataset
 from tl_rome.counterfact.evaluation.measure import compare, measure
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, StorageError
 from tl_rome.sites import w_out
 
 KIND = KINDS[0]
@@ -82,7 +83,7 @@ def test_verdicts_of_receipts_are_kept_and_counted(tiny, tmp_path):
 
 def test_results_that_were_stored_without_verdicts_are_read(tiny, tmp_path):
     results = run(tiny("gpt2", KIND), RandomEdit(), store=tmp_path)
-    (file,) = tmp_path.glob("editors/*.jsonl")
+    (file,) = map(age_lines, tmp_path.glob("editors/*.jsonl"))
     file.write_text(re.sub(r'"verdict": ?[^,}]*, ?', "", file.read_text()))
     assert "verdict" not in file.read_text()
     assert load_results(tmp_path) == results
@@ -157,3 +158,24 @@ def test_impossible_runs_are_refused(tiny, records, options, message):
 def test_an_editor_that_returns_no_edits_ends_the_run(tiny):
     with pytest.raises(TypeError, match=r"made 2 objects \(NoneType\) for 2 requests; return one Edit for each"):
         run(tiny("gpt2", KIND), lambda model, request: None)
+
+
+def test_without_a_store_a_temporary_folder_is_needed(tiny, monkeypatch, tmp_path):
+    model = tiny("gpt2", KIND)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StorageError, match=r"cannot make a temporary folder .*give a store"):
+        run(model)
+
+
+def test_a_finished_store_in_a_read_only_folder_is_read_again(tiny, monkeypatch, tmp_path):
+    def refuse(*args, **options):
+        raise PermissionError("Permission denied")
+
+    model = tiny("gpt2", KIND)
+    first = run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path)
+    monkeypatch.setattr("tl_rome.storage.ledger.FileLock", refuse)
+    assert run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path) == first
+    monkeypatch.setattr("tl_rome.counterfact.evaluation.evaluate.measure", None)  # nothing is measured in vain
+    next(tmp_path.glob("editors/*")).unlink()
+    with pytest.raises(StorageError, match=r"cannot write .*: Permission denied"):
+        run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path)

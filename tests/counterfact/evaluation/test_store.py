@@ -1,6 +1,7 @@
 """A store keeps results of different runs apart and loses nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,3 +87,38 @@ def test_folders_that_are_not_stores_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"), RunStore(tmp_path / "file", SETTINGS).open_unedited():
         pass
+
+
+def test_states_of_another_record_or_store_are_refused(store, tmp_path):
+    states = {"essence": torch.ones(1, 4)}
+    store.put_states(3, states)
+    store.put_states(4, states)
+    (store.folder / "states/3.safetensors").replace(store.folder / "states/4.safetensors")
+    with pytest.raises(StorageError, match=r"4\.safetensors holds states of record 3"):
+        store.states(4)
+    other = RunStore(tmp_path / "other", SETTINGS | {"seed": 1})
+    other.put_states(4, states)
+    (other.folder / "states/4.safetensors").replace(store.folder / "states/4.safetensors")
+    with pytest.raises(StorageError, match="made with seed 1, not 0"):
+        store.states(4)
+
+
+def test_results_that_do_not_belong_together_are_refused(store, tmp_path):
+    put(store, BOTH, FAILED)
+    file = store.folder / "unedited.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(StorageError, match=r"line 3 of .*ft-c1.jsonl is of record 4, which unedited.jsonl .* lacks"):
+        load_results(store.folder)
+    file.write_bytes(whole)
+    other = RunStore(tmp_path / "other", SETTINGS | {"seed": 1})
+    put(other, replace(BOTH, config="c2"))
+    next(other.folder.glob("editors/*.jsonl")).replace(store.folder / "editors" / "other.jsonl")
+    with pytest.raises(StorageError, match=r"other.jsonl was made with seed 1, not 0"):
+        load_results(store.folder)
+
+
+def test_a_record_that_occurs_twice_counts_once(store):
+    put(store, BOTH)
+    put(store, BOTH)
+    assert load_results(store.folder) == [BOTH]

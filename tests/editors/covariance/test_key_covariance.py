@@ -1,10 +1,7 @@
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from support.edits import LAYER, covariance
 from support.families import FAMILY_KINDS, KINDS, SENTENCES
 
@@ -12,6 +9,7 @@ from tl_rome.editors import KeyCovariance
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, StorageError
 from tl_rome.sites import key_hook
+from tl_rome.storage.files import load, save
 from tl_rome.tokens import encode
 
 KIND = KINDS[0]
@@ -134,11 +132,9 @@ def test_changed_numbers_are_noticed(tiny, tmp_path):
 
 
 def rewrite(path, change):
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        header = json.loads(file.metadata()["tl_rome"])
+    tensors, header = load(path, "key_covariance")
     change(tensors, header)
-    save_file(tensors, path, {"tl_rome": json.dumps(header)})
+    save(path, "key_covariance", tensors, header)
 
 
 def test_too_little_text_says_how_much_is_needed(tiny):

@@ -1,3 +1,6 @@
+from io import BytesIO
+from zipfile import ZipFile
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,19 @@ def test_unsuitable_files_are_refused(tiny, tmp_path):
         import_npz(path, model, LAYER)
     with pytest.raises(StorageError, match="damaged"):
         import_npz(tmp_path / "absent.npz", model, LAYER)
+
+
+def test_checksums_of_a_file_are_compared_beyond_what_numpy_reads(tiny, tmp_path):
+    path, total, count = tmp_path / "stats.npz", BytesIO(), BytesIO()
+    np.save(total, np.eye(64, dtype=np.float32))
+    np.save(count, np.array(5))
+    with ZipFile(path, "w") as archive:
+        archive.writestr("mom2.mom2.npy", total.getvalue() + b"more")
+        archive.writestr("mom2.count.npy", count.getvalue())
+    assert import_npz(path, tiny("llama", KIND), LAYER).count == 5
+    path.write_bytes(path.read_bytes().replace(np.float32(1).tobytes(), np.float32(2).tobytes(), 1))
+    with pytest.raises(StorageError, match=r"mom2.mom2.npy is not what its checksum says"):
+        import_npz(path, tiny("llama", KIND), LAYER)
 
 
 def test_the_golden_statistics_are_read(shared_data, smollm2):

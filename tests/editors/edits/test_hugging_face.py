@@ -1,13 +1,14 @@
 import pytest
 import torch
+from safetensors import SafetensorError
 from support.compare import same, weights
 from support.edits import REQUEST, editor
 from support.families import FAMILY_KINDS, KINDS
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tl_rome.editors import export_model
 from tl_rome.editors.edits.hugging_face import _output_matrix
-from tl_rome.errors import ModelMismatchError, ModelUnavailableError, UnsupportedModelError
+from tl_rome.errors import ModelMismatchError, ModelUnavailableError, StorageError, UnsupportedModelError
 from tl_rome.models.loading import load_model
 from tl_rome.sites import w_in
 
@@ -67,3 +68,22 @@ def test_other_weights_than_w_in_are_compared_through_the_logits(fresh_tiny, fam
     with pytest.raises(ModelMismatchError, match="gives other logits"):
         export_model(model, str(family_dir("llama")), tmp_path / "edited")
     assert not (tmp_path / "edited").exists()
+
+
+@pytest.mark.parametrize("writer", ["model", "tokenizer"])
+def test_a_full_disk_leaves_nothing(fresh_tiny, family_dir, tmp_path, monkeypatch, writer):
+    """Safetensors and tokenizers, which are written in Rust, have errors of their own."""
+    model = fresh_tiny("llama", KIND)
+
+    def full(*_, **__):
+        raise SafetensorError("No space left on device") if writer == "model" else Exception("No space left on device")
+
+    owner = PreTrainedModel if writer == "model" else PreTrainedTokenizerBase
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, "save_pretrained", full)
+        with pytest.raises(StorageError, match=r"cannot write .*edited: No space left on device"):
+            export_model(model, str(family_dir("llama")), tmp_path / "edited")
+    assert not list(tmp_path.iterdir())
+    folder = export_model(model, str(family_dir("llama")), tmp_path / "edited")
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}

@@ -1,8 +1,6 @@
 """`tl-rome export`: a model with edits, as a Hugging Face folder."""
 
-import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,17 +26,8 @@ def export(
     _check_new(out)
     whole = compose(edit for location in edits for edit in _read(location))
     loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            quiet(console.shows_progress()),
-            TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place,
-            whole.applied(loaded),
-        ):
-            finished = export_model(loaded, model, Path(place) / out.name)
-            os.replace(finished, out)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error}; name another folder") from error
+    with quiet(console.shows_progress()), whole.applied(loaded):
+        export_model(loaded, model, out)
     for edit in whole.edits:
         console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, layer {edit.receipt.layer}")
     console.say_written([out])

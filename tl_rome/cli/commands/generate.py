@@ -44,7 +44,7 @@ def generate(
 
     from tl_rome.cli.output import check_folder
     from tl_rome.counterfact.experiments.side_by_side import continue_side_by_side
-    from tl_rome.storage.files import write_whole
+    from tl_rome.storage.writing import write_whole
 
     if record is not None and (template, subject, target_new, target_true) != (None,) * 4:
         raise InputError("a record has its own rewrite; leave out --record, or --template, --subject and targets")

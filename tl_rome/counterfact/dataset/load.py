@@ -4,14 +4,15 @@ Two layouts are known on the hub: the released records ("azhx/counterfact"), and
 for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.errors import RecordError, StorageError
+from tl_rome.storage.json_text import parse_json
 from tl_rome.storage.layouts import name_layout
 from tl_rome.storage.text import ending, is_pointer, read_text, refuse_pointer
 
@@ -109,9 +110,9 @@ def read_rows(path: str | Path) -> Iterable[Any]:
     if ending(path) == ".jsonl":
         return _json_lines(text, str(path))
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        remedy = "; if every line is a record, name it .jsonl" if error.msg == "Extra data" else ""
+        data = parse_json(text)
+    except ValueError as error:
+        remedy = "; if every line is a record, name it .jsonl" if str(error).startswith("Extra data") else ""
         raise RecordError(f"{path} is not JSON ({error}){remedy}") from error
     return data if isinstance(data, list) else [data]
 
@@ -120,8 +121,8 @@ def _json_lines(text: str, name: str) -> Iterator[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                yield parse_json(line)
+            except ValueError as error:
                 raise RecordError(f"line {number} of {name} is not JSON ({error})") from error
 
 
@@ -143,15 +144,24 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
             data = load_dataset("parquet", data_files=name)
         else:
             data = load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # those of the hub, the network, files and Arrow share no base class
         for file in (folder, *folder.rglob("*")):
             if is_pointer(file):
                 refuse_pointer(file)
-        raise StorageError(
-            f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); {_SOURCES}"
-        ) from error
+        raise _unreadable(name, error) from error
     parts = {str(name): part for name, part in data.items()} if isinstance(data, DatasetDict) else {split or "": data}
     if split is not None and split not in parts:
         raise StorageError(f"{name} has no split {split!r}; it has {', '.join(parts)}")
-    for part in parts.values() if split is None else (parts[split],):
-        yield from part
+    rows = chain.from_iterable(parts.values() if split is None else (parts[split],))
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise _unreadable(name, error) from error
+        yield row
+
+
+def _unreadable(name: str, error: Exception) -> StorageError:
+    return StorageError(f"cannot read {name!r} with datasets ({type(error).__name__}: {error}); {_SOURCES}")

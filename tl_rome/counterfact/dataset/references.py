@@ -96,7 +96,9 @@ class ReferenceTexts:
             missing = [name for name, value in fields.items() if not str(value or "").strip()]
             if missing:
                 raise InputError(f"reference text number {number} has no {', '.join(missing)}")
-            found = ReferenceText(str(row.get("name") or ""), str(row["text"]))
+            if not isinstance(row["text"], str):
+                raise InputError(f"reference text number {number} is {brief(row['text'])}; a text is needed")
+            found = ReferenceText(str(row.get("name") or ""), row["text"])
             collected.setdefault((str(row["relation_id"]), str(target)), []).append(found)
         return cls({key: tuple(found) for key, found in collected.items()})
 
@@ -131,6 +133,8 @@ def load_references(source: str | Path = "sample") -> ReferenceTexts:
             return ReferenceTexts.from_rows(read_rows(path))
     except RecordError as error:
         raise StorageError(f"cannot read reference texts from {path}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     if path.is_dir() and any(path.glob("*/*/*.txt")):
         return ReferenceTexts.from_folder(path)
     return ReferenceTexts.from_rows(load_rows(str(source)))

@@ -3,11 +3,12 @@
 Those of ParaRel (Elazar et al. 2021) are read by `load_pararel`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
-from tl_rome.errors import StorageError
+from tl_rome.errors import InputError, StorageError
 from tl_rome.fact_files import Relation, StatedFact, Target, load_generation_prompts
+from tl_rome.storage.json_text import parse_json, refuse_halves
+from tl_rome.storage.parts import read_as
 
 
 def parse_relations(
@@ -26,12 +27,17 @@ def parse_relations(
     relations, number = [], 0
     for relation_id, text in texts.items():
         try:
-            data = json.loads(text)
-            pairs = [(subject, target) for target, subjects in data["facts"].items() for subject in subjects]
+            data = parse_json(text)
+            refuse_halves(text, data)
+            objects = read_as(dict[str, tuple[str, ...]], data["facts"], "facts")
+            templates = read_as(tuple[str, ...], data["templates"], "templates")
+            pairs = [(subject, target) for target, subjects in objects.items() for subject in subjects]
             facts = tuple(StatedFact(name, Target(target), number + i) for i, (name, target) in enumerate(pairs))
             more = tuple(beginnings.get(relation_id, ()))
-            relations.append(Relation(relation_id, tuple(data["templates"]), facts, more))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            relations.append(Relation(relation_id, templates, facts, more))
+        except InputError as error:
+            raise type(error)(f"relation {relation_id}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"relation {relation_id} has no templates and facts by object ({error!r})") from error
         number += len(facts)
     return relations

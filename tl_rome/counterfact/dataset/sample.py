@@ -17,7 +17,7 @@ from tl_rome.counterfact.dataset.builder import BuilderConfig, Compilation, buil
 from tl_rome.counterfact.dataset.load import SAMPLE_FILE
 from tl_rome.counterfact.dataset.relations import parse_relations
 from tl_rome.fact_files import Relation
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 
 CONFIG = BuilderConfig(per_relation=7)
 SEED = 0

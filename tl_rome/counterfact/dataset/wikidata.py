@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from tl_rome.counterfact.records import Target
 from tl_rome.errors import InputError, NetworkError, require
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.json_text import parse_json, seal, unseal
+from tl_rome.storage.parts import read_as
+from tl_rome.storage.writing import write_whole
 
 if TYPE_CHECKING:
     from requests import Session
@@ -73,11 +75,18 @@ class WikiDataNeighbors:
         key = hashlib.sha256(f"{self.endpoint}\n{query}".encode()).hexdigest()[:32]
         path = self.cache / f"{relation_id}-{key}.json"
         try:
-            return json.loads(path.read_text("utf-8"))["names"]
-        except (OSError, ValueError, KeyError, TypeError):  # never asked, or a damaged file
-            names = self._ask(query)
-        answer = {"endpoint": self.endpoint, "query": query, "names": names}
-        write_whole(path, json.dumps(answer, ensure_ascii=False, indent=1).encode())
+            answer, checksum = unseal(path.read_bytes())
+            sound = checksum is not None or set(answer) == {
+                "endpoint",
+                "query",
+                "names",
+            }  # as earlier versions wrote it
+            if sound and answer["query"] == query:
+                return list(read_as(tuple[str, ...], answer["names"], "names"))
+        except (OSError, ValueError, KeyError):  # never asked, or a damaged file
+            pass
+        names = self._ask(query)
+        write_whole(path, seal({"endpoint": self.endpoint, "query": query, "names": names}).encode())
         return names
 
     def _ask(self, query: str) -> list[str]:
@@ -89,9 +98,9 @@ class WikiDataNeighbors:
             with self._session() as session:
                 answer = session.get(self.endpoint, params={"query": query, "format": "json"}, timeout=self.timeout)
             answer.raise_for_status()
-            rows = answer.json()["results"]["bindings"]
-            return sorted({row["name"]["value"] for row in rows} - {""})
-        except RequestException as error:
+            rows = parse_json(answer.content)["results"]["bindings"]
+            return sorted({read_as(str, row["name"]["value"], "a name") for row in rows} - {""})
+        except (RequestException, ValueError) as error:
             raise NetworkError(
                 f"{self.endpoint} gave no answer in {self.retries + 1} tries, or none in JSON: {error}"
             ) from error

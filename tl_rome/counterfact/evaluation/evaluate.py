@@ -100,7 +100,14 @@ def _folder(store: str | Path | None) -> Iterator[Path]:
     if store is not None:
         yield Path(store)
         return
-    with TemporaryDirectory(prefix="tl_rome-") as folder:
+    try:
+        place = TemporaryDirectory(prefix="tl_rome-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make a temporary folder for the results: {error}; give a store, or set the environment variable "
+            "TMPDIR to a folder that can be written"
+        ) from error
+    with place as folder:
         yield Path(folder)
 
 

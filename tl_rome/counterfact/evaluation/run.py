@@ -180,6 +180,7 @@ class Run:
         for first in range(0, len(self.chosen), self.batch_size):
             batch = tuple(each for each in self.chosen[first : first + self.batch_size] if each.case_id not in done)
             if batch:
+                ledger.check_writable()
                 yield batch
 
     def _shown(self, batches: Iterable[BatchResult], ledger: Ledger, name: str) -> Iterator[BatchResult]:

@@ -17,10 +17,13 @@ from typing import Any
 
 from tl_rome.counterfact.evaluation.measure import States
 from tl_rome.counterfact.results import UNEDITED, CaseResult
+from tl_rome.errors import StorageError
 from tl_rome.storage.files import load, save
-from tl_rome.storage.ledger import Ledger, open_ledger, read_ledger
+from tl_rome.storage.ledger import Ledger, check_settings, open_ledger, read_ledger
 
 _BEFORE, _AFTER, _STATES = "measurements before edits", "measurements after edits", "next-token states"
+_FIELDS = {"case_id": int}
+"""What every line has; the others make a `CaseResult`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RunStore:
 
     def open_unedited(self) -> AbstractContextManager[Ledger]:
         """The file of the unedited model; see `open_ledger` for errors."""
-        return open_ledger(self.folder / "unedited.jsonl", _BEFORE, self.settings)
+        return open_ledger(self.folder / "unedited.jsonl", _BEFORE, self.settings, _FIELDS)
 
     def open_editor(self, name: str, config: str, described: Any) -> AbstractContextManager[Ledger]:
         """The file of one editor; see `open_ledger` for errors.
@@ -48,7 +51,7 @@ class RunStore:
             described: The settings themselves.
         """
         settings = {**self.settings, "editor": name, "config": config, "editor_settings": described}
-        return open_ledger(self._editor_file(name, config), _AFTER, settings)
+        return open_ledger(self._editor_file(name, config), _AFTER, settings, _FIELDS)
 
     def put_states(self, case_id: int, states: States) -> None:
         """Keep the unedited model's states of a record.
@@ -56,15 +59,21 @@ class RunStore:
         Raises:
             StorageError: If they cannot be written.
         """
-        save(self._states_file(case_id), _STATES, states, {"case_id": case_id})
+        save(self._states_file(case_id), _STATES, states, {"case_id": case_id, "settings": dict(self.settings)})
 
     def states(self, case_id: int) -> States:
         """The unedited model's states of a record.
 
         Raises:
-            StorageError: If they are absent or damaged.
+            StorageError: If they are absent, damaged, or of another record or store.
         """
-        return load(self._states_file(case_id), _STATES)[0]
+        path = self._states_file(case_id)
+        states, header = load(path, _STATES, warn=False)
+        settings = header.get("settings", self.settings)  # older files do not name them
+        if header.get("case_id") != case_id or not isinstance(settings, Mapping):
+            raise StorageError(f"{path} holds states of record {header.get('case_id')!r}; delete the store")
+        check_settings(path, settings, self.settings)
+        return states
 
     def unedited(self) -> dict[int, CaseResult]:
         """Results of the unedited model by record; without `after`.
@@ -112,27 +121,40 @@ def editor_line(result: CaseResult) -> dict[str, Any]:
 
 
 def _unedited(folder: Path) -> dict[int, CaseResult]:
-    header, *lines = read_ledger(folder / "unedited.jsonl")
-    known = {"editor": UNEDITED, "config": "", "after": None, "divergence": {}, "seconds": 0.0}
-    return {
-        found.case_id: found for line in lines for found in [CaseResult.from_dict({**_origin(header), **known, **line})]
-    }
+    file = folder / "unedited.jsonl"
+    header, *lines = read_ledger(file, _BEFORE, _FIELDS)
+    known = {**_origin(header), "editor": UNEDITED, "config": "", "after": None, "divergence": {}, "seconds": 0.0}
+    return {line["case_id"]: _case(file, number, {**known, **line}) for number, line in enumerate(lines, 2)}
 
 
 def _results(folder: Path, files: Sequence[Path]) -> list[CaseResult]:
     before = _unedited(folder)
     if not files:
         return [replace(found, after=found.before) for found in before.values()]
+    settings = read_ledger(folder / "unedited.jsonl")[0]["settings"]
     results = []
     for file in files:
-        header, *lines = read_ledger(file)
-        known = {name: header["settings"].get(name) for name in ("editor", "config")}
-        for line in lines:
-            unedited = before[line["case_id"]]
-            rewrite = unedited.to_dict()["rewrite"]
-            found = CaseResult.from_dict({**_origin(header), **known, **line, "rewrite": rewrite, "before": None})
-            results.append(replace(found, rewrite=unedited.rewrite, before=unedited.before))
+        header, *lines = read_ledger(file, _AFTER, _FIELDS)
+        check_settings(file, {name: header["settings"].get(name) for name in settings}, settings)
+        known = {**_origin(header), **{name: header["settings"].get(name) for name in ("editor", "config")}}
+        cases: dict[int, CaseResult] = {}
+        for number, line in enumerate(lines, 2):
+            if (unedited := before.get(line["case_id"])) is None:
+                raise StorageError(
+                    f"line {number} of {file} is of record {line['case_id']}, which unedited.jsonl beside it lacks; "
+                    "run the evaluation again to measure it"
+                )
+            found = _case(file, number, {**known, **line, "rewrite": unedited.rewrite, "before": unedited.before})
+            cases[found.case_id] = found
+        results += cases.values()
     return results
+
+
+def _case(file: Path, number: int, data: Mapping[str, Any]) -> CaseResult:
+    try:
+        return CaseResult.from_dict(data)
+    except StorageError as error:
+        raise StorageError(f"line {number} of {file}: {error}") from error
 
 
 def _origin(header: Mapping[str, Any]) -> dict[str, Any]:

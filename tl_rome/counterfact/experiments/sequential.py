@@ -33,9 +33,12 @@ from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
+from tl_rome.storage.parts import reading
 
 COUNTS = (1, *range(10, 101, 10))
 """Numbers of facts after which the draft scores the model (its appendix C.2)."""
+_FIELDS = {"count": int, "text_nll": float, "text_entropy": float, "failed": dict[str, str], "results": list}
+"""What a line of the store has."""
 _log = logging.getLogger(__name__)
 
 
@@ -138,7 +141,7 @@ class _Run:
             return self._complete(counts, {}, None)
         records = [record.to_dict() for record in self.records]
         settings = {**model_settings(self.model), "dataset": digest(records), "editor": describe_editor(self.editor)}
-        with open_ledger(self.store / "scores.jsonl", "scores of many facts", settings) as ledger:
+        with open_ledger(self.store / "scores.jsonl", "scores of many facts", settings, _FIELDS) as ledger:
             return self._complete(counts, {line["count"]: line for line in ledger.records}, ledger)
 
     def _complete(
@@ -201,7 +204,9 @@ class _Run:
 
     def results(self, count: int, line: Mapping[str, Any], unedited: Mapping[str, Any]) -> list[CaseResult]:
         """Results of one count, with those of the unedited model as `before`."""
-        pairs = zip(line["results"], unedited["results"][:count], strict=True)
-        return [
-            replace(CaseResult.from_dict(after), before=CaseResult.from_dict(before).after) for after, before in pairs
-        ]
+        with reading(self.store or "a line", f"the scores after {count} edits"):
+            pairs = zip(line["results"], unedited["results"][:count], strict=True)
+            return [
+                replace(CaseResult.from_dict(after), before=CaseResult.from_dict(before).after)
+                for after, before in pairs
+            ]

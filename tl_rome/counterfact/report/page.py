@@ -19,7 +19,7 @@ from tl_rome.counterfact.report.tables import SummaryTables, row_labels
 from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.errors import InputError, require
 from tl_rome.figures import png
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

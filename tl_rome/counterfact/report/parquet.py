@@ -14,7 +14,7 @@ from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, RecordMetrics
 from tl_rome.counterfact.metrics.texts import word_tokenizer
 from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

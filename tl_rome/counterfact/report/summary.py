@@ -16,7 +16,7 @@ from tl_rome.counterfact.report.tables import SummaryTables, row_labels
 from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
 from tl_rome.errors import InputError
 from tl_rome.figures import png
-from tl_rome.storage.files import write_whole
+from tl_rome.storage.writing import write_whole
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
+from tl_rome.storage.parts import read_as, reading
 
 _KIND = "key_covariance"
 _HEADER = ("layer", "count", "source", "prepend_bos", "model")
@@ -133,18 +134,20 @@ class KeyCovariance:
         from tl_rome.storage.hub import local_path
 
         tensors, header = load(local_path(path), _KIND)
-        try:
-            size = header["d_mlp"]
+        with reading(path, "the key statistics"):
+            size = read_as(int, header["d_mlp"], "d_mlp")
+            if not tensors["upper_triangle"].numel() == size * (size + 1) // 2 > 0:
+                raise ValueError(f"{tensors['upper_triangle'].numel()} figures, not those of a matrix of {size} rows")
             rows, columns = torch.triu_indices(size, size)
             moment = torch.zeros(size, size, dtype=torch.float64)
             moment[rows, columns] = tensors["upper_triangle"].double()
             moment[columns, rows] = moment[rows, columns]
             mean = tensors["mean"].double() if "mean" in tensors else None
-            found = cls(
-                moment, **{name: header[name] for name in _HEADER}, mean=mean, dtype=header.get("dtype", "float32")
-            )
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise StorageError(f"{path} lacks part of the key statistics ({error}); make it again") from error
+            if mean is not None and mean.shape != (size,):
+                raise ValueError(f"a mean of {tuple(mean.shape)} keys, not {size}")
+            named = {name: header[name] for name in _HEADER}
+            named |= {"mean": mean, "dtype": header.get("dtype", "float32")}
+            found = read_as(cls, {"second_moment": moment, **named})
         if header.get("digest", found.digest) != found.digest:
             raise StorageError(f"{path} does not hold what its digest {header['digest']} says; make it again")
         return found

@@ -20,6 +20,7 @@ from tl_rome.errors import NumericsError, StorageError
 from tl_rome.running.forward import device_of, read
 from tl_rome.sites import HookedModel, key_hook, w_out
 from tl_rome.storage.files import fingerprint, load, save
+from tl_rome.storage.parts import read_as, reading
 from tl_rome.tokens import pad
 
 _KIND = "key_moments"
@@ -103,13 +104,16 @@ class KeyMoments:
             found = {name: header.get(name) for name in wanted}
             raise StorageError(f"{path} holds sums of {found}, not of {wanted}; name another file, or delete this one")
         moments = cls.zeros(model, layers)
-        try:
-            for n in moments.second:
-                moments.second[n].copy_(tensors[f"second.{n}"])
-                moments.first[n].copy_(tensors[f"first.{n}"])
-            moments.count, moments.texts = header["count"], header["texts"]
-        except (KeyError, RuntimeError) as error:
-            raise StorageError(f"{path} lacks part of the sums ({error}); delete it and begin again") from error
+        with reading(path, "the sums"):
+            for name, sums in (("second", moments.second), ("first", moments.first)):
+                for n, total in sums.items():
+                    found = tensors[f"{name}.{n}"]
+                    if (found.shape, found.dtype) != (total.shape, total.dtype):
+                        raise ValueError(f"{name}.{n} is {tuple(found.shape)} in {found.dtype}")
+                    total.copy_(found)
+            moments.count, moments.texts = (read_as(int, header[name], name) for name in ("count", "texts"))
+            if min(moments.count, moments.texts) < 0:
+                raise ValueError(f"{moments.count} tokens of {moments.texts} texts")
         return moments
 
     def _counts(self) -> dict[str, int]:

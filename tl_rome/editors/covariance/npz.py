@@ -6,7 +6,6 @@ without a BOS token.
 """
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import StorageError
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
+from tl_rome.storage.text import brief
+from tl_rome.storage.writing import regular
 
 _NAMES = (("mom2.mom2", "mom2.count"), ("mom2_sum", "count"))
 """Names of the sum and of its count: as published, and without the prefix."""
@@ -37,19 +38,25 @@ def import_npz(
         StorageError: If the file is damaged, is not such a file, or its matrix has another size.
     """
     path, size = Path(path), w_out(model, layer).shape[0]
+    regular(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            total, count = next((file[a], int(file[b])) for a, b in _NAMES if a in file and b in file)
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if damaged := file.zip.testzip():  # numpy reads no further than it needs, which leaves checksums unread
+                raise ValueError(f"{damaged} is not what its checksum says")
+            total, tokens = next((file[a], file[b]) for a, b in _NAMES if a in file and b in file)
+        count = int(tokens)
     except StopIteration as error:
         raise StorageError(f"{path} holds no second moment under any of {_NAMES}") from error
-    except (OSError, ValueError, BadZipFile, KeyError) as error:
-        raise StorageError(f"{path} is damaged or is not an .npz file ({error}); fetch it again") from error
-    if total.shape != (size, size) or count <= 0 or not np.isfinite(total).all():
+    except Exception as error:  # those of numpy, zip files and zlib share no base class
+        reason = f"{type(error).__name__}: {brief(error, str)}"
+        raise StorageError(f"{path} is damaged or is not an .npz file ({reason}); fetch it again") from error
+    real = np.issubdtype(total.dtype, np.floating) and tokens.dtype.kind in "iuf" and count == tokens
+    if total.shape != (size, size) or not real or count <= 0 or not np.isfinite(total).all():
         raise StorageError(
-            f"{path} holds a matrix {total.shape} of {count} tokens; layer {layer} of this model needs {(size, size)}, "
-            "finite and of at least one token"
+            f"{path} holds a matrix {total.shape} of {brief(tokens, str)} tokens; layer {layer} of this model needs "
+            f"{(size, size)}, of real and finite numbers (these are {total.dtype}), and of at least one token"
         )
-    moment = torch.from_numpy(total).double() / count
+    moment = torch.from_numpy(total.astype(np.float64)) / count
     return KeyCovariance(
         (moment + moment.T) / 2,
         layer,
@@ -58,5 +65,5 @@ def import_npz(
         prepend_bos,
         fingerprint(model),
         None,
-        str(total.dtype),
+        total.dtype.name,
     )

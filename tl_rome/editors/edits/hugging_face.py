@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
+from tl_rome.errors import ModelMismatchError, UnsupportedModelError
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.running.borrowed import borrowed
 from tl_rome.running.forward import device_of, run
 from tl_rome.sites import HookedModel, w_in, w_out
+from tl_rome.storage.writing import whole_folder
 
 _PROBE = 16
 """Tokens that the exported model is compared on."""
@@ -32,7 +33,7 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
     Args:
         model: Left as found; from the same source, unprocessed.
         source: Name or folder that the model was loaded from, as `load_model` takes it.
-        folder: Where to write weights, config and tokenizer.
+        folder: Where weights, config and tokenizer appear once all are written.
 
     Returns:
         The folder; `load_model` and transformers load it.
@@ -54,11 +55,9 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
     error = float((plain(tokens).logits.double() - expected).norm() / expected.norm())
     if not error <= _TOLERANCE.get(w_out(model, 0).dtype, 0.1):
         raise _mismatch(f"with the model's W_out, {source!r} gives other logits (relative error {error:.1e})")
-    try:
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error}") from error
+    with whole_folder(Path(folder)) as place:
+        plain.save_pretrained(place)
+        tokenizer.save_pretrained(place)
     return Path(folder)
 
 

@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_rome.bootstrap import interval, resampled_means
-from tl_rome.errors import InputError, StorageError
+from tl_rome.errors import InputError
 from tl_rome.patching.averaging.roles import ROLES, Role, by_role, role_index
 from tl_rome.patching.config import Clipping, Direction, Sever
 from tl_rome.patching.result import TraceResult
 from tl_rome.storage.files import load, save
+from tl_rome.storage.parts import read_as, reading
 
 _KIND = "average trace"
 _SHARED = (
@@ -187,14 +188,17 @@ class AverageTrace:
         """
         tensors, header = load(path, _KIND)
         fields: dict[str, Any] = {k: v for k, v in {**tensors, **header}.items() if k in cls.__dataclass_fields__}
-        try:
+        with reading(path, "an average trace"):
             absent = ~fields["present"].any(0)
             for name in ("low", "high"):
                 fields[name] = fields[name].masked_fill(absent, torch.nan)
-            fields["prompts"] = tuple(fields["prompts"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} lacks part of an average trace ({error}); make it again") from error
+            found = read_as(cls, fields)
+            prompts, layers, roles = found.curves.shape
+            wanted = {"present": (prompts, roles), "low": (layers, roles), "high": (layers, roles)}
+            wanted |= dict.fromkeys(("clean", "corrupted", "best"), (prompts,))
+            if len(found.prompts) != prompts or any(fields[name].shape != shape for name, shape in wanted.items()):
+                raise ValueError(f"its parts are of different numbers of prompts, layers or roles than {prompts}")
+            return found
 
 
 def average_traces(

@@ -33,10 +33,13 @@ from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings, open_ledger
+from tl_rome.storage.parts import read_as, reading
 from tl_rome.tokens import encode_fact, encode_target
 
 _CHUNK = 256
 """Facts looked at together, to find prompts of equal length among them."""
+_FIELDS = {"template": str, "subject": str, "target": str, "joiner": str | None, "known": bool}
+"""What every line of a store has; one of a known fact has more."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def collect_known_facts(
     settings = {**model_settings(model), "max_new_tokens": max_new_tokens}
     known: dict[Fact, KnownFact] = {}
     total = len(facts) if isinstance(facts, Sized) else None
-    opened = nullcontext() if store is None else open_ledger(store, "known facts", settings)
+    opened = nullcontext() if store is None else open_ledger(store, "known facts", settings, _FIELDS)
     with opened as ledger, tqdm(total=total, desc="known facts", unit="fact", disable=not progress) as bar:
         done = {_key(r): r for r in (ledger.records if ledger is not None else ())}
         for chunk in _chunks(facts):
@@ -99,7 +102,8 @@ def collect_known_facts(
                     ledger.append(record)
             for fact in chunk:
                 if (record := done[_key(vars(fact))])["known"]:
-                    found = _known(fact, record)
+                    with reading(store or "the answer", "a known fact"):
+                        found = _known(fact, record)
                     known.setdefault(found.fact, found)
             bar.update(len(chunk))
             bar.set_postfix(known=len(known))
@@ -179,7 +183,7 @@ def _first_token(model: HookedModel, tokens: Int[Tensor, " pos"], answer: int) -
 
 def _known(fact: Fact, record: dict[str, Any]) -> KnownFact:
     traced = Fact(record["traced"], fact.subject, record["target"].strip(), fact.joiner)
-    return KnownFact(traced, fact, record["written"], record["prob"])
+    return read_as(KnownFact, {"fact": traced, "asked": fact, "written": record["written"], "prob": record["prob"]})
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str, str | None]:

@@ -2,10 +2,11 @@
 
 `settings.json` says how its traces are made. Each prompt and component has one safetensors file, which appears whole or
 not at all; a fact that could not be traced has a JSON file with the reason. A prompt is claimed by a file lock, which
-the system frees when its holder dies.
+the system frees when its holder dies. A trace's file names its fact and the settings of its store, so that one that
+strayed here from another fact, component or store is left out, with a logged warning, and traced anew.
 """
 
-import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,11 +17,15 @@ from filelock import FileLock, Timeout
 
 from tl_rome.errors import StorageError
 from tl_rome.facts import Fact
-from tl_rome.patching.result import TraceResult
-from tl_rome.storage.files import SCHEMA_VERSION, digest, write_whole
+from tl_rome.patching.result import TRACE_KIND, TraceResult
+from tl_rome.storage.files import SCHEMA_VERSION, UNCHECKED, check_kind, digest, load, save, warn_unchecked
+from tl_rome.storage.json_text import seal, unseal
 from tl_rome.storage.ledger import check_settings
+from tl_rome.storage.parts import read_as, reading
+from tl_rome.storage.writing import regular, write_whole
 
 _KIND = "traces"
+_log = logging.getLogger(__name__)
 
 
 class TraceStore:
@@ -35,7 +40,17 @@ class TraceStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.settings = _read_settings(self.folder)
+        if not (self.folder / "settings.json").exists():
+            raise StorageError(f"{folder} is not a store of traces: it has no settings.json; name another folder")
+        header = _read_sealed(self.folder / "settings.json", "the settings of a store of traces")
+        check_kind(self.folder, header, _KIND)
+        with reading(self.folder / "settings.json", "the settings of a store of traces"):
+            self.settings: dict[str, Any] = read_as(dict[str, Any], header["settings"], "settings")
+        if header["schema"] == UNCHECKED:
+            warn_unchecked(self.folder)
+        self._settings_digest = digest([self.settings])
+        self._own: set[Path] = set()
+        """Files that are known to be what their names say."""
 
     @classmethod
     def begin(cls, folder: str | Path, settings: Mapping[str, Any]) -> "TraceStore":
@@ -46,10 +61,12 @@ class TraceStore:
             StorageError: If it was made with other settings, or cannot be written.
         """
         folder = Path(folder)
-        with _locked(folder, "settings", wait=True):
-            if not (folder / "settings.json").exists():
-                header = {"kind": _KIND, "schema": SCHEMA_VERSION, "settings": settings}
-                write_whole(folder / "settings.json", json.dumps(header, indent=2, ensure_ascii=False).encode())
+        if not (folder / "settings.json").exists():
+            with _locked(folder, "settings", wait=True):
+                if not (folder / "settings.json").exists():  # not begun by another process meanwhile
+                    _write_sealed(
+                        folder / "settings.json", {"kind": _KIND, "schema": SCHEMA_VERSION, "settings": settings}
+                    )
         store = cls(folder)
         check_settings(folder, store.settings, settings)
         return store
@@ -59,28 +76,48 @@ class TraceStore:
         return _locked(self.folder, fact_id(fact), wait=wait)
 
     def missing(self, fact: Fact, components: Sequence[str]) -> list[str]:
-        """The components that are still to be traced."""
-        return [component for component in components if not self._path(fact, component).exists()]
+        """The components that are still to be traced.
+
+        Raises:
+            StorageError: If a file is damaged.
+        """
+        return [component for component in components if not self._has(self._path(fact, component), fact)]
 
     def put(self, fact: Fact, result: TraceResult) -> None:
         """Keep a trace; an earlier failure of the fact is forgotten."""
-        result.save(self._path(fact, result.component))
+        path = self._path(fact, result.component)
+        tensors, header = result.to_file()
+        save(path, TRACE_KIND, tensors, {**header, "store": {"fact": path.stem, "settings": self._settings_digest}})
+        self._own.add(path)
         self._failure(fact).unlink(missing_ok=True)
 
     def get(self, fact: Fact, component: str) -> TraceResult | None:
-        """The trace of a fact, if there is one."""
+        """The trace of a fact, if there is one.
+
+        Raises:
+            StorageError: If its file is damaged.
+        """
         path = self._path(fact, component)
-        return TraceResult.load(path) if path.exists() else None
+        return self._read(path, fact) if path.exists() else None
 
     def put_failure(self, fact: Fact, error: Exception) -> None:
         """Keep the reason why a fact could not be traced."""
-        record = {"fact": asdict(fact), "error": f"{type(error).__name__}: {error}"}
-        write_whole(self._failure(fact), json.dumps(record, ensure_ascii=False).encode())
+        reason = f"{type(error).__name__}: {error}"
+        record = {"schema": SCHEMA_VERSION, "fact": asdict(fact), "error": reason}
+        _write_sealed(self._failure(fact), record)
 
     def failures(self) -> list[tuple[Fact, str]]:
-        """Facts that could not be traced, each with the error's text."""
-        records = [json.loads(path.read_text("utf-8")) for path in sorted(self.folder.glob("failed/*.json"))]
-        return [(Fact(**record["fact"]), record["error"]) for record in records]
+        """Facts that could not be traced, each with the error's text.
+
+        Raises:
+            StorageError: If a file is damaged.
+        """
+        found = []
+        for path in sorted(self.folder.glob("failed/*.json")):
+            record = _read_sealed(path, what := "a fact that could not be traced")
+            with reading(path, what):
+                found.append((read_as(Fact, record["fact"], "fact"), read_as(str, record["error"], "error")))
+        return found
 
     def traces(self) -> dict[str, list[TraceResult]]:
         """All traces by component, in an order that does not depend on when they were made.
@@ -90,8 +127,26 @@ class TraceStore:
         """
         found: dict[str, list[TraceResult]] = {}
         for path in sorted(self.folder.glob("*/*.safetensors")):
-            found.setdefault(path.parent.name, []).append(TraceResult.load(path))
+            if (result := self._read(path)) is not None:
+                found.setdefault(path.parent.name, []).append(result)
         return found
+
+    def _has(self, path: Path, fact: Fact) -> bool:
+        if path not in self._own and path.exists() and self._read(path, fact) is not None:
+            self._own.add(path)
+        return path in self._own
+
+    def _read(self, path: Path, fact: Fact | None = None) -> TraceResult | None:
+        """The trace in a file; None, with a warning, if the file is not what its place says."""
+        tensors, header = load(path, TRACE_KIND, warn=False)
+        result = TraceResult.from_file(tensors, header, path)
+        own = {"fact": path.stem, "settings": self._settings_digest}
+        named = header.get("store") == own or header["schema"] == UNCHECKED  # older files do not name their store
+        right = (result.component, result.model) == (path.parent.name, self.settings.get("model", result.model))
+        if named and right and (fact is None or result.prompt == fact.prompt):
+            return result
+        _log.warning("%s holds the trace of %r, which does not belong there; it is left out", path, result.prompt)
+        return None
 
     def _path(self, fact: Fact, component: str) -> Path:
         return self.folder / component / f"{fact_id(fact)}.safetensors"
@@ -131,12 +186,21 @@ def _locked(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
         lock.release()
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def _write_sealed(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        header = json.loads((folder / "settings.json").read_text("utf-8"))
-        found, settings = (header["kind"], header["schema"]), dict(header["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{folder} is not a store of traces ({error!r}); name another folder") from error
-    if found != (_KIND, SCHEMA_VERSION):
-        raise StorageError(f"{folder} holds {found[0]!r} in schema {found[1]}; name another folder")
-    return settings
+        text = seal(record)
+    except ValueError as error:
+        raise StorageError(f"cannot write {path}: {record!r} has no form in JSON ({error})") from error
+    write_whole(path, f"{text}\n".encode())
+
+
+def _read_sealed(path: Path, what: str) -> dict[str, Any]:
+    """The record of a file of one sealed line; older ones are unsealed, and may have several lines."""
+    try:
+        text = regular(path).read_text("utf-8")
+        record, checksum = unseal(text.removesuffix("\n"))
+        if checksum is None and record.get("schema", UNCHECKED) != UNCHECKED:
+            raise ValueError("it has no checksum")
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} does not hold {what} ({error}); make it again, or name another folder") from error
+    return record
