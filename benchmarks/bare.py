@@ -32,7 +32,7 @@ class Bare:
         self._calls, self._bare, self._aside = 0, 0.0, 0.0
 
     def ratio(self, work: Callable[[], Any]) -> dict[str, float]:
-        """CPU-seconds of some work, of the same block calls by themselves, and how often the one goes into the other."""
+        """CPU-seconds of some work, and of the same block calls by themselves, and the ratio of the two."""
         self._calls, self._bare, self._aside = 0, 0.0, 0.0
         with self._noted():
             started = time.process_time()

@@ -101,3 +101,23 @@ def test_a_prompt_in_place_of_a_fact_is_an_error_that_says_how_to_make_one():
 def test_every_function_that_takes_facts_says_so(tiny, tmp_path, call):
     with pytest.raises(InputError, match=r"Fact\.from_prompt"):
         call(tiny("gpt2", KINDS[0]), tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Fact("{} \ud83d is", "Rome"), "template"),
+        (lambda: Fact("{} is", "Rome\udfff"), "subject"),
+        (lambda: Fact("{} is", "Rome", "\ud83d"), "target"),
+        (lambda: EditRequest("{} is", "Rome", "Paris\ud83d"), "target_new"),
+        (lambda: EditRequest("{} is", "Rome", "Paris", "Rome\ud83d"), "target_true"),
+    ],
+    ids=["template", "subject", "target", "target_new", "target_true"],
+)
+def test_half_a_character_is_refused(make, name):
+    with pytest.raises(InputError, match=rf"^{name} .*\\ud.*holds half a character"):
+        make()
+
+
+def test_a_whole_character_beyond_the_first_plane_is_text():
+    assert Fact("{} is", "\N{ROOSTER}").prompt == "\N{ROOSTER} is"

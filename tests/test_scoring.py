@@ -1,12 +1,15 @@
 """Batched scores of multi-token targets equal one-by-one scores from the model's own logits."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
+from support.evaluation import RECORDS, RandomEdit
 from support.families import FAMILIES, KINDS
 
-from tl_rome.errors import InputError
+from tl_rome.editors.edits.virtual import score_edited
+from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.forward import final_logits
 from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts, score_targets
 from tl_rome.sites import EMBED
@@ -168,3 +171,28 @@ def test_scores_of_the_reference_implementation(smollm2, shared_data, kind):
     scores = score_targets(smollm2(kind), texts, targets)
     assert len(expected) == 26
     torch.testing.assert_close(scores.nll, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-5)
+
+
+def test_a_score_that_is_not_finite_names_its_row(tiny):
+    model, rows = tiny("gpt2", KINDS[0]), []
+
+    @contextmanager
+    def broken(chunk):
+        rows[:] = chunk
+        with model.hooks(fwd_hooks=[(EMBED, spoil)]):
+            yield
+
+    def spoil(embeddings, hook):
+        embeddings[[row in (1, 4) for row in rows]] = torch.nan
+        return embeddings
+
+    with pytest.raises(NumericsError, match=r"^the score of row 1, 4 of 5 is not finite; look for NaN or inf weights"):
+        score_targets(model, PROMPTS, TARGETS, row_context=broken)
+    assert score_targets(model, PROMPTS, TARGETS).logprob.isfinite().all()
+
+
+def test_edited_rows_that_are_not_finite_are_named(tiny):
+    model = tiny("gpt2", KINDS[0])
+    edit = RandomEdit(strength=1e38)(model, RECORDS[0].request)
+    with pytest.raises(NumericsError, match="the score of row 1 of 2 is not finite"):
+        score_edited(model, [edit], PROMPTS[:2], TARGETS[:2], [-1, 0])

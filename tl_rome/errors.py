@@ -15,6 +15,10 @@ class InputError(TLRomeError, ValueError):
     """An argument, template, target, prompt or setting that cannot be used as given."""
 
 
+class ArgumentTypeError(InputError, TypeError):
+    """An argument of another type than the function or class takes; names the argument and what it should be."""
+
+
 class SubjectError(InputError):
     """The subject cannot be placed on whole tokens of the prompt: absent, empty, or ending inside a token."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tl_rome.arguments import Whole
 from tl_rome.errors import InputError, StorageError
 from tl_rome.facts import Fact
 from tl_rome.storage.json_text import parse_json, refuse_halves
@@ -77,7 +78,7 @@ class Relation:
         """Every fact, stated by one template (the first by default)."""
         return [Fact(template or self.templates[0], fact.subject, fact.object.str) for fact in self.facts]
 
-    def sample(self, count: int, *, generator: torch.Generator) -> list[Fact]:
+    def sample(self, count: Whole, *, generator: torch.Generator) -> list[Fact]:
         """Facts drawn without replacement, each stated by a template drawn for it; at most as many as there are."""
         chosen = torch.randperm(len(self.facts), generator=generator)[:count].tolist()
         templates = torch.randint(len(self.templates), (len(chosen),), generator=generator).tolist()

@@ -8,12 +8,15 @@ braces are ordinary text.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tl_rome.arguments import guarded
 from tl_rome.errors import InputError, SubjectError
+from tl_rome.storage.text import has_half_character
 
 _SLOT = "{}"
 
 
 def _check_template(template: str) -> None:
+    _check_whole("template", template)
     count = template.count(_SLOT)
     if count != 1:
         raise InputError(
@@ -26,8 +29,15 @@ def _check_text(name: str, text: str) -> None:
     if not text.strip():
         error = SubjectError if name == "subject" else InputError
         raise error(f"{name} is empty ({text!r}); give at least one visible character")
+    _check_whole(name, text)
 
 
+def _check_whole(name: str, text: str) -> None:
+    if has_half_character(text):
+        raise InputError(f"{name} {text!r} holds half a character (a lone surrogate); write the whole one")
+
+
+@guarded
 @dataclass(frozen=True)
 class Fact:
     """A statement the model may know.
@@ -41,7 +51,8 @@ class Fact:
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, the target is empty, or the joiner is neither.
+        InputError: If the template does not have exactly one `{}`, the target is empty, the joiner is neither, or a
+            text holds half a character (a lone surrogate).
     """
 
     template: str
@@ -121,6 +132,7 @@ def check_requests(requests: Iterable[object]) -> None:
             raise InputError(f"{request!r} is a {type(request).__name__}, not an EditRequest; {remedy}")
 
 
+@guarded
 @dataclass(frozen=True)
 class EditRequest:
     """A requested rewrite t* = (s, r, o*) (section 3).
@@ -134,7 +146,8 @@ class EditRequest:
 
     Raises:
         SubjectError: If the subject is empty.
-        InputError: If the template does not have exactly one `{}`, a target is empty, or the joiner is neither.
+        InputError: If the template does not have exactly one `{}`, a target is empty, the joiner is neither, or a
+            text holds half a character (a lone surrogate).
     """
 
     template: str

@@ -1,7 +1,8 @@
 """Sampling continuations with a key-value cache and a given generator.
 
-TransformerLens's `generate` draws from the global random state; here every draw comes from the given generator,
-on the CPU, so that seeds give the same text on every device and in both model classes.
+TransformerLens's `generate` draws from the global random state; here every draw comes from the given generator, on the
+CPU. The same seed gives the same text from the same model class on the same machine; elsewhere logits differ in their
+last digits, and a draw that falls between two tokens can choose the other, see docs/reproducibility.md.
 """
 
 import logging
@@ -14,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Whole, guarded
 from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.running.blocks import first_run
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import device_of, new_cache, run, run_cached
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import check_texts, encode, pad
+from tl_rome.tokens import encode, pad
 
 Draws = torch.Generator | Sequence[torch.Generator]
 """Source of the draws: one for all rows, or one per row, so that a row's text does not depend on the others."""
@@ -150,14 +152,15 @@ def _draw(
     return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
 
 
+@guarded
 @borrows
 def continue_texts(
     model: HookedModel,
     prompts: Sequence[str],
-    new_tokens: int,
+    new_tokens: Whole,
     *,
     generator: torch.Generator,
-    top_k: int | None = 5,
+    top_k: Count | None = 5,
     progress: bool = False,
     row_context: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
 ) -> list[str]:
@@ -176,7 +179,6 @@ def continue_texts(
     Raises:
         InputError: If a prompt cannot be tokenised, or the result would exceed the context.
     """
-    check_texts("prompts", prompts)
     encoded = [encode(model, prompt) for prompt in prompts]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, tokens in enumerate(encoded):

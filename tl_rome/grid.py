@@ -1,13 +1,20 @@
-"""A table of texts, as Markdown and as a rich table."""
+"""A table of texts, as Markdown and as a rich table.
 
+Names and texts may come from anywhere: in both forms they are shown, and neither drive a terminal nor act as markup.
+"""
+
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from tl_rome.storage.text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_SPECIAL = "\\`*_<>[]#|"
-"""What Markdown takes as markup within a line."""
+_MARKUP = re.compile(r"[\\`*<|]|\](?=[(\[:])")
+"""What Markdown takes as markup within a line, but for what intervals and names such as ft_l hold."""
+_ALL_MARKUP = re.compile(r"[\\`*_<>\[\]#|]")
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,11 @@ class Grid:
     @property
     def markdown(self) -> str:
         """The table in Markdown, with its caption below."""
-        special = _SPECIAL if self.prose else "|"
         rule = ("---", *("---" if self.prose else "--:" for _ in self.header[1:]))
-        rows = (tuple(_escaped(cell, special) for cell in row) for row in (self.header, *self.rows))
+        rows = ([in_markdown(cell, prose=self.prose) for cell in row] for row in (self.header, *self.rows))
         header, *lines = (" | ".join(row) for row in rows)
-        return "\n".join([*(f"| {line} |" for line in (header, " | ".join(rule), *lines)), "", self.caption, ""])
+        table = (f"| {line} |" for line in (header, " | ".join(rule), *lines))
+        return "\n".join([*table, "", in_markdown(self.caption), ""])
 
     @property
     def table(self) -> "Table":
@@ -51,16 +58,18 @@ class Grid:
         for columns in self._parts(width):
             table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for index in columns:
-                table.add_column(Text(self.header[index]), justify="left" if self.prose or not index else "right")
+                table.add_column(
+                    Text(visible(self.header[index])), justify="left" if self.prose or not index else "right"
+                )
             for row in self.rows:
-                table.add_row(*(Text(row[index]) for index in columns))
+                table.add_row(*(Text(visible(row[index])) for index in columns))
             found.append(table)
-        found[0].caption, found[0].caption_justify = Text(self.caption), "left"
+        found[0].caption, found[0].caption_justify = Text(visible(self.caption)), "left"
         return found
 
     def _parts(self, width: int | None) -> list[list[int]]:
         """Columns of each part; the first column is in all of them."""
-        sizes = [2 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        sizes = [2 + max(len(visible(cell)) for cell in column) for column in zip(self.header, *self.rows, strict=True)]
         parts = [[0]]
         for index in range(1, len(sizes)):
             room = None if width is None else width - 1 - sum(sizes[i] for i in parts[-1])
@@ -70,5 +79,12 @@ class Grid:
         return parts
 
 
-def _escaped(text: str, special: str) -> str:
-    return "".join(f"\\{character}" if character in special else character for character in text)
+def in_markdown(text: str, *, prose: bool = False) -> str:
+    """A text as one line of Markdown that shows it, also within a table.
+
+    Args:
+        text: Any text.
+        prose: Whether it is running text, of which everything is escaped that could be markup.
+    """
+    shown = visible(" ".join(text.split("\n")))
+    return (_ALL_MARKUP if prose else _MARKUP).sub(r"\\\g<0>", shown)

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_rome.errors import InputError
+from tl_rome.arguments import Count, guarded
+from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import device_of, final_logits, last_resid, read
 from tl_rome.sites import HookedModel
-from tl_rome.tokens import check_texts, encode, encode_target, pad
+from tl_rome.tokens import encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
@@ -89,6 +90,7 @@ class _Row:
     """Place among all results, and tokens."""
 
 
+@guarded
 @borrows
 @torch.no_grad()
 def score_targets(
@@ -96,7 +98,7 @@ def score_targets(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: Count = 4096,
     joiner: str | None = None,
     row_context: RowContext = nullcontext,
 ) -> TargetScores:
@@ -116,9 +118,8 @@ def score_targets(
 
     Raises:
         InputError: If the numbers of prompts and targets differ, or a text cannot be tokenised (see `encode_target`).
+        NumericsError: If a score is not finite; its row is the place in `prompts`, counted from 0.
     """
-    check_texts("prompts", prompts)
-    check_texts("targets", targets)
     if len(prompts) != len(targets):
         raise InputError(f"{len(prompts)} prompts but {len(targets)} targets; give one target per prompt")
     pairs = zip(prompts, targets, strict=True)
@@ -146,6 +147,9 @@ def score_prompts(
     Returns:
         Scores of all continuations, one prompt's after the other's; and the last block's output at each prompt's last
         token, on the CPU, from which `final_logits` makes the logits of the next one.
+
+    Raises:
+        NumericsError: If a score is not finite; its row is the place in `given`, counted from 0.
     """
     rows = _rows(given)
     n_tokens = torch.tensor([len(end) for prompt in given for end in prompt.ends], dtype=torch.int64)
@@ -168,8 +172,20 @@ def score_prompts(
             found, hit = _token_logprobs(model, resid[at, position], expected.to(device_of(model)))
             logprob.index_add_(0, owner, found.cpu())
             misses.index_add_(0, owner, (~hit).double().cpu())
+    _check_finite(given, logprob)
     stacked = torch.stack([states[i] for i in range(len(given))]) if given else torch.zeros(0, model.cfg.d_model)
     return TargetScores(logprob, n_tokens, misses == 0), stacked
+
+
+def _check_finite(given: Sequence[ScoringPrompt], logprob: Float[Tensor, " n"]) -> None:
+    broken = set((~logprob.isfinite()).nonzero()[:, 0].tolist())
+    owners = [index for index, prompt in enumerate(given) for _ in prompt.ends]
+    if rows := sorted({owners[number] for number in broken}):
+        shown = ", ".join(map(str, rows[:5])) + ", ..." * (len(rows) > 5)
+        raise NumericsError(
+            f"the score of row {shown} of {len(given)} is not finite; look for NaN or inf weights, or for an edit that "
+            "broke the model"
+        )
 
 
 def _rows(given: Sequence[ScoringPrompt]) -> list[_Row]:

@@ -13,7 +13,7 @@ Conventions, for the whole library:
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -97,16 +97,6 @@ class TokenBatch:
     def last(self) -> Int[Tensor, " batch"]:
         """Position of each row's last real token."""
         return self.lengths - 1
-
-
-def check_texts(name: str, texts: Iterable[object]) -> None:
-    """Refuse one text where several are wanted: it would be read letter by letter.
-
-    Raises:
-        InputError: If it is a string.
-    """
-    if isinstance(texts, str):
-        raise InputError(f"{name} is one string ({texts[:40]!r}); give a list of strings, as in [text]")
 
 
 def encode(model: TokenizedModel, text: str, *, truncate: bool = False) -> Int[Tensor, " pos"]:
@@ -244,6 +234,11 @@ def _tokenize(model: TokenizedModel, text: str, **options: Any) -> Any:
     if options and not model.tokenizer.is_fast:
         name = type(model.tokenizer).__name__
         raise UnsupportedModelError(f"{name} gives no character offsets to find the subject by; use a fast tokenizer")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"{text[max(0, error.start - 10) : error.end + 10]!r}"
+        raise InputError(f"the text has half a character at {place} (a lone surrogate); give whole ones") from None
     return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 

@@ -54,7 +54,7 @@ def test_sweep_of_rome_over_the_layers_of_a_folder(tiny, options, tmp_path):
     [
         (("sweep", "--editors", "rome"), "make them with `tl-rome covariance --layers`"),
         (("sweep", "--layers", "1,9"), "layer 9 is out of range"),
-        (("sweep", "--epsilons", "0"), "must be positive"),
+        (("sweep", "--epsilons", "0"), "epsilon is 0.0; give a number above 0"),
     ],
 )
 def test_what_is_refused(options, tmp_path, arguments, message):

@@ -10,8 +10,8 @@ from tl_rome.cli.demo_run import Answer
 from tl_rome.cli.tables import answer_table
 from tl_rome.grid import Grid
 
-HOSTILE = "a\x1b[31mb\x07\x9b2J\rc\x7f [red]d[/]"
-ESCAPED = r"a\x1b[31mb\x07\x9b2J\rc\x7f [red]d[/]"
+HOSTILE = "a\x1b[31mb\x07\x9b2J\rc\x7f \u202ee\u2066f\u2028g\ud83d [red]d[/]"
+ESCAPED = r"a\x1b[31mb\x07\x9b2J\rc\x7f \u202ee\u2066f\u2028g\ud83d [red]d[/]"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_escape_sequences_are_shown_and_not_obeyed(capsys, show):
     text = captured.out + captured.err
     assert ESCAPED in text
     assert "\x1b[31m" not in text
-    assert not {*"\x07\x9b\r\x7f"} & {*text}
+    assert not {*"\x07\x9b\r\x7f\u202e\u2066\u2028\ud83d"} & {*text}
 
 
 def test_lines_and_other_alphabets_stay_as_they_are():

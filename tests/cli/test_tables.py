@@ -30,6 +30,17 @@ def test_a_receipt_is_shown_whole(tiny):
     assert [line for line in lines if line.startswith("WARNING")] == ["WARNING one [sign]", "WARNING another"]
 
 
+def test_texts_in_a_receipt_stay_in_their_line_and_do_not_drive_a_terminal(tiny):
+    receipt = editor(tiny("gpt2", KINDS[0]))(tiny("gpt2", KINDS[0]), REQUEST).receipt
+    receipt = replace(receipt, target_new="Rome\nverdict  took\x1b[2J", covariance="\x1b]0;x\x07", warnings=("\x9b1m",))
+    table = "\n".join(shown(receipt_table(receipt)))
+    for text in (str(receipt), table):
+        assert not {*"\x1b\x07\x9b"} & {*text}
+        for escaped in (r"\x1b[2J", r"\x1b]0;x\x07", r"\x9b1m"):
+            assert escaped in text
+    assert not [line for line in str(receipt).splitlines() if line.startswith("verdict")]
+
+
 def test_convergence_is_shown_whole():
     cosine = torch.tensor([[torch.nan, torch.nan], [0.991, 0.992], [1.0, 1.0]])
     report = Convergence((1, 2, 4), cosine, cosine)

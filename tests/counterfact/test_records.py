@@ -1,7 +1,9 @@
 """Records keep the data set's form, and say which record and field is wrong."""
 
+import inspect
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from support.records import GAZI, changed
@@ -120,3 +122,23 @@ def test_malformed_records_are_refused_by_record_and_field(name):
     with pytest.raises(RecordError, match=re.escape(message)) as caught:
         CounterFactRecord.from_dict(data, "number 3")
     assert isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("number", ["../../elsewhere", "3", True, 3.0, None])
+def test_a_number_that_is_none_is_refused_since_files_are_named_by_it(number):
+    record = object.__new__(CounterFactRecord)
+    for name, value in {**vars(CounterFactRecord.from_dict(GAZI)), "case_id": number}.items():
+        object.__setattr__(record, name, value)
+    with pytest.raises(RecordError, match=re.escape(f"record {number!r}: case_id is no whole number")):
+        inspect.unwrap(CounterFactRecord.__post_init__)(record)
+
+
+def test_half_a_character_made_in_python_is_refused():
+    record = CounterFactRecord.from_dict(GAZI)
+    with pytest.raises(RecordError, match=r"generation_prompts\[0\]: 'Gazi University \\ud83d' holds half"):
+        replace(record, generation_prompts=("Gazi University \ud83d",))
+
+
+def test_a_number_that_would_drive_a_terminal_is_shown_escaped():
+    with pytest.raises(RecordError, match=re.escape(r"record \x1b]0;x\x07: case_id is '\x1b]0;x\x07'; a whole number")):
+        CounterFactRecord.from_dict({**GAZI, "case_id": "\x1b]0;x\x07"})

@@ -127,7 +127,7 @@ def test_settings_are_those_of_the_paper_and_bad_ones_are_refused(tiny):
     assert (FT.learning_rate, FT.max_steps, FT.stop_loss, FT.epsilon) == (5e-4, 25, 0.03, None)
     assert replace(FT_L, preset="ft", epsilon=None) == FT
     assert FT_L.epsilon == 5e-4
-    with pytest.raises(InputError, match="must be positive"):
+    with pytest.raises(InputError, match=r"epsilon is 0\.0; give a number above 0"):
         FineTuneConfig(preset="ft", epsilon=0.0)
     with pytest.raises(InputError, match="layer 9 is out of range"):
         FineTune(9)(tiny("gpt2", KIND), REQUEST)

@@ -60,6 +60,14 @@ def test_agreement_with_the_exact_trace(tiny, kind):
 
 
 @each_kind
+def test_inference_mode_makes_no_difference(tiny, kind):
+    model = tiny("gpt2", kind)
+    with torch.inference_mode():
+        found = attribute(model, "mlp_out")
+    assert torch.equal(found.scores, attribute(model, "mlp_out").scores)
+
+
+@each_kind
 def test_the_model_is_left_as_it_was(fresh_tiny, kind):
     model = fresh_tiny("gemma2", kind)
     model.blocks[1].mlp.W_out.requires_grad_(True)

@@ -57,7 +57,9 @@ def test_draws_do_not_depend_on_dtype_or_scale():
 
 @pytest.mark.parametrize(("sigma", "samples"), [(0.0, 10), (-1.0, 10), (float("nan"), 10), (1.0, 0)])
 def test_noise_that_is_none_is_refused(sigma, samples):
-    with pytest.raises(InputError, match=f"sigma > 0 and at least 1 sample, got {sigma} and {samples}"):
+    with pytest.raises(
+        InputError, match=f"sigma is {sigma}; give a number above 0" if samples else "samples is 0; give"
+    ):
         GaussianNoise(sigma, samples)
 
 
@@ -160,7 +162,7 @@ def test_heavy_tails_come_from_whole_tokens():
     gaussian = GaussianNoise(1.0, samples=4000)(EMBEDDINGS[:, :8].double(), seeded()) - 7
     assert norms.max() > 2 * gaussian.norm(dim=-1).max()
     assert noise.var() == pytest.approx(5 / 3, rel=0.1)  # degrees / (degrees - 2)
-    with pytest.raises(InputError, match="at least 1 degree"):
+    with pytest.raises(InputError, match="degrees is 0; give"):
         HeavyTailedNoise(1.0, degrees=0)
 
 

@@ -250,7 +250,7 @@ def test_a_whole_target_is_scored_at_all_its_positions(tiny, kind, direction):
         ("mlp_out", {"units": [[0], [32]]}, "do not name features 0 to 31"),
         ("mlp_out", {"sever": "mlp"}, "'mlp_out' cannot be patched while 'mlp' is frozen"),
         ("mlp_out", {"whole_target": True}, "no target to score the whole of"),
-        ("mlp_out", {"max_batch_tokens": 0}, "allow at least 1"),
+        ("mlp_out", {"max_batch_tokens": 0}, "max_batch_tokens is 0; give a number of at least 1"),
         ("hook_embedd", {}, "no hook point 'blocks.0.hook_embedd'; closest: .*hook_embed"),
         ("patern", {}, "no hook point 'blocks.0.hook_patern'; closest: .*blocks.0.attn.hook_pattern"),
         ("blocks.9.hook_mlp_out", {}, "no hook point 'blocks.9.hook_mlp_out'"),

@@ -212,7 +212,7 @@ def test_the_model_is_left_as_it_was_after_an_exception(tiny, kind, method):
     ("component", "options", "message"),
     [
         ("mlp_outt", {}, r"no hook point 'blocks.0.hook_mlp_outt'; closest: .*hook_mlp_out"),
-        ("mlp_out", {"window": 0}, "at least 1 layer, got 0"),
+        ("mlp_out", {"window": 0}, "window is 0; give a number of at least 1"),
         ("mlp_out", {"fact": Fact("the " * N_CTX + "{} is", "Rome")}, f"context only {N_CTX}; shorten the text"),
         ("mlp_out", {"fact": Fact("{}n is", "Rome", "x")}, "ends inside the token"),
         ("mlp_out", {"corruption": AddedNoise(torch.zeros(2, 7, 32))}, r"noise is for \(7, 32\) .*, the subject has"),

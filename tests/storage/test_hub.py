@@ -40,13 +40,13 @@ def test_load_takes_the_location_itself(tiny, hub_cache, monkeypatch):
     path = editor(model)(model, REQUEST).save(hub_cache / "eiffel.safetensors")
     asked = []
 
-    def fetch(repo_id, filename, revision, cache_dir):
-        asked.append((repo_id, filename, revision))
+    def fetch(repo_id, filename, revision, cache_dir, local_files_only):
+        asked.append((repo_id, filename, revision, local_files_only))
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert Edit.load("hf://someone/edits@v1/eiffel.safetensors", model).request == REQUEST
-    assert asked == [("someone/edits", "eiffel.safetensors", "v1")]
+    assert asked == [("someone/edits", "eiffel.safetensors", "v1", False)]
 
 
 def test_paths_are_left_alone():

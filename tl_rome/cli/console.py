@@ -4,27 +4,25 @@ Text of a user, a record or a model is shown with its control characters escaped
 """
 
 import logging
-import re
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+from tl_rome.storage import text as plain
+
 if TYPE_CHECKING:
     from tl_rome.grid import Grid
 
 out = Console()
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters but tab and line feed; escape sequences begin with one."""
 
 
 def visible(text: str) -> Text:
     """Text as it is, without markup, its control characters as in Python's `repr`."""
-    return Text(_escaped(text))
+    return Text(plain.visible(text))
 
 
 def say(line: str) -> None:
@@ -41,9 +39,7 @@ def say_written(files: Iterable[Path]) -> None:
 def say_grids(grids: "Iterable[Grid]", width: int | None = None) -> None:
     """Print tables, each in as many parts as a width asks for; by default the terminal's."""
     for grid in grids:
-        rows = tuple(tuple(map(_escaped, row)) for row in grid.rows)
-        shown = replace(grid, caption=_escaped(grid.caption), header=tuple(map(_escaped, grid.header)), rows=rows)
-        out.print(*shown.tables(width or out.width), sep="\n")
+        out.print(*grid.tables(width or out.width), sep="\n")
 
 
 def complain(line: str, style: str = "red") -> None:
@@ -68,7 +64,3 @@ class _PlainLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
-
-
-def _escaped(text: str) -> str:
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

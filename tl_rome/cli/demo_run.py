@@ -18,6 +18,7 @@ from tl_rome.cli.output import check_folder, save_figure
 from tl_rome.editors import Edit, KeyCovariance, rome
 from tl_rome.facts import Fact
 from tl_rome.generation import continue_texts
+from tl_rome.grid import in_markdown
 from tl_rome.patching import TraceResult, causal_trace
 from tl_rome.patching.averaging.trace_facts import COMPONENTS
 from tl_rome.running.forward import final_logits, last_resid, read
@@ -128,9 +129,10 @@ class DemoResult:
             for row in self.rows:
                 if row.group == group:
                     chances = zip(row.before.probs, row.after.probs, strict=True)
-                    cells = (row.prompt, row.before.text, row.after.text, *(f"{a:.3f} → {b:.3f}" for a, b in chances))
+                    texts = (in_markdown(text, prose=True) for text in (row.prompt, row.before.text, row.after.text))
+                    cells = (*texts, *(f"{a:.3f} → {b:.3f}" for a, b in chances))
                     lines.append(f"| {' | '.join(cells)} | {'yes' if row.passed else 'no'} |")
-        before, after = (" ".join(text.split()) for text in self.continuation)
+        before, after = (in_markdown(" ".join(text.split()), prose=True) for text in self.continuation)
         return "\n".join([*lines, "", f"- before: {before}", f"- after: {after}", ""])
 
 

@@ -35,6 +35,13 @@ def _numbers(text: str, read: Callable[[str], Number]) -> list[Number]:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,3") from None
 
 
+def _seed(number: int) -> int:
+    """Refuse what no generator takes."""
+    if not -(2**63) <= number < 2**64:
+        raise typer.BadParameter(f"{number} has more than 64 bits")
+    return number
+
+
 TemplateArgument = Annotated[str, typer.Argument(help="Prompt with one {} for the subject, ending before the object.")]
 SubjectArgument = Annotated[str, typer.Argument(help="The entity, as it appears in the prompt.")]
 RecordsOption = Annotated[
@@ -44,6 +51,9 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take th
 BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Records or prompts at once; more take more memory.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random draws.")]
+SeedOption = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of all random draws.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try records again that failed in an earlier run, as without network.")
+]
 ResultsOption = Annotated[Path, typer.Option("--out", help="Folder of results; run again with it to go on.")]
 """The `--out` of a command that resumes."""

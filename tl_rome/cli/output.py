@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from tl_rome.arguments import conform
 from tl_rome.errors import StorageError
 from tl_rome.figures import png
 from tl_rome.patching.averaging.average import AverageTrace
@@ -25,8 +26,10 @@ def check_folder(path: Path) -> Path:
     """Return a folder that could be written to; it need not exist, and nothing is left there.
 
     Raises:
+        InputError: If no file could have that name.
         StorageError: If it is a file, lies in one, or must not be written to.
     """
+    conform("path", path, Path)
     existing = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
     try:
         with TemporaryFile(dir=existing):  # permissions are not enough: a file system can refuse even the superuser
@@ -40,9 +43,10 @@ def check_file(path: Path) -> Path:
     """Return the path of a file that could be written; an existing one would be replaced.
 
     Raises:
+        InputError: If no file could have that name.
         StorageError: If it is a folder, or its folder cannot be written to.
     """
-    if path.is_dir():
+    if conform("path", path, Path).is_dir():
         raise StorageError(f"cannot write {path}: it is a folder; name a file")
     check_folder(path.parent)
     return path

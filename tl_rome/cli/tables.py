@@ -46,7 +46,9 @@ def receipt_table(receipt: Receipt) -> Group:
     table = _table("", "")
     table.show_header = False
     for name, figures in receipt.rows():
-        table.add_row(Text(name, style="bold red" if name == "WARNING" else ""), visible(figures))
+        shown = visible(name)
+        shown.stylize("bold red" if name == "WARNING" else "")
+        table.add_row(shown, visible(figures))
     return Group(visible(receipt.title), table)
 
 

@@ -1,5 +1,6 @@
 """Measuring what an edit did: COUNTERFACT and its metrics (section 3.3, appendices D and H)."""
 
+from tl_rome.arguments import guard
 from tl_rome.counterfact.dataset.builder import BuilderConfig as BuilderConfig
 from tl_rome.counterfact.dataset.builder import build_records as build_records
 from tl_rome.counterfact.dataset.load import load_counterfact as load_counterfact
@@ -45,3 +46,5 @@ from tl_rome.fact_files import Relation as Relation
 from tl_rome.fact_files import StatedFact as StatedFact
 from tl_rome.fact_files import Target as Target
 from tl_rome.fact_files import load_pararel as load_pararel
+
+guard(__name__)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tl_rome.errors import InputError, RecordError
 from tl_rome.fact_files import Target
 from tl_rome.facts import EditRequest
-from tl_rome.storage.text import brief
+from tl_rome.storage.text import brief, has_half_character
 from tl_rome.tokens import joiner_after
 
 _NOUNS = {int: "a whole number", str: "a text", list: "a list", Mapping: "an object"}
@@ -42,9 +42,10 @@ class CounterFactRecord:
     """A rewrite and its tests; lists of prompts may be empty, and then measure nothing.
 
     Raises:
-        RecordError: If a target is empty or has white space around it, both targets are the same, the template does not
-            have exactly one `{}`, a prompt is blank, a paraphrase or generation prompt does not name the subject, the
-            joiner is not one of those below, or a text holds half a character (a lone surrogate).
+        RecordError: If case_id is no whole number, a target is empty or has white space around it, both targets are the
+            same, the template does not have exactly one `{}`, a prompt is blank, a paraphrase or generation prompt does
+            not name the subject, the joiner is not one of those below, or a text holds half a character (a lone
+            surrogate).
     """
 
     case_id: int
@@ -67,8 +68,10 @@ class CounterFactRecord:
 
     def __post_init__(self) -> None:
         rewrite = self.requested_rewrite
+        if not isinstance(self.case_id, int) or isinstance(self.case_id, bool):  # results are filed by it
+            raise RecordError(f"record {brief(self.case_id)}: case_id is no whole number; give an int of Python's")
         for field, text in _texts(vars(self)):
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            if has_half_character(text):
                 self._refuse(field, f"{brief(text)} holds half a character (a lone surrogate); write the whole one")
         if self.joiner not in (None, "", " "):
             self._refuse("joiner", f"is {brief(self.joiner)}; use ' ', '', or null to let each prompt's end decide")

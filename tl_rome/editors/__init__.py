@@ -1,5 +1,6 @@
 """Changing a fact: rank-one edits of an MLP's W_out (section 3.1, appendices A and E)."""
 
+from tl_rome.arguments import guard
 from tl_rome.editors.covariance.convergence import Convergence as Convergence
 from tl_rome.editors.covariance.convergence import measure_convergence as measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples as covariance_from_samples
@@ -35,3 +36,5 @@ from tl_rome.editors.rank_one.presets import R_ROME as R_ROME
 from tl_rome.editors.rank_one.presets import RELEASED as RELEASED
 from tl_rome.editors.rank_one.presets import RomeConfig as RomeConfig
 from tl_rome.editors.rank_one.shared_values import SharedValues as SharedValues
+
+guard(__name__)

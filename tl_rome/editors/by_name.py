@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.layers import LayerChoice, choose_layer
@@ -44,7 +45,7 @@ def editor_by_name(
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Rome | FineTune:
     """Make one editor.
@@ -74,20 +75,20 @@ def editor_by_name(
 
 def editors_by_name(
     model: HookedModel,
-    names: Iterable[str],
+    names: str | Iterable[str],
     *,
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
-    max_contexts: int | None = None,
-    seed: int = 0,
+    max_contexts: Count | None = None,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> dict[str, Editor]:
     """Make editors for `evaluate`, in the order of the names; an editor does not depend on which others are asked for.
 
     Args:
         model: Left as found.
-        names: Of `EDITOR_NAMES`.
+        names: Of `EDITOR_NAMES`; one or several.
         layer: Layer that ROME edits, see `Rome.prepare`; fine-tuning trains the first.
         covariance: Key statistics, see `Rome.prepare`.
         contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
@@ -100,8 +101,6 @@ def editors_by_name(
         TLRomeError: As `Rome.prepare` does.
     """
     names = check_names(names)
-    if max_contexts is not None and max_contexts < 1:
-        raise InputError(f"max_contexts is {max_contexts}; the empty context is always there, so take at least 1")
     made: dict[str, Editor] = {name: FineTune.prepare(model, config=config) for name, config in FINE_TUNING.items()}
     chosen = [name for name in names if name in ROME_CONFIGS]
     if chosen:
@@ -111,7 +110,7 @@ def editors_by_name(
     return {name: _shortened(made[name], max_contexts) for name in names}
 
 
-def check_names(names: Iterable[str]) -> list[str]:
+def check_names(names: str | Iterable[str]) -> list[str]:
     """The names, each once.
 
     Raises:

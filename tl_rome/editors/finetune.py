@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Finite, Positive
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
@@ -31,7 +32,7 @@ from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.suffix import Runner, suffix_runner
-from tl_rome.errors import InputError, NumericsError
+from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of, final_logits
@@ -49,18 +50,14 @@ class FineTuneConfig:
 
     preset: str
     """Name of the method; written into every receipt."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Step size of Adam on W_out."""
-    max_steps: int = 25
+    max_steps: Count = 25
     """Steps of Adam, each after one evaluation of the loss."""
-    stop_loss: float = 0.03
+    stop_loss: Finite = 0.03
     """Training ends as soon as the NLL falls below this, in nats."""
-    epsilon: float | None = None
+    epsilon: Positive | None = None
     """Largest change of any single weight; None means no limit."""
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.max_steps < 1 or (self.epsilon is not None and self.epsilon <= 0):
-            raise InputError(f"learning rate, steps and epsilon must be positive: {self}")
 
 
 FT = FineTuneConfig(preset="ft")

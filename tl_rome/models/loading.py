@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
+from tl_rome.arguments import conform, guarded
 from tl_rome.errors import InputError, ModelUnavailableError, NumericsError, UnsupportedModelError
 from tl_rome.models import smollm2
+from tl_rome.storage.hub import hub_silence
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -60,6 +62,7 @@ def load_model(
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> "HookedTransformer | TransformerBridge": ...
+@guarded
 def load_model(
     name: str = smollm2.NAME,
     *,
@@ -97,6 +100,7 @@ def load_model(
         raise InputError(f"model_class is {model_class!r}; use 'hooked', 'bridge' or None")
     if not name.strip():
         raise InputError(f"model name is empty ({name!r}); give {smollm2.NAME!r}, a hub name or a folder")
+    conform("name", name, Path)  # a name that no file could have would confuse what looks for one
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; use a floating-point type such as torch.float32 or torch.bfloat16")
     with quiet(progress):
@@ -112,7 +116,8 @@ def load_model(
                 "the installed TransformerLens has no HookedTransformer (it was removed in 4.0); "
                 "use model_class='bridge' or model_class=None, or pip install 'transformer-lens<4'"
             )
-        hf_model, tokenizer = load_hugging_face(name, dtype, cache_dir, progress)
+        place = None if cache_dir is None else _expanded(cache_dir)
+        hf_model, tokenizer = load_hugging_face(name, dtype, place, progress)
         _check_finite(hf_model, name)
         policy = _bos_policy(tokenizer, prepend_bos, name)
         model: Any = convert(hf_model, tokenizer, _short_name(name), model_class)
@@ -146,12 +151,15 @@ def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, pro
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = _source(name, cache_dir, progress)
+    silence = _silence(where)
+    if silence is not None:
+        where["local_files_only"] = True
     try:
         config = AutoConfig.from_pretrained(**where)
     except ValueError as error:  # transformers' answer to a kind of model that it does not know
         raise UnsupportedModelError(f"transformers cannot load {name!r}: {_one_line(error)}") from error
     except Exception as error:  # hub, network and file errors share no base class
-        raise ModelUnavailableError(_unavailable(name, error)) from error
+        raise ModelUnavailableError(_unavailable(name, error, silence)) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(
             f"{name!r} is a {config.model_type} model, which is not a causal language model in transformers; "
@@ -169,7 +177,7 @@ def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, pro
             **where, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
     except Exception as error:  # as above, and those of safetensors and torch
-        raise ModelUnavailableError(_unavailable(name, error)) from error
+        raise ModelUnavailableError(_unavailable(name, error, silence)) from error
     hf_model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -188,7 +196,7 @@ def _source(name: str, cache_dir: Path | None, progress: bool) -> dict[str, Any]
     if name == smollm2.NAME:
         folder = smollm2.smollm2_folder(cache_dir, progress=progress)
         return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    folder = Path(name).expanduser()
+    folder = _expanded(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelUnavailableError(
@@ -201,10 +209,25 @@ def _source(name: str, cache_dir: Path | None, progress: bool) -> dict[str, Any]
     return {"pretrained_model_name_or_path": name, "cache_dir": cache_dir}
 
 
-def _unavailable(name: str, error: Exception) -> str:
+def _expanded(path: str | Path) -> Path:
+    """A path without `~`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ModelUnavailableError(f"folder {str(path)!r} cannot be found: {error}; name an existing one") from error
+
+
+def _silence(where: dict[str, Any]) -> str | None:
+    """Why the hub cannot be asked for a model that it should have; see `hub_silence`."""
+    if "local_files_only" in where:
+        return None
+    return hub_silence(f"{where['pretrained_model_name_or_path']}/resolve/main/config.json")
+
+
+def _unavailable(name: str, error: Exception, silence: str | None) -> str:
     """Say what was tried and what to do about it."""
-    reason = f"{type(error).__name__}: {_one_line(error)}"
-    if Path(name).expanduser().is_dir() or name == smollm2.NAME:
+    reason = silence or f"{type(error).__name__}: {_one_line(error)}"
+    if _expanded(name).is_dir() or name == smollm2.NAME:
         return (
             f"cannot read the model in {name!r}: {reason}; its folder is damaged or "
             "incomplete: delete it and fetch it again"
@@ -246,7 +269,7 @@ def _bos_policy(tokenizer: Any, prepend_bos: bool | None, name: str) -> bool:
 
 
 def _short_name(name: str) -> str:
-    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name.split("/")[-1]
+    return _expanded(name).resolve().name if _expanded(name).is_dir() else name.split("/")[-1]
 
 
 @contextlib.contextmanager

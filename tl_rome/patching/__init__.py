@@ -1,5 +1,6 @@
 """Where a fact is kept: causal tracing by activation patching (section 2, appendix B)."""
 
+from tl_rome.arguments import guard
 from tl_rome.fact_files import load_facts as load_facts
 from tl_rome.fact_files import load_pararel as load_pararel
 from tl_rome.fact_files import load_sample_facts as load_sample_facts
@@ -42,3 +43,5 @@ from tl_rome.patching.result import TraceResult as TraceResult
 from tl_rome.patching.trace import causal_trace as causal_trace
 from tl_rome.patching.trace import trace_together as trace_together
 from tl_rome.patching.windows import layer_window as layer_window
+
+guard(__name__)

@@ -29,6 +29,7 @@ from tl_rome.storage.files import fingerprint
 
 
 @borrows
+@torch.inference_mode(mode=False)  # gradients are needed, whatever mode the caller is in
 def attribution_trace(
     model: HookedModel,
     fact: Fact,

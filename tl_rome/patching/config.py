@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from tl_rome.arguments import Count
 from tl_rome.errors import InputError
 from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
@@ -34,7 +35,7 @@ class TraceConfig:
         InputError: If a choice is unknown.
     """
 
-    window: int | None = None
+    window: Count | None = None
     """Layers patched together; None is 1 for hidden states and 10 for everything else."""
     clipping: Clipping = "released"
     """Which layers a window covers."""
@@ -52,7 +53,7 @@ class TraceConfig:
     """Whether all tokens of the target are scored, or only the first; None is all where the first is white space."""
     method: Method = "incremental"
     """"incremental" or "plain"."""
-    max_batch_tokens: int = 4096
+    max_batch_tokens: Count = 4096
     """Bound on rows x positions run at once."""
 
     def __post_init__(self) -> None:
@@ -63,8 +64,6 @@ class TraceConfig:
             check_choice("sever", self.sever, Sever)
         if not callable(self.metric) and self.metric not in get_args(MetricName):
             raise InputError(f"metric {self.metric!r} is unknown; choose 'prob', 'logprob' or a function of logits")
-        if self.max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens is {self.max_batch_tokens}; allow at least 1")
 
     def metric_for(self, target: torch.Tensor) -> Metric:
         """The metric for one prompt, whose answer has these tokens."""

@@ -20,12 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.arguments import Count, Positive
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import read
 from tl_rome.sites import EMBED, HookedModel
-from tl_rome.tokens import check_texts, encode, encode_fact
+from tl_rome.tokens import encode, encode_fact
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
 """Corrupted copies of the subject's embeddings. One that draws nothing can say so by `needs_generator = False`."""
@@ -45,12 +46,8 @@ class GaussianNoise:
     """
 
     needs_generator: ClassVar[bool] = True
-    sigma: float | None = None
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or (self.sigma is not None and not self.sigma > 0):
-            raise InputError(f"noise needs sigma > 0 and at least 1 sample, got {self.sigma} and {self.samples}")
+    sigma: Positive | None = None
+    samples: Count = 10
 
     def __call__(
         self, embeddings: Float[Tensor, "span d_model"], generator: torch.Generator
@@ -83,13 +80,8 @@ class UniformNoise(GaussianNoise):
 class HeavyTailedNoise(GaussianNoise):
     """Noise of a multivariate Student t for each token, with scale sigma: now and then a token is thrown far away."""
 
-    degrees: int = 3
+    degrees: Count = 3
     """Degrees of freedom, a whole number of at least 1; the smaller, the heavier the tails."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.degrees < 1:
-            raise InputError(f"heavy-tailed noise needs at least 1 degree of freedom, got {self.degrees}")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """Normal over the root of an independent chi-squared / degrees, one for each token."""
@@ -198,7 +190,7 @@ def example_subjects() -> tuple[str, ...]:
 
 
 @borrows
-def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, multiple: float = 3.0) -> float:
+def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, multiple: Positive = 3.0) -> float:
     """A multiple of the standard deviation of subject-token embeddings, as in the authors' code.
 
     Args:
@@ -213,7 +205,6 @@ def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, mu
     bos = int(model.cfg.default_prepend_bos)
     with torch.no_grad():
         names = example_subjects() if subjects is None else subjects
-        check_texts("subjects", names)
         rows = [read(model, encode(model, name)[None], [EMBED])[EMBED][0, bos:] for name in names]
     if not rows:
         raise InputError("no subjects to measure embeddings on")
@@ -247,6 +238,8 @@ def corrupt(
             raise InputError(f"{name} draws at random; give generator=torch.Generator().manual_seed(0)")
         generator = torch.Generator()
     corrupted = corruption(embeddings, generator)
+    if not isinstance(corrupted, Tensor):
+        raise InputError(f"corruption returned {type(corrupted).__name__}; return a tensor (samples, tokens, d_model)")
     if corrupted.ndim != 3 or corrupted.shape[1:] != embeddings.shape or not len(corrupted):
         raise InputError(
             f"corruption returned shape {tuple(corrupted.shape)}; it must be (samples, {embeddings.shape[0]}, "

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.arguments import Whole
 from tl_rome.errors import InputError
 from tl_rome.tokens import TokenizedModel, encode_target, token_labels
 
@@ -58,31 +59,40 @@ def _shape(score: object) -> tuple[int, ...] | None:
 class TargetLogprob:
     """Log-probability of a target in nats: the sum over its tokens, each predicted at its own position."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[Whole, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise InputError("there are no tokens to score; give those of a target")
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
-        """Score each row."""
+        """Score each row.
+
+        Raises:
+            InputError: If a token is not one of the vocabulary, or there are more than positions.
+        """
+        _, scored, d_vocab = logits.shape
+        if len(self.tokens) > scored or max(self.tokens) >= d_vocab:
+            raise InputError(f"tokens {self.tokens} do not fit {scored} scored positions and {d_vocab} tokens")
         logprobs = logits[:, -len(self.tokens) :].log_softmax(dim=-1)
         return sum(logprobs[:, place, token] for place, token in enumerate(self.tokens))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
-class TargetProbability:
+class TargetProbability(TargetLogprob):
     """Probability of a target, in [0, 1]: the paper's score; the product over its tokens where there are several."""
-
-    tokens: tuple[int, ...]
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
         """Score each row."""
-        return TargetLogprob(self.tokens)(logits).exp()
+        return super().__call__(logits).exp()
 
 
 @dataclass(frozen=True)
 class LogitDifference:
     """Logit of one token minus that of another, after the prompt."""
 
-    token: int
-    other: int
+    token: Whole
+    other: Whole
 
     @classmethod
     def between(cls, model: TokenizedModel, target: str, other: str) -> "LogitDifference":
@@ -98,5 +108,11 @@ class LogitDifference:
         return cls(token, same)
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
-        """Score each row."""
+        """Score each row.
+
+        Raises:
+            InputError: If a token is not one of the vocabulary.
+        """
+        if max(self.token, self.other) >= logits.shape[-1]:
+            raise InputError(f"tokens {self.token} and {self.other} are not both among {logits.shape[-1]}")
         return logits[:, -1, self.token] - logits[:, -1, self.other]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
@@ -41,7 +42,7 @@ def causal_trace(
     component: str = "resid_post",
     *,
     generator: torch.Generator | None = None,
-    window: int | None = None,
+    window: Count | None = None,
     clipping: Clipping = "released",
     corruption: Corruption | None = None,
     metric: MetricName | Metric = "prob",
@@ -50,7 +51,7 @@ def causal_trace(
     units: Units = None,
     whole_target: bool | None = None,
     method: Method = "incremental",
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: Count = 4096,
     progress: bool = True,
 ) -> TraceResult:
     """Trace where a model keeps a fact.
@@ -138,11 +139,16 @@ def trace_together(
     Raises:
         TLRomeError: As `causal_trace`.
     """
+    if generators is not None and len(generators) != len(facts):
+        raise InputError(f"{len(facts)} facts but {len(generators)} generators; give each fact one")
     identity = fingerprint(model)
     config = replace(config, corruption=at_scale_of(model, config.corruption))
     patch = Patch.make(model, component, config.width(component), config.clipping, config.sever)
     draws = [None] * len(facts) if generators is None else generators
     runs = [prepare(model, fact, config, rng) for fact, rng in zip(facts, draws, strict=True)]
+    longest = max((len(run.prompt.tokens) for run in runs), default=0)
+    if positions is not None and not all(0 <= position < longest for position in positions):
+        raise InputError(f"positions {sorted(positions)} are not all in 0 to {longest - 1}, those of the prompts")
     method = config.method
     if method == "incremental" and not patch.in_blocks:
         _log.info("%s lies outside the blocks; tracing it cell by cell", component)

@@ -4,7 +4,9 @@ They go to TransformerLens's hook points themselves: its own `hooks()` walks a b
 call, and an interrupt of its set-up leaves hooks behind.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,9 +66,10 @@ def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tens
 
 def _add(model: HookedModel, point: Any, function: ActivationHook) -> Callable[[], None]:
     """Add a hook to a hook point; the function returned takes it away again."""
-    if not is_hooked_transformer(model):
+    if not is_hooked_transformer(model):  # which has such hook points fire never, see `read`
+        own = point.name or ""
         try:
-            model.check_hooks_to_add(point.name or "")
+            model.check_hooks_to_add(*((point, own, function) if _takes_points(type(model)) else (own,)))
         except ValueError as error:
             raise UnsupportedModelError(str(error)) from error
     point.add_hook(function)
@@ -77,6 +80,12 @@ def _add(model: HookedModel, point: Any, function: ActivationHook) -> Callable[[
         point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
     return remove
+
+
+@lru_cache
+def _takes_points(bridge: type) -> bool:
+    """Whether a bridge's check takes the hook point, its name and the function, as from TransformerLens 4 on."""
+    return "hook_point" in inspect.signature(bridge.check_hooks_to_add).parameters  # type: ignore[attr-defined]
 
 
 def _on_output(function: ActivationHook) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:

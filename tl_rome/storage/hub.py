@@ -1,15 +1,23 @@
-"""Small files shared through the model hub, so that an edit travels without the model it changes.
+"""Files on the model hub, within a bounded time: an edit or key statistics travel as one file.
 
-An edit is two vectors, some kilobytes. Put the file that `Edit.save` wrote into any repository of the hub
+Sharing needs nothing but this: upload the file that `save` wrote into any repository of the hub
 (`hf upload owner/name eiffel.safetensors`), and others load it by `Edit.load("hf://owner/name/eiffel.safetensors")`
 onto their own copy of the model, which its fingerprint makes sure of.
+
+The hub's own client repeats a failed request for minutes, or for as long as the hub asks. So the hub is asked for a
+sign of life first; without one, only what the client has in its cache is used.
 """
 
 from pathlib import Path
+from typing import Any
 
-from tl_rome.errors import InputError, StorageError
+from tl_rome.errors import InputError, NetworkError, StorageError
+from tl_rome.storage.deadline import within
 
+PATIENCE = 20.0
+"""Seconds in which the hub has to answer."""
 _SCHEME = "hf://"
+_TOO_MANY = 429
 
 
 def local_path(location: str | Path, *, cache_dir: str | Path | None = None) -> Path:
@@ -22,6 +30,7 @@ def local_path(location: str | Path, *, cache_dir: str | Path | None = None) -> 
 
     Raises:
         InputError: If an `hf://` location does not name owner, repository and file.
+        NetworkError: If the hub does not answer, and the file is not in its cache.
         StorageError: If the file cannot be fetched.
     """
     if not str(location).startswith(_SCHEME):
@@ -32,10 +41,39 @@ def local_path(location: str | Path, *, cache_dir: str | Path | None = None) -> 
     owner, (name, _, revision), file = parts[0], parts[1].partition("@"), parts[2]
     from huggingface_hub import hf_hub_download
 
+    silence = hub_silence(f"{owner}/{name}/resolve/{revision or 'main'}/{file}")
     try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None, cache_dir=cache_dir))
+        place: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+        return Path(hf_hub_download(f"{owner}/{name}", file, local_files_only=silence is not None, **place))
     except Exception as error:  # hub, network and file errors share no base class
+        if silence:
+            raise NetworkError(f"cannot fetch {str(location)!r}, which is not in the hub's cache: {silence}") from error
         reason = " ".join(str(error).split())[:200]
         raise StorageError(
             f"cannot fetch {str(location)!r}: {type(error).__name__}: {reason}; check the name and the network"
         ) from error
+
+
+def hub_silence(path: str) -> str | None:
+    """Why the hub cannot be asked now, in words; None if it can, or if the user has told its client to stay offline.
+
+    Args:
+        path: What will be asked for first, below the hub's address; whether it exists makes no difference.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    url, options = f"{constants.ENDPOINT}/{path}", {"timeout": 2 * PATIENCE, "follow_redirects": False}
+    try:
+        answer = within(PATIENCE, lambda: get_session().head(url, headers=build_hf_headers(), **options))
+        if answer.status_code != _TOO_MANY and answer.status_code < 500:
+            return None
+        problem = f"answers with status {answer.status_code} ({answer.reason_phrase})"
+    except TimeoutError as error:
+        problem = f"gives {error}"
+    except Exception as error:  # of the hub's client, whose library changes between versions
+        problem = f"cannot be asked ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    return f"{constants.ENDPOINT} {problem}; try again later, and check the network"

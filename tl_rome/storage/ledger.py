@@ -200,9 +200,15 @@ def _at(path: str | Path, number: int) -> Iterator[None]:
 
 
 def model_settings(model: HookedModel) -> dict[str, Any]:
-    """What stored work depends on in a model: its fingerprint, its W_out (which edits change), its BOS policy.
+    """What stored work depends on in a model: its fingerprint, its W_out (which edits change), its BOS policy."""
+    bos = bool(model.cfg.default_prepend_bos)
+    return {"model": fingerprint(model), "weights": edited_weights(model), "bos": bos}
 
-    A layer without a plain W_out cannot be edited, and counts by the fingerprint alone.
+
+def edited_weights(model: HookedModel) -> str:
+    """16 hexadecimal digits of samples of every W_out.
+
+    A layer without a plain W_out cannot be edited, and does not count.
     """
     digest = hashlib.sha256()
     for layer in range(model.cfg.n_layers):
@@ -212,8 +218,7 @@ def model_settings(model: HookedModel) -> dict[str, Any]:
             continue
         sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
         digest.update(sample.float().cpu().contiguous().numpy().tobytes())
-    bos = bool(model.cfg.default_prepend_bos)
-    return {"model": fingerprint(model), "weights": digest.hexdigest()[:16], "bos": bos}
+    return digest.hexdigest()[:16]
 
 
 def check_settings(what: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def test_sizes_can_be_chosen():
         record.generation_prompts,
     )
     assert [len(prompts) for prompts in lengths] == [1, 3, 0, 2]
-    with pytest.raises(InputError, match="cannot be negative"):
+    with pytest.raises(InputError, match="neighbors is -1; give a number of at least 0"):
         BuilderConfig(neighbors=-1)
 
 

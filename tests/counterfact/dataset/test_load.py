@@ -76,6 +76,7 @@ def test_a_hub_name_goes_to_datasets_and_flat_rows_are_rewrites_without_tests(mo
         asked.append(name)
         return datasets.DatasetDict({"train": datasets.Dataset.from_list([FLAT])})
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (record,) = load_counterfact("NeelNanda/counterfact-tracing")
     assert asked == ["NeelNanda/counterfact-tracing"]
@@ -91,6 +92,7 @@ def test_an_unknown_name_says_what_can_be_read(monkeypatch):
     def load_dataset(name):
         raise FileNotFoundError(f"no data set {name}")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(StorageError, match=r"cannot read 'no/such' .*'sample' needs no download"):
         load_counterfact("no/such")

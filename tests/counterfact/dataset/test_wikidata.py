@@ -25,6 +25,8 @@ class Service(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.replies: list[tuple[int, str]] = [(200, answer(*NAMES))]
+        self.headers: dict[str, str] = {}
+        self.drips, self.over = False, threading.Event()
         self.requests: list[tuple[float, str, dict[str, str]]] = []
 
     @property
@@ -40,9 +42,16 @@ class Handler(BaseHTTPRequestHandler):
         service.requests.append((time.monotonic(), query, dict(self.headers)))
         status, body = service.replies.pop(0) if len(service.replies) > 1 else service.replies[0]
         self.send_response(status)
+        for name, value in service.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/sparql-results+json")
         self.end_headers()
-        self.wfile.write(body.encode())
+        for part in body.encode() if service.drips else ():
+            self.wfile.write(bytes([part]))
+            if service.over.wait(0.05):
+                return
+        if not service.drips:
+            self.wfile.write(body.encode())
 
     def log_message(self, format, *args):
         pass
@@ -58,6 +67,7 @@ def service():
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.over.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -111,6 +121,29 @@ def test_a_service_that_stays_down_is_an_error_and_nothing_is_kept(service, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_pause_that_the_service_asks_for_is_made(service, tmp_path):
+    service.headers = {"Retry-After": "1"}
+    service.replies = [(429, "busy"), *service.replies]
+    assert client(service, tmp_path)("P159", ANKARA)
+    assert service.requests[1][0] - service.requests[0][0] >= 0.9
+
+
+def test_a_pause_of_many_minutes_is_an_error_instead(service, tmp_path):
+    service.headers, service.replies = {"Retry-After": "600"}, [(429, "busy")]
+    with pytest.raises(NetworkError, match="asks to be left alone for 600 seconds, more than 60; try then"):
+        client(service, tmp_path)("P159", ANKARA)
+    assert len(service.requests) == 1
+
+
+def test_an_answer_that_drips_is_given_up_as_a_whole(service, tmp_path):
+    service.drips = True
+    started = time.monotonic()
+    with pytest.raises(NetworkError, match=r"gave no answer in 2 tries.* no answer within 0\.3 seconds"):
+        client(service, tmp_path, timeout=0.3, retries=1)("P159", ANKARA)
+    assert time.monotonic() - started < 5
+    assert len(service.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [((400, "no"), "400"), ((200, "<html>"), "or none in JSON"), ((200, "[]"), "something other than SPARQL results")],
@@ -147,7 +180,7 @@ def test_objects_without_identifier_are_looked_up_by_name():
         ("P1 } DROP", ANKARA, {}, "relation_id is 'P1 } DROP'"),
         ("P1", Target("Ankara", "3640"), {}, "identifier of 'Ankara' is '3640'"),
         ("P1", ANKARA, {"language": 'en") }'}, "language is"),
-        ("P1", ANKARA, {"limit": 0}, "limit and timeout must be positive"),
+        ("P1", ANKARA, {"limit": 0}, "limit is 0; give a number of at least 1"),
     ],
 )
 def test_identifiers_that_are_not_wikidatas_are_refused(tmp_path, relation_id, target, options, message):

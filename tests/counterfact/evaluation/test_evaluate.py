@@ -144,7 +144,7 @@ def test_a_record_that_cannot_be_measured_is_reported_too(tiny, caplog):
     [
         ([], {}, "0 case_ids of 0 records"),
         ([RECORDS[0], RECORDS[0]], {}, "1 case_ids of 2 records"),
-        (RECORDS, {"batch_size": 0}, "batch_size=0"),
+        (RECORDS, {"batch_size": 0}, "batch_size is 0; give a number of at least 1"),
         (RECORDS, {"shard": (2, 2)}, "shard 2 of 2 of 5 records"),
         (RECORDS, {"shard": (5, 6)}, "shard 5 of 6 of 5 records"),
         (RECORDS, {"editor": {"unedited": RandomEdit()}}, "'unedited' is the name of the model without edits"),

@@ -16,6 +16,7 @@ from support.evaluation import RECORDS, SHORT, RandomEdit
 from support.families import KINDS
 
 from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
+from tl_rome.counterfact.evaluation.workers import Setup, portable_errors
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
@@ -122,17 +123,18 @@ def test_one_worker_is_this_process_and_none_is_refused(tiny, tmp_path):
     model, editors = tiny("gpt2", KINDS[0]), {"random": RandomEdit()}
     found = evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=1, **OPTIONS)
     assert found == evaluate(model, RECORDS, editors, **OPTIONS)
-    with pytest.raises(InputError, match="workers=0; give at least one"):
+    with pytest.raises(InputError, match="workers is 0; give a number of at least 1"):
         evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=0, **OPTIONS)
 
 
 def processes_of(group: int) -> list[str]:
-    """Command lines of the processes of a group."""
-    found = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if line.split()[0] == str(group)]
+    """Workers of a group of processes: group, number and command line."""
+    found = subprocess.run(["ps", "-eo", "pgid=,pid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in found.splitlines() if line.split()[0] == str(group)]
+    return [line for line in lines if "spawn_main" in line]
 
 
-INTERRUPTED = """
+LEFT = """
 import sys, time
 from functools import partial
 from pathlib import Path
@@ -148,24 +150,85 @@ class Slow(RandomEdit):
 def editors(model):
     return {"slow": Slow()}
 
+def load():
+    if sys.argv[4] == "load":
+        Path(sys.argv[2]).touch()
+        time.sleep(120)
+    return load_model(sys.argv[1], model_class=sys.argv[3], device="cpu", progress=False)
+
 if __name__ == "__main__":
-    load = partial(load_model, sys.argv[1], model_class=sys.argv[3], device="cpu", progress=False)
     evaluate_in_processes(load, RECORDS, editors, store="run", config=SHORT, batch_size=2, progress=False)
 """
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_all_processes_and_only_the_caller_reports_it(family_dir, tmp_path):
-    script, mark = tmp_path / "interrupted.py", tmp_path / "mark"
-    script.write_text(INTERRUPTED)
+def left_at(moment: str, sent: int, family_dir: Any, folder: Path) -> tuple[str, list[str]]:
+    """Run a script with two workers up to a moment, and send a signal.
+
+    The signal goes to the caller's process, as `kill` sends it, or to all of them, as a terminal sends Ctrl-C.
+
+    Returns:
+        What all of them wrote to stderr, and the workers that are left five seconds later.
+    """
+    script, mark = folder / "script.py", folder / "mark"
+    script.write_text(LEFT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, script, family_dir("gpt2"), mark, KINDS[0]]
+    command = [sys.executable, script, family_dir("gpt2"), mark, KINDS[0], moment]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as process:
         while not mark.exists() and process.poll() is None:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+        (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
         errors = process.communicate(timeout=60)[1]
+    until = time.monotonic() + 5
+    while (workers := processes_of(process.pid)) and time.monotonic() < until:
+        time.sleep(0.1)
+    for worker in workers:
+        os.kill(int(worker.split()[1]), signal.SIGKILL)
+    return errors, workers
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_only_the_caller_reports_it(family_dir, tmp_path):
+    errors, workers = left_at("edit", signal.SIGINT, family_dir, tmp_path)
     assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1
-    workers = [line for line in processes_of(process.pid) if "spawn_main" in line]
     assert not workers
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_caller_that_was_killed_while_they_load(family_dir, tmp_path):
+    _, workers = left_at("load", signal.SIGKILL, family_dir, tmp_path)
+    assert not workers
+
+
+class NeedsTwo(Exception):
+    """An error whose copy cannot be made from its text."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (NumericsError("the weights are not finite"), NumericsError, "^the weights are not finite$"),
+        (NeedsTwo("one", "two"), WorkerError, "^NeedsTwo in a worker: one and two$"),
+        (type("Local", (ValueError,), {})("here"), WorkerError, "^Local in a worker: here$"),
+    ],
+)
+def test_errors_of_workers_that_cannot_be_sent_arrive_by_their_text(raised, error, message):
+    with pytest.raises(error, match=message), portable_errors():
+        raise raised
+
+
+def test_what_cannot_be_sent_to_workers_is_refused_before_they_start(load, tmp_path):
+    with pytest.raises(InputError, match=r"load or editors cannot be sent to a worker .*define both in a module"):
+        evaluate_in_processes(load, RECORDS, lambda model: {}, store=tmp_path, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_worker_cannot_find_is_named(load, monkeypatch):
+    packed = Setup(load, differ, SHORT, 0).packed()
+    assert Setup.unpacked(packed).editors is differ
+    monkeypatch.delattr(sys.modules[__name__], "differ")
+    with pytest.raises(InputError, match=r"cannot be found in a worker \(AttributeError: .*'differ'"):
+        Setup.unpacked(packed)

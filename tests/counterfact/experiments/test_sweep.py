@@ -46,6 +46,9 @@ def test_a_sweep_continues_where_it_stopped(tiny, tmp_path):
     model, made = tiny("gpt2", KIND), []
 
     class Counting(RandomEdit):
+        def identity(self):  # which says that `made` decides nothing
+            return {"strength": self.strength}
+
         def __call__(self, model, request):
             made.append(self.strength)
             return super().__call__(model, request)
@@ -63,7 +66,7 @@ def test_fine_tuning_is_swept_over_layers_and_epsilon():
     assert {x: (each.layer, each.config) for x, each in epsilons.items()} == {
         x: (2, replace(FT_L, epsilon=x)) for x in (1e-3, 1e-4)
     }
-    with pytest.raises(InputError, match="must be positive"):
+    with pytest.raises(InputError, match=r"epsilon is 0\.0; give a number above 0"):
         finetune_over_epsilon([0.0])
 
 

@@ -65,10 +65,10 @@ def test_departures_from_a_preset_are_reported():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "must be positive"),
-        ({"max_evaluations": 0}, "must be positive"),
-        ({"clamp": -1.0}, "must be positive"),
-        ({"extra_evaluations": -1}, "cannot be negative"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; give a number above 0"),
+        ({"max_evaluations": 0}, "max_evaluations is 0; give a number of at least 1"),
+        ({"clamp": -1.0}, "clamp is -1.0; give a number above 0"),
+        ({"extra_evaluations": -1}, "extra_evaluations is -1; give a number of at least 0"),
         ({"optimiser": "gradient_descent", "weight_decay": 0.1}, "weight_decay is Adam's"),
     ],
 )

@@ -206,7 +206,7 @@ def test_impossible_requests_are_refused(tiny):
     with pytest.raises(InputError, match="'Louvre is' has no target"):
         collect(model, [Fact("{} is", "Louvre")])
     for option in ("max_new_tokens", "batch_size", "limit"):
-        with pytest.raises(InputError, match=f"{option}=0"):
+        with pytest.raises(InputError, match=f"{option} is 0"):
             collect(model, [], **{option: 0})
 
 

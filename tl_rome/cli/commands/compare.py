@@ -8,7 +8,7 @@ import typer
 from tl_rome.cli import console
 from tl_rome.cli.editor_options import COMPARED, CovarianceOption, EditorMaker, EditorsOption, LayerOption
 from tl_rome.cli.model_options import ModelLoader, with_model
-from tl_rome.cli.options import BatchSizeOption, LimitOption, RecordsOption, ResultsOption, SeedOption
+from tl_rome.cli.options import BatchSizeOption, LimitOption, RecordsOption, ResultsOption, RetryOption, SeedOption
 
 
 @with_model
@@ -41,6 +41,7 @@ def compare(
         typer.Option(min=1, help="Processes with a model each.", show_default="2 on a CPU with two threads, else 1"),
     ] = None,
     seed: SeedOption = 0,
+    retry_failed: RetryOption = False,
     out: ResultsOption = Path("tl-rome-compare"),
 ) -> None:
     """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency."""
@@ -63,6 +64,7 @@ def compare(
         config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
         batch_size=batch_size,
         seed=seed,
+        retry_failed=retry_failed,
         progress=console.shows_progress(),
     )
     summary = counterfact.summarize(results, references=about, seed=seed)

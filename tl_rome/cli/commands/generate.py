@@ -44,6 +44,7 @@ def generate(
 
     from tl_rome.cli.output import check_folder
     from tl_rome.counterfact.experiments.side_by_side import continue_side_by_side
+    from tl_rome.grid import in_markdown
     from tl_rome.storage.writing import write_whole
 
     if record is not None and (template, subject, target_new, target_true) != (None,) * 4:
@@ -69,7 +70,7 @@ def generate(
     console.say_written(
         [
             write_whole(out / "generate.json", page.encode()),
-            write_whole(out / "generate.md", f"# {title}\n\n{texts.grid.markdown}".encode()),
+            write_whole(out / "generate.md", f"# {in_markdown(title, prose=True)}\n\n{texts.grid.markdown}".encode()),
         ]
     )
 

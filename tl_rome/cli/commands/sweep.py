@@ -16,6 +16,7 @@ from tl_rome.cli.options import (
     LimitOption,
     RecordsOption,
     ResultsOption,
+    RetryOption,
     SeedOption,
     floats,
     integers,
@@ -62,6 +63,7 @@ def sweep(
     limit: LimitOption = 50,
     batch_size: BatchSizeOption = 8,
     seed: SeedOption = 0,
+    retry_failed: RetryOption = False,
     out: ResultsOption = Path("tl-rome-sweep"),
 ) -> None:
     """Sweep fine-tuning over layers and epsilon (figure 17), and ROME over layers."""
@@ -79,8 +81,9 @@ def sweep(
     model = load()
     swept = []
     for name, along, variants in _sweeps(model, editors, layers, epsilons, statistics, seed):
-        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": console.shows_progress()}
-        swept.append(sweep_editors(model, chosen, variants, name=name, along=along, store=out / "results", **options))
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "retry_failed": retry_failed}
+        options |= {"store": out / "results", "progress": console.shows_progress()}
+        swept.append(sweep_editors(model, chosen, variants, name=name, along=along, **options))
     grids = [curve.grid() for curve in swept]
     console.say_grids(grids)
     files = output.save_experiment(out, "sweep", [curve.to_dict() for curve in swept], grids, sweep_figure(swept))

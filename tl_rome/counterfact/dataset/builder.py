@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from tl_rome.arguments import Whole
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite
-from tl_rome.errors import InputError
 from tl_rome.fact_files import Relation, StatedFact, Target
 from tl_rome.facts import Fact
 
@@ -34,20 +34,16 @@ class BuilderConfig:
         InputError: If a number is negative.
     """
 
-    paraphrases: int = 2
+    paraphrases: Whole = 2
     """Paraphrase prompts."""
-    neighbors: int = 10
+    neighbors: Whole = 10
     """Neighbourhood prompts; facts with fewer pairs to draw from are left out."""
-    attributes: int = 10
+    attributes: Whole = 10
     """Attribute prompts, or as many as there are."""
-    generations: int = 10
+    generations: Whole = 10
     """Generation prompts, drawn with replacement; none if the relation has none."""
-    per_relation: int | None = None
+    per_relation: Whole | None = None
     """At most this many records of each relation, drawn at random; None makes all that can be made."""
-
-    def __post_init__(self) -> None:
-        if any(number is not None and number < 0 for number in vars(self).values()):
-            raise InputError(f"numbers of prompts and records cannot be negative: {self}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Two layouts are known on the hub: the released records ("azhx/counterfact"), and
 for tracing ("NeelNanda/counterfact-tracing"), which has the rewrite only.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from itertools import chain
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_rome.counterfact.records import CounterFactRecord
-from tl_rome.errors import RecordError, StorageError
+from tl_rome.errors import NetworkError, RecordError, StorageError
+from tl_rome.storage.hub import hub_silence
 from tl_rome.storage.json_text import parse_json
 from tl_rome.storage.layouts import name_layout
 from tl_rome.storage.text import ending, is_pointer, read_text, refuse_pointer
@@ -24,6 +26,7 @@ _SOURCES = (
     "give a .json, .jsonl (both may be gzipped) or .parquet file, a folder, or the name of a data set on the hub; "
     f"{SAMPLE!r} needs no download"
 )
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REWRITE = "write its facts as COUNTERFACT records, with a prompt, a subject, target_new and target_true"
 
 
@@ -130,11 +133,17 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
     """Rows of a data set: saved to disk by `datasets`, a Parquet file, a local folder, or on the hub.
 
     Raises:
+        NetworkError: If it is on the hub, and that does not answer as it should.
         StorageError: If it cannot be read, or has no such split.
     """
     folder = Path(name)
     if folder.is_file() and ending(name) != ".parquet":
         raise StorageError(f"cannot tell from its name what {name} holds; {_SOURCES}")
+    if not folder.exists() and _HUB_NAME.fullmatch(name):
+        silence = hub_silence(f"datasets/{name}/resolve/main/README.md")
+        if silence is not None:
+            remedy = f"HF_HUB_OFFLINE=1 reads a copy in the hub's cache; or {_SOURCES}"
+            raise NetworkError(f"cannot read {name!r} ({silence}); {remedy}")
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     try:
@@ -148,6 +157,11 @@ def load_rows(name: str, split: str | None = None) -> Iterator[Any]:
         for file in (folder, *folder.rglob("*")):
             if is_pointer(file):
                 refuse_pointer(file)
+        if not folder.exists() and not isinstance(
+            error, OSError | ValueError | RuntimeError
+        ):  # the client is at a loss
+            told = f"{type(error).__name__}: {error}"
+            raise NetworkError(f"the hub's answer for {name!r} is of no use ({told})") from error
         raise _unreadable(name, error) from error
     parts = {str(name): part for name, part in data.items()} if isinstance(data, DatasetDict) else {split or "": data}
     if split is not None and split not in parts:

@@ -1,7 +1,8 @@
 """Subjects that share a relation and an object, from WikiData's SPARQL service (appendix D).
 
-The service is public: requests are spaced, failed ones are repeated after growing pauses (a `Retry-After` is obeyed),
-and answers are kept on disk, so that a data set can be compiled again without the network and from the same neighbours.
+The service is public: requests are spaced, failed ones are repeated after growing pauses (a `Retry-After` of up to a
+minute is obeyed), and answers are kept on disk, so that a data set can be compiled again without the network and from
+the same neighbours.
 """
 
 import hashlib
@@ -12,16 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_rome.arguments import Count, NotNegative, Positive, Whole
 from tl_rome.counterfact.records import Target
 from tl_rome.errors import InputError, NetworkError, require
+from tl_rome.storage.deadline import within
 from tl_rome.storage.json_text import parse_json, seal, unseal
 from tl_rome.storage.parts import read_as
 from tl_rome.storage.writing import write_whole
 
 if TYPE_CHECKING:
-    from requests import Session
+    from requests import Response, Session
 
 ENDPOINT = "https://query.wikidata.org/sparql"
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries, at most; a service that asks for more is not waited for."""
 _RETRIED = (429, 500, 502, 503, 504)
 
 
@@ -41,21 +46,19 @@ class WikiDataNeighbors:
     """Who asks; WikiData wants a way to reach you in it."""
     language: str = "en"
     """Of the names."""
-    limit: int = 500
+    limit: Count = 500
     """Subjects asked for at most, in whatever order the service finds them."""
-    interval: float = 1.0
+    interval: NotNegative = 1.0
     """Seconds between two requests, at least."""
-    retries: int = 5
+    retries: Whole = 5
     """Further tries of a failed request."""
-    backoff: float = 1.0
+    backoff: NotNegative = 1.0
     """Seconds before the second of them; doubled each time."""
-    timeout: float = 90.0
+    timeout: Positive = 90.0
     """Seconds to wait for an answer."""
     _last: float = field(default=float("-inf"), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.limit < 1 or min(self.interval, self.retries, self.backoff) < 0 or self.timeout <= 0:
-            raise InputError(f"limit and timeout must be positive, the other numbers not negative: {self}")
         if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.language):
             raise InputError(f"language is {self.language!r}; use a code such as 'en'")
 
@@ -91,16 +94,17 @@ class WikiDataNeighbors:
 
     def _ask(self, query: str) -> list[str]:
         require("requests", extra="eval")
-        from requests import RequestException
+        from requests import RequestException, Session
 
         time.sleep(max(0.0, self._last + self.interval - time.monotonic()))
         try:
-            with self._session() as session:
-                answer = session.get(self.endpoint, params={"query": query, "format": "json"}, timeout=self.timeout)
+            with Session() as session:
+                session.headers.update({"User-Agent": self.user_agent, "Accept": "application/sparql-results+json"})
+                answer = self._answer(session, {"query": query, "format": "json"})
             answer.raise_for_status()
             rows = parse_json(answer.content)["results"]["bindings"]
             return sorted({read_as(str, row["name"]["value"], "a name") for row in rows} - {""})
-        except (RequestException, ValueError) as error:
+        except (RequestException, ValueError, TimeoutError) as error:
             raise NetworkError(
                 f"{self.endpoint} gave no answer in {self.retries + 1} tries, or none in JSON: {error}"
             ) from error
@@ -111,17 +115,43 @@ class WikiDataNeighbors:
         finally:
             self._last = time.monotonic()
 
-    def _session(self) -> "Session":
-        from requests import Session
-        from requests.adapters import HTTPAdapter
+    def _answer(self, session: "Session", asked: dict[str, str]) -> "Response":
+        """The last answer of as many tries as it takes, each of which is given `timeout` seconds as a whole."""
+        from requests import RequestException
+
+        def get() -> "Response":
+            return within(self.timeout, lambda: session.get(self.endpoint, params=asked, timeout=float(self.timeout)))
+
+        for further in range(self.retries):
+            pause = self.backoff * 2 ** min(further - 1, 30) if further else 0.0
+            try:
+                answer = get()
+                if answer.status_code not in _RETRIED:
+                    return answer
+                pause = self._asked_pause(answer) or pause
+            except (RequestException, TimeoutError):
+                pass  # as for a busy service
+            time.sleep(min(pause, LONGEST_PAUSE))
+        return get()
+
+    def _asked_pause(self, answer: "Response") -> float:
+        """Seconds that a busy service wants to be left alone, 0 if it does not say.
+
+        Raises:
+            NetworkError: If they are more than anyone would wait.
+        """
+        from urllib3.exceptions import InvalidHeader
         from urllib3.util import Retry
 
-        retry = Retry(total=self.retries, backoff_factor=self.backoff, status_forcelist=_RETRIED, raise_on_status=False)
-        session = Session()
-        session.headers.update({"User-Agent": self.user_agent, "Accept": "application/sparql-results+json"})
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
-        return session
+        try:
+            pause = Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
+        except InvalidHeader:
+            return 0.0
+        if pause > LONGEST_PAUSE:
+            raise NetworkError(
+                f"{self.endpoint} asks to be left alone for {pause:.0f} seconds, more than {LONGEST_PAUSE:g}; try then"
+            )
+        return float(pause)
 
 
 def sparql(relation_id: str, target: Target, *, language: str, limit: int) -> str:

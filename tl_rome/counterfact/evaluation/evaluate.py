@@ -8,10 +8,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from tl_rome.arguments import Count, Seed
+from tl_rome.counterfact.evaluation.guard import WeightGuard
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, measure
 from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
@@ -19,11 +24,12 @@ from tl_rome.counterfact.results import UNEDITED, CaseResult
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
-from tl_rome.editors.protocol import Editor, make_edits
-from tl_rome.errors import InputError, StorageError, TLRomeError
+from tl_rome.editors.protocol import Editor
+from tl_rome.errors import EditStateError, InputError, StorageError, TLRomeError
 from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
+from tl_rome.storage.text import has_half_character, visible
 
 
 def evaluate(
@@ -32,15 +38,16 @@ def evaluate(
     editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
-    batch_size: int = 8,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     shard: tuple[int, int] = (0, 1),
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
     """Measure what editors do to each record, each edit in a model of its own; or continue an earlier run.
 
-    A record that cannot be measured or edited is logged, and has a result with `error`.
+    A record that cannot be measured or edited is logged, and has a result with `error`, which is kept like any other.
 
     Args:
         model: Unedited; left as found.
@@ -52,6 +59,7 @@ def evaluate(
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
             results of all shards together are those of the whole data set.
+        retry_failed: Whether to try records again whose results in the store are such failures.
         progress: Whether to show a progress bar over records.
 
     Returns:
@@ -62,6 +70,7 @@ def evaluate(
         UnsupportedModelError: See `borrowed`.
         ModelMismatchError: If the store or an editor belongs to another model, or to this one after an edit.
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
+        EditStateError: If an editor left the model changed; its weights are put back before.
     """
     run = Run(
         records=tuple(records),
@@ -69,6 +78,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         shard=shard,
+        retry_failed=retry_failed,
         progress=progress,
     )
     evaluator = Evaluator(model, named_editors(editors), run.config, seed)
@@ -80,7 +90,8 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
     """Editors by name.
 
     Raises:
-        InputError: If one has the name of the unedited model, or they are neither an editor nor editors by name.
+        InputError: If one has the name of the unedited model or one that cannot be written, or they are neither an
+            editor nor editors by name.
     """
     if editors is None:
         return {}
@@ -92,6 +103,8 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
     named = editors if isinstance(editors, Mapping) else {editor_name(editors): editors}
     if UNEDITED in named:
         raise InputError(f"{UNEDITED!r} is the name of the model without edits; give the editor another name")
+    if unwritable := [name for name in named if has_half_character(name)]:
+        raise InputError(f"the name {unwritable[0]!r} holds half a character (a lone surrogate); give another one")
     return named
 
 
@@ -137,6 +150,7 @@ class Evaluator:
         Raises:
             UnsupportedModelError: See `borrowed`.
             StorageError: As an editor does, such as one that was prepared for another model.
+            EditStateError: If an editor left the model changed, or made an edit of other weights.
             TypeError: See `make_edits`.
         """
         with borrowed(self.model):
@@ -144,13 +158,18 @@ class Evaluator:
 
     def _run(self, batch: Batch) -> list[RecordResult]:
         try:
-            return self._unedited(batch) if batch.editor is None else self._edited(batch, self.editors[batch.editor])
-        except StorageError:
+            return self._unedited(batch) if batch.editor is None else self._edited(batch, batch.editor)
+        except (StorageError, EditStateError):
             raise
-        except TLRomeError as error:
-            if len(batch.records) > 1:
-                return [found for single in batch.singles() for found in self._run(single)]
-            return [RecordResult(_result(record, error=f"{type(error).__name__}: {error}")) for record in batch.records]
+        except (TLRomeError, UnicodeError, torch.cuda.OutOfMemoryError) as error:
+            reason = visible(f"{type(error).__name__}: {error}")
+        if len(batch.records) > 1:  # here, where what the error held is free again
+            return [found for single in batch.singles() for found in self._run(single)]
+        return [RecordResult(_result(record, error=reason)) for record in batch.records]
+
+    @cached_property
+    def _guard(self) -> WeightGuard:
+        return WeightGuard(self.model, self.editors.values())
 
     def _unedited(self, batch: Batch) -> list[RecordResult]:
         measured = measure(self.model, batch.records, self.config, seed=self.seed)
@@ -159,9 +178,9 @@ class Evaluator:
             for record, each in zip(batch.records, measured, strict=True)
         ]
 
-    def _edited(self, batch: Batch, editor: Editor) -> list[RecordResult]:
-        started = time.perf_counter()
-        edits = make_edits(self.model, [record.request for record in batch.records], editor)
+    def _edited(self, batch: Batch, name: str) -> list[RecordResult]:
+        guard, started = self._guard, time.perf_counter()
+        edits = guard.make_edits([record.request for record in batch.records], self.editors[name], name)
         shared = (time.perf_counter() - started) / len(batch.records)
         edited = VirtualEdits(self.model, edits)
         measured = measure(self.model, batch.records, self.config, seed=self.seed, edits=edited)

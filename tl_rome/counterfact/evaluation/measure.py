@@ -18,17 +18,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.arguments import Count, Whole
 from tl_rome.counterfact.metrics.prompts import next_token_kl
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
 from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
 from tl_rome.editors.edits.virtual import VirtualEdits
-from tl_rome.errors import InputError, NumericsError
+from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.generation import generate_to_length
 from tl_rome.running.forward import device_of, final_logits
 from tl_rome.scoring import ScoringPrompt, TargetScores, score_prompts
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
+from tl_rome.storage.text import has_half_character
 from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100
@@ -41,14 +43,15 @@ class EvaluationConfig:
     """What is measured besides rewrite, paraphrase and neighbourhood scores; the defaults give the columns of table 4.
 
     Raises:
-        InputError: If a number is out of range, or the template has not exactly one `{}`.
+        InputError: If a number is out of range, the template has not exactly one `{}`, or a text holds half a
+            character (a lone surrogate).
     """
 
-    generation_length: int = 100
+    generation_length: Whole = 100
     """Tokens of each generated text, its prompt included; 0 generates none. The draft has 200."""
-    texts: int | None = None
+    texts: Count | None = None
     """How many of a record's generation prompts are used, from the first; None is all, ten in the released data."""
-    top_k: int | None = 5
+    top_k: Count | None = 5
     """Texts are sampled among this many most likely tokens; None is all."""
     kl: bool = True
     """Whether to compare next-token distributions after neighbourhood prompts with those of the unedited model."""
@@ -62,10 +65,10 @@ class EvaluationConfig:
     """By subject a text about it, whose perplexity is measured; its first 100 tokens are taken."""
 
     def __post_init__(self) -> None:
-        if self.generation_length < 0 or any(n is not None and n < 1 for n in (self.texts, self.top_k)):
-            raise InputError(f"generation_length cannot be negative, and texts and top_k are at least 1: {self}")
         if self.essence_template is not None:
             Fact(self.essence_template, "subject")
+        if any(map(has_half_character, (*self.essence_texts, *self.essence_texts.values()))):
+            raise InputError("an essence text holds half a character (a lone surrogate); write the whole one")
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -116,8 +119,6 @@ def measure(
     scores, states = score_prompts(
         model, given, row_context=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
     )
-    if not bool(scores.logprob.isfinite().all()):
-        raise NumericsError("a score is not finite; look for NaN or inf weights, or for an edit that broke the model")
     texts = generate(model, records, config, seed=seed, edits=edits)
     readings = []
     for (found, kept), generations in zip(_split(sections, scores, states), texts, strict=True):

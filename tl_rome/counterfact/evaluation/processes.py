@@ -4,6 +4,7 @@ On a CPU, two processes with one thread each evaluate more records per hour than
 steps, and threads wait for each other at every one.
 """
 
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,20 +12,22 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import cycle
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
-from threading import RLock
+from threading import RLock, Thread
 
 import torch
 from tqdm import tqdm
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.evaluate import Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
-from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup
+from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import InputError, WorkerError
+from tl_rome.errors import WorkerError
 
 
 def evaluate_in_processes(
@@ -33,10 +36,11 @@ def evaluate_in_processes(
     editors: Editors | None = None,
     *,
     store: str | Path,
-    workers: int = 2,
-    batch_size: int = 8,
+    workers: Count = 2,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
     """Do what `evaluate` does in several processes, which divide the torch threads of this one among them.
@@ -53,28 +57,36 @@ def evaluate_in_processes(
         batch_size: Records in a batch; the same worker takes it under every editor, so that editors can share work.
         config: What is measured.
         seed: Of the generated texts.
+        retry_failed: See `evaluate`.
         progress: Whether to show a progress bar over records.
 
     Returns:
         One result per editor and record, in this order.
 
     Raises:
-        InputError: As for `evaluate`; or if there are no workers.
+        InputError: As for `evaluate`; if there are no workers; or if `load` or `editors` cannot be sent to them.
         ModelMismatchError: If workers differ in model or editors; or as for `evaluate`.
         StorageError: As for `evaluate`.
-        WorkerError: If a worker died; what was done before is stored.
+        EditStateError: As for `evaluate`.
+        WorkerError: If a worker died, or raised an error that cannot be sent; what was done before is stored.
     """
-    if workers < 1:
-        raise InputError(f"{workers=}; give at least one")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
+        records=tuple(records),
+        config=config or EvaluationConfig(),
+        seed=seed,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        progress=progress,
     )
     setup = Setup(load, editors, run.config, seed)
     if workers == 1:
         evaluator = setup.evaluator()
         return run.fill(Path(store), evaluator.identity, lambda batches: map(evaluator.run, batches))
+    packed = setup.packed()
     with _executors(workers) as executors:
-        first, *others = [ready.result() for ready in [each.submit(_prepare, setup) for each in executors]]
+        with _uninterrupted():
+            asked = [each.submit(_prepare, packed) for each in executors]
+        first, *others = [ready.result() for ready in asked]
         for other in others:
             first.check_same(other)
         return run.fill(Path(store), first, lambda batches: _in_turn(executors, batches))
@@ -103,6 +115,20 @@ def _executors(workers: int) -> Iterator[list[ProcessPoolExecutor]]:
             executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back while processes are started, which inherit that: it is for the caller's process alone."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    ensure_running()  # before, since it lets Ctrl-C through again once it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_turn(executors: Sequence[ProcessPoolExecutor], batches: Iterator[Batch]) -> Iterator[BatchResult]:
     """Give each executor every n-th batch, and the results in the order of the batches."""
     asked: deque[Future[BatchResult]] = deque()
@@ -119,16 +145,27 @@ _ready: list[Evaluator] = []
 
 
 def _begin(threads: int) -> None:
+    Thread(target=_end_with_caller, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller's process, which ends its workers
     tqdm.set_lock(RLock())  # its own is a named semaphore, which a terminated process leaves behind with a complaint
     torch.set_num_threads(threads)
 
 
-def _prepare(setup: Setup) -> Identity:
+def _end_with_caller() -> None:
+    """End this process, whatever it is doing, when the caller's ends without having ended it, as when it is killed."""
+    caller = parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
+
+
+def _prepare(packed: bytes) -> Identity:
     """Not part of `_begin`, since an executor does not report what its initializer raised."""
-    _ready.append(setup.evaluator())
-    return _ready[0].identity
+    with portable_errors():
+        _ready.append(Setup.unpacked(packed).evaluator())
+        return _ready[0].identity
 
 
 def _run(batch: Batch) -> BatchResult:
-    return _ready[0].run(batch)
+    with portable_errors():
+        return _ready[0].run(batch)

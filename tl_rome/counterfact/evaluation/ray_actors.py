@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tl_rome.arguments import Count, NotNegative, Seed, Whole
 from tl_rome.counterfact.evaluation.evaluate import Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
-from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup
+from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.errors import InputError, WorkerError, require
+from tl_rome.errors import WorkerError, require
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60
@@ -33,13 +34,14 @@ def evaluate_on_ray(
     editors: Editors | None = None,
     *,
     store: str | Path,
-    workers: int = 2,
-    gpus_per_worker: float = 0,
-    cpus_per_worker: float = 1,
-    retries: int = 2,
-    batch_size: int = 8,
+    workers: Count = 2,
+    gpus_per_worker: NotNegative = 0,
+    cpus_per_worker: NotNegative = 1,
+    retries: Whole = 2,
+    batch_size: Count = 8,
     config: EvaluationConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> list[CaseResult]:
     """Do what `evaluate` does, on many workers.
@@ -59,6 +61,7 @@ def evaluate_on_ray(
         batch_size: Records in a batch.
         config: What is measured.
         seed: Of the generated texts.
+        retry_failed: See `evaluate`.
         progress: Whether to show a progress bar over records.
 
     Returns:
@@ -66,22 +69,29 @@ def evaluate_on_ray(
 
     Raises:
         MissingPackageError: If Ray is not installed.
-        InputError: As for `evaluate`; or if there are no workers, or `retries` is negative.
+        InputError: As for `evaluate`; if there are no workers, or `retries` is negative; or if workers cannot be sent
+            `load` or `editors`.
         ModelMismatchError: If workers differ in model or editors; or as for `evaluate`.
         StorageError: As for `evaluate`.
-        WorkerError: If records were given up, or a worker could not be started; all else is stored.
+        EditStateError: As for `evaluate`.
+        WorkerError: If records were given up, a worker could not be started, or its error cannot be sent; all else is
+            stored.
     """
-    if workers < 1 or retries < 0:
-        raise InputError(f"{workers=} and {retries=}; give at least one worker, and 0 or more retries")
     run = Run(
-        records=tuple(records), config=config or EvaluationConfig(), seed=seed, batch_size=batch_size, progress=progress
+        records=tuple(records),
+        config=config or EvaluationConfig(),
+        seed=seed,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        progress=progress,
     )
     setup = Setup(load, editors, run.config, seed)
     with _ray() as ray:
         # Of an actor whose own retries are 0, Ray fails calls that find it restarting; here each call has its retries.
         options = {"max_restarts": -1, "max_task_retries": -1}
+        packed = _packed(ray, setup)
         actor = ray.remote(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, **options)(_Worker)
-        pool = _Workers(ray, [actor.remote(setup) for _ in range(workers)], retries)
+        pool = _Workers(ray, [actor.remote(packed) for _ in range(workers)], retries)
         try:
             return run.fill(Path(store), pool.start(), pool.run)
         finally:
@@ -103,6 +113,17 @@ def _ray() -> Iterator[ModuleType]:
         ray.shutdown()
 
 
+def _packed(ray: ModuleType, setup: Setup) -> Any:
+    """A setup that all workers share."""
+    try:
+        return ray.put(setup)
+    except Exception as error:  # objects raise what they like
+        raise InputError(
+            f"load or editors cannot be sent to a worker ({type(error).__name__}: {_brief(error)}); leave out what "
+            "cannot be pickled, such as locks and open files, and make it in the function that uses it"
+        ) from error
+
+
 class _Worker:
     """What runs in an actor. It prepares itself at its first call: Ray reports errors in a constructor as a death."""
 
@@ -118,12 +139,14 @@ class _Worker:
         return self.evaluator.identity
 
     def identity(self) -> Identity:
-        return self._identity
+        with portable_errors():
+            return self._identity
 
     def run(self, batch: Batch, expected: Identity) -> BatchResult:
         """Measure a batch, unless this worker was restarted with another model or other editors."""
-        expected.check_same(self._identity)
-        return self.evaluator.run(batch)
+        with portable_errors():
+            expected.check_same(self._identity)
+            return self.evaluator.run(batch)
 
 
 class _Workers:

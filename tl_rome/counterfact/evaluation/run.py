@@ -16,10 +16,11 @@ from tl_rome.counterfact.evaluation.measure import EvaluationConfig, States
 from tl_rome.counterfact.evaluation.store import RunStore, editor_line, unedited_line
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import UNEDITED, CaseResult
-from tl_rome.editors.identity import settings_hash
+from tl_rome.editors.identity import resumable, settings_hash
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger
+from tl_rome.storage.text import visible
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ class Run:
     """Records in a batch."""
     shard: tuple[int, int] = (0, 1)
     """(i, n): only every n-th record from the i-th on."""
+    retry_failed: bool = False
+    """Whether records that failed in an earlier run are measured again."""
     progress: bool = True
     """Whether to show a progress bar over records."""
 
@@ -136,13 +139,21 @@ class Run:
             StorageError: See `open_ledger`; and whatever `runner` raises.
         """
         store = RunStore(folder, self._settings(identity))
+        editors = {name: resumable(name, described) for name, described in identity.editors.items()}
         self._unedited(store, runner)
-        for name, described in identity.editors.items():
+        for name, described in editors.items():
             self._edited(store, name, described, runner)
-        found = store.results([(name, settings_hash(described)) for name, described in identity.editors.items()])
-        order = {name: place for place, name in enumerate(identity.editors)}
+        found = store.results([(name, settings_hash(described)) for name, described in editors.items()])
+        order = {name: place for place, name in enumerate(editors)}
         places = {record.case_id: place for place, record in enumerate(self.chosen)}
         mine = [result for result in found if result.case_id in places]
+        if failed := [result for result in mine if result.error is not None]:
+            _log.warning(
+                "%d of %d results are failures, which are kept; the same call with retry_failed=True, on the command "
+                "line --retry-failed, tries them again",
+                len(failed),
+                len(mine),
+            )
         return sorted(mine, key=lambda result: (order.get(result.editor, 0), places[result.case_id]))
 
     def _settings(self, identity: Identity) -> dict[str, Any]:
@@ -153,8 +164,9 @@ class Run:
 
     def _unedited(self, store: RunStore, runner: BatchRunner) -> None:
         with store.open_unedited() as ledger:
-            batches = (Batch(records) for records in self._left(ledger))
-            for batch in self._shown(runner(batches), ledger, UNEDITED):
+            left = self._left(ledger)
+            batches = (Batch(records) for records in self._batches(left))
+            for batch in self._shown(runner(batches), len(left), UNEDITED):
                 for found in batch:
                     if found.states:
                         store.put_states(found.result.case_id, found.states)
@@ -167,27 +179,33 @@ class Run:
             return store.states(record.case_id) if self.config.compared else {}
 
         with store.open_editor(name, settings_hash(described), described) as ledger:
-            left = [before[record.case_id] for records in self._left(ledger) for record in records]
-            if failed := [result for result in left if result.before is None]:
-                ledger.append(*map(editor_line, failed))
-            batches = (Batch(records, name, tuple(map(states, records))) for records in self._left(ledger))
-            for batch in self._shown(runner(batches), ledger, name):
+            left = self._left(ledger)
+            if failed := {number for number in left if before[number].before is None}:
+                ledger.append(*(editor_line(before[number]) for number in sorted(failed)))
+            batches = (Batch(records, name, tuple(map(states, records))) for records in self._batches(left - failed))
+            for batch in self._shown(runner(batches), len(left - failed), name):
                 ledger.append(*(editor_line(found.result) for found in batch))
 
-    def _left(self, ledger: Ledger) -> Iterator[tuple[CounterFactRecord, ...]]:
-        """Records that the ledger lacks, batched as in a run that was never interrupted."""
-        done = {line["case_id"] for line in ledger.records}
+    def _left(self, ledger: Ledger) -> set[int]:
+        """Numbers of the records that the ledger lacks, or has as failures that are to be tried again."""
+        last = {line["case_id"]: line for line in ledger.records}
+        done = {number for number, line in last.items() if not self.retry_failed or line.get("error") is None}
+        left = {record.case_id for record in self.chosen} - done
+        if left:
+            ledger.check_writable()
+        return left
+
+    def _batches(self, left: set[int]) -> Iterator[tuple[CounterFactRecord, ...]]:
+        """Records, batched as in a run that was never interrupted."""
         for first in range(0, len(self.chosen), self.batch_size):
-            batch = tuple(each for each in self.chosen[first : first + self.batch_size] if each.case_id not in done)
+            batch = tuple(each for each in self.chosen[first : first + self.batch_size] if each.case_id in left)
             if batch:
-                ledger.check_writable()
                 yield batch
 
-    def _shown(self, batches: Iterable[BatchResult], ledger: Ledger, name: str) -> Iterator[BatchResult]:
+    def _shown(self, batches: Iterable[BatchResult], left: int, name: str) -> Iterator[BatchResult]:
         """Report failures and progress."""
-        done, chosen = {line["case_id"] for line in ledger.records}, {record.case_id for record in self.chosen}
-        count = {"total": len(chosen), "initial": len(done & chosen), "unit": "record"}
-        with tqdm(desc=name, disable=not self.progress, **count) as bar:
+        count = {"total": len(self.chosen), "initial": len(self.chosen) - left, "unit": "record"}
+        with tqdm(desc=visible(name), disable=not self.progress, **count) as bar:
             for batch in batches:
                 for found in batch:
                     if found.result.error is not None:

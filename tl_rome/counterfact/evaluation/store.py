@@ -5,7 +5,8 @@
     editors/<name>-<hash>.jsonl     one file per editor and settings
 
 Every file begins with the settings that its lines were made with (model, data set, what is measured, seed; the editor's
-own), and is refused where they differ.
+own), and is refused where they differ. Of several lines of one record, such as a failure and what a later try gave, the
+last one holds.
 """
 
 import re

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Seed
+from tl_rome.counterfact.evaluation.guard import WeightGuard
 from tl_rome.counterfact.evaluation.measure import measure
 from tl_rome.counterfact.experiments.curve import Curve
 from tl_rome.counterfact.experiments.sequential_result import SequentialResult
@@ -24,8 +26,8 @@ from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import CaseResult, Conventions
 from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.editors.edits.sequence import EditSequence
-from tl_rome.editors.identity import describe_editor, editor_name
-from tl_rome.editors.protocol import Editor, make_edits
+from tl_rome.editors.identity import describe_editor, editor_name, resumable
+from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.editor import Rome
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
@@ -34,6 +36,7 @@ from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
 from tl_rome.storage.parts import reading
+from tl_rome.storage.text import visible
 
 COUNTS = (1, *range(10, 101, 10))
 """Numbers of facts after which the draft scores the model (its appendix C.2)."""
@@ -46,12 +49,12 @@ def sequential_edits(
     model: HookedModel,
     records: Iterable[CounterFactRecord],
     editor: Editor,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[Count] = COUNTS,
     *,
     name: str | None = None,
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> SequentialResult:
     """Edit facts one after another into one model, and score all of them so far after each number in `counts`.
@@ -71,6 +74,7 @@ def sequential_edits(
         InputError: If a count is not from 1 to the number of records, or two records have one case_id.
         NumericsError: If the edited model's scores are not finite.
         UnsupportedModelError: See `borrowed`.
+        EditStateError: If the editor left the model changed; its weights are put back before.
         ModelMismatchError: If the store or the editor belongs to another model.
         StorageError: If the store was made with other records or settings, or cannot be written.
     """
@@ -140,7 +144,11 @@ class _Run:
         if self.store is None:
             return self._complete(counts, {}, None)
         records = [record.to_dict() for record in self.records]
-        settings = {**model_settings(self.model), "dataset": digest(records), "editor": describe_editor(self.editor)}
+        settings = {
+            **model_settings(self.model),
+            "dataset": digest(records),
+            "editor": resumable(self.name, describe_editor(self.editor)),
+        }
         with open_ledger(self.store / "scores.jsonl", "scores of many facts", settings, _FIELDS) as ledger:
             return self._complete(counts, {line["count"]: line for line in ledger.records}, ledger)
 
@@ -150,13 +158,14 @@ class _Run:
         missing = [count for count in counts if count not in lines]
         failed: dict[str, str] = {}
         total = max(missing, default=0)
+        guard = WeightGuard(self.model, [self.editor])
         with (
             restored(self.model) as write,
-            tqdm(total=total, desc=self.name, unit="edit", disable=not self.progress) as bar,
+            tqdm(total=total, desc=visible(self.name), unit="edit", disable=not self.progress) as bar,
         ):
             for count in range(total + 1):
                 if count:
-                    self._add(count - 1, write, failed)
+                    self._add(count - 1, guard, write, failed)
                     bar.update()
                 if count in missing:
                     lines[count] = self._line(count, failed)
@@ -164,7 +173,9 @@ class _Run:
                         ledger.append(lines[count])
         return {count: lines[count] for count in counts}
 
-    def _add(self, index: int, write: Callable[[EditSequence], None], failed: dict[str, str]) -> None:
+    def _add(
+        self, index: int, guard: WeightGuard, write: Callable[[EditSequence], None], failed: dict[str, str]
+    ) -> None:
         """Write the edit of one record on top of those before it."""
         file = None if self.store is None else self.store / "edits" / f"{index}.safetensors"
         if file is not None and file.exists():
@@ -172,11 +183,11 @@ class _Run:
             return
         record = self.records[index]
         try:
-            [made] = make_edits(self.model, [record.request], self.editor)
+            [made] = guard.make_edits([record.request], self.editor, self.name)
             edit = made if isinstance(made, EditSequence) else EditSequence((made,))
             write(edit)
         except (InputError, NumericsError) as error:
-            _log.warning("no edit of record %d: %s", record.case_id, error)
+            _log.warning("no edit of record %d: %s", record.case_id, visible(str(error)))
             failed[str(record.case_id)] = f"{type(error).__name__}: {error}"
             return
         if file is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tl_rome.arguments import Count
 from tl_rome.counterfact.evaluation.measure import continuation
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
@@ -59,9 +60,9 @@ def continue_side_by_side(
     prompts: Sequence[str],
     edits: Mapping[str, AnyEdit],
     *,
-    new_tokens: int = 60,
+    new_tokens: Count = 60,
     generator: torch.Generator,
-    top_k: int | None = 5,
+    top_k: Count | None = 5,
     progress: bool = True,
 ) -> SideBySide:
     """Continue prompts with the unedited model and with each edit.

@@ -7,7 +7,9 @@ generated. The paper draws 50 records of COUNTERFACT.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.evaluate import evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.experiments.curve import Curve
@@ -35,8 +37,9 @@ def sweep_editors(
     along: str = "layer",
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    batch_size: int = 8,
-    seed: int = 0,
+    batch_size: Count = 8,
+    seed: Seed = 0,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> Curve:
     """Evaluate an editor at several values of one setting; or continue an earlier sweep.
@@ -51,6 +54,7 @@ def sweep_editors(
         conventions: Whose conventions the figures follow.
         batch_size: Records edited and measured together.
         seed: Of the bootstrap.
+        retry_failed: See `evaluate`.
         progress: Whether to show a progress bar for each value.
 
     Raises:
@@ -63,7 +67,8 @@ def sweep_editors(
     if len(set(rows.values())) < len(rows):
         raise InputError(f"values of {along} are too close to be distinguished: {', '.join(map(repr, rows))}")
     named = {rows[x]: editor for x, editor in editors.items()}
-    results = evaluate(model, records, named, store=store, config=SCORES_ONLY, batch_size=batch_size, progress=progress)
+    options: dict[str, Any] = {"batch_size": batch_size, "retry_failed": retry_failed, "progress": progress}
+    results = evaluate(model, records, named, store=store, config=SCORES_ONLY, **options)
     return Curve.of(summarize(results, conventions=conventions, seed=seed), name, along, rows)
 
 

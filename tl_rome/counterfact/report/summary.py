@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
+from tl_rome.arguments import Count, Seed, Share
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import RecordMetrics
 from tl_rome.counterfact.metrics.texts import word_tokenizer
@@ -60,9 +60,9 @@ def summarize(
     *,
     references: ReferenceTexts | None = None,
     conventions: Conventions = "released",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    confidence: Share = 0.95,
+    resamples: Count = 2000,
+    seed: Seed = 0,
 ) -> Summary:
     """Metrics of every record, and their means with intervals, for the unedited model and every editor.
 
@@ -77,8 +77,6 @@ def summarize(
     Raises:
         InputError: If there are no results, those of several models or data sets, or two of one record and editor.
     """
-    if conventions not in get_args(Conventions):
-        raise InputError(f"conventions are {conventions!r}; choose from {', '.join(get_args(Conventions))}")
     results = list(results)
     origins = {(result.model, result.dataset) for result in results}
     if len(origins) != 1:

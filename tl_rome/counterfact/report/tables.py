@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.arguments import Count, Seed, Share
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.counterfact.metrics.columns import COLUMNS, PAPER_COLUMNS, RATES, SCORE, digits
 from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
@@ -59,11 +60,11 @@ class SummaryTables:
     """Every record's figures, by row: `UNEDITED` first, then the editors."""
     failures: Mapping[str, Mapping[int, str]]
     """Records without a result, by editor: case_id and reason."""
-    confidence: float = 0.95
+    confidence: Share = 0.95
     """Of the intervals."""
-    resamples: int = 2000
+    resamples: Count = 2000
     """Redrawn sets of records."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws."""
     rows: Mapping[str, Mapping[str, Estimate]] = field(init=False)
     """Estimates by row and column."""

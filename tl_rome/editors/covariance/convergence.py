@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.arguments import Count, Finite, Range
 from tl_rome.editors.covariance.estimation import covariance_of, encoded_texts
 from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, NumericsError
@@ -45,7 +46,7 @@ class Convergence:
             rows.append((str(tokens), *(("C is singular", "", "") if bool(cosine.isnan().any()) else figures)))
         return rows
 
-    def enough(self, cosine: float = 0.99) -> int | None:
+    def enough(self, cosine: Finite = 0.99) -> int | None:
         """Fewest tokens from which on every key's direction stays this close to the last, None if only the last does.
 
         Args:
@@ -62,9 +63,9 @@ def measure_convergence(
     texts: Iterable[Any],
     keys: Float[Tensor, "keys d_mlp"],
     *,
-    max_tokens: int,
-    points: int = 6,
-    max_batch_tokens: int = 4096,
+    max_tokens: Count,
+    points: Annotated[int, Range(2)] = 6,
+    max_batch_tokens: Count = 4096,
     text_column: str = "text",
     progress: bool = True,
 ) -> Convergence:
@@ -82,9 +83,11 @@ def measure_convergence(
         progress: Whether to show a progress bar over tokens.
 
     Raises:
-        InputError: If the layer is out of range or there are too few texts for two points.
+        InputError: If the layer is out of range, keys are of another width, or texts are too few for two points.
         NumericsError: If a key is not finite, or C is singular at the last point.
     """
+    if keys.shape[1] != model.cfg.d_mlp or not len(keys):
+        raise InputError(f"keys have shape {tuple(keys.shape)}; give at least one row of {model.cfg.d_mlp} numbers")
     stops = sorted({max(1, max_tokens // 2**i) for i in range(points)})
     moments, tokens, solved = KeyMoments.zeros(model, [layer]), [], []
     stream = stream_moments(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_rome.arguments import Count
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_moments
 from tl_rome.errors import InputError
@@ -16,7 +17,7 @@ from tl_rome.generation import sample_tokens, start_token
 from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel, w_out
 from tl_rome.storage.files import fingerprint
-from tl_rome.tokens import check_texts, encode
+from tl_rome.tokens import encode
 
 _log = logging.getLogger(__name__)
 _SAMPLED_LENGTH = 128
@@ -43,11 +44,11 @@ def estimate_covariances(
     texts: Iterable[Any],
     *,
     source: str,
-    max_tokens: int | None = None,
-    max_batch_tokens: int = 4096,
+    max_tokens: Count | None = None,
+    max_batch_tokens: Count = 4096,
     text_column: str = "text",
     checkpoint: str | Path | None = None,
-    checkpoint_tokens: int = 1_000_000,
+    checkpoint_tokens: Count = 1_000_000,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
     """Statistics of several layers in one pass over text, each text cut at the model's context.
@@ -71,7 +72,7 @@ def estimate_covariances(
         progress: Whether to show a progress bar over tokens.
 
     Raises:
-        InputError: If a layer is out of range or there is no text.
+        InputError: If a layer is out of range, or there is no layer or no text.
         NumericsError: If a key is not finite.
         StorageError: If the checkpoint is damaged or of something else.
     """
@@ -98,7 +99,7 @@ def _estimated(
     checkpoint_tokens: int,
     **streaming: Any,
 ) -> dict[int, KeyCovariance]:
-    moments = KeyMoments.zeros(model, layers)
+    moments = _no_moments(model, layers)
     if checkpoint is not None and checkpoint.exists():
         moments = KeyMoments.load(checkpoint, model, layers, source)
     saved = moments.count
@@ -109,6 +110,17 @@ def _estimated(
     if checkpoint is not None and moments.count > saved:
         moments.save(checkpoint, model, source)
     return {layer: covariance_of(model, moments, layer, source) for layer in layers}
+
+
+def _no_moments(model: HookedModel, layers: Sequence[int]) -> KeyMoments:
+    """Sums over no text.
+
+    Raises:
+        InputError: If there is no layer, or one is out of range.
+    """
+    if not layers:
+        raise InputError("there are no layers to estimate a covariance of; give at least one")
+    return KeyMoments.zeros(model, layers)
 
 
 def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: str) -> KeyCovariance:
@@ -151,8 +163,8 @@ def covariances_from_samples(
     layers: Sequence[int],
     *,
     generator: torch.Generator,
-    tokens: int = 32_768,
-    batch_size: int = 64,
+    tokens: Count = 32_768,
+    batch_size: Count = 64,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
     """Statistics of text that the model samples from its start token: the fallback where there is no corpus.
@@ -168,6 +180,7 @@ def covariances_from_samples(
         progress: Whether to show progress bars, over the tokens of each batch of texts and over all tokens.
 
     Raises:
+        InputError: If a layer is out of range, or there is none.
         NumericsError: If a key is not finite.
     """
     _log.warning(
@@ -185,7 +198,7 @@ def covariances_from_samples(
             yield from drawn[:, 1:]
 
     with borrowed(model):
-        moments = KeyMoments.zeros(model, layers)
+        moments = _no_moments(model, layers)
         for _ in stream_moments(
             model, moments, texts(), max_batch_tokens=batch_size * length, stops=(tokens,), progress=progress
         ):
@@ -199,7 +212,6 @@ def encoded_texts(model: HookedModel, texts: Iterable[Any], column: str) -> Iter
     Raises:
         InputError: If a row is neither a string nor has one in this column.
     """
-    check_texts("texts", texts)
     for row in texts:
         text = row
         if isinstance(row, Mapping):

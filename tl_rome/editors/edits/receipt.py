@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tl_rome.editors.edits.verdict import Taken, Verdict
+from tl_rome.storage.text import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,8 @@ class Receipt(UpdateFigures):
             rows.append(("disturbance", f"{self.disturbance:.1%} of the layer's output on ordinary text"))
         rows.append(("loss", f"{self.final_loss:.3f} after {self.evaluations} evaluations"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
-        return rows + [("WARNING", warning) for warning in self.warnings]
+        rows += [("WARNING", warning) for warning in self.warnings]
+        return [(_in_line(name), _in_line(figures)) for name, figures in rows]
 
     def _verdict(self) -> str:
         if self.verdict is None or self.preferred is None or self.said is None:
@@ -114,6 +116,10 @@ class Receipt(UpdateFigures):
 
 
 _YES_NO = {True: "yes", False: "no", None: "not measured"}
+
+
+def _in_line(text: str) -> str:
+    return visible(text.replace("\n", " "))
 
 
 def _before_and_after(probs: tuple[float, float], ranks: tuple[int, int] | None) -> str:

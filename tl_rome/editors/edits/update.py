@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.errors import NumericsError
+from tl_rome.arguments import Whole
+from tl_rome.errors import ModelMismatchError, NumericsError
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -26,7 +27,7 @@ class RankOneUpdate:
         NumericsError: If a value is not finite.
     """
 
-    layer: int
+    layer: Whole
     """Block index."""
     u: Float[Tensor, " d_mlp"]
     """Key direction, C^-1 k* up to scale; selects the subject."""
@@ -62,7 +63,7 @@ class DenseUpdate:
         NumericsError: If a value is not finite.
     """
 
-    layer: int
+    layer: Whole
     """Block index."""
     change: Float[Tensor, "d_mlp d_model"]
     """What is added to W_out."""
@@ -93,6 +94,22 @@ def update_from(layer: int, tensors: Mapping[str, Tensor]) -> Update:
     if "change" in tensors:
         return DenseUpdate(layer, tensors["change"])
     return RankOneUpdate(layer, tensors["u"], tensors["v"])
+
+
+def check_shape(update: Update, weight: Float[Tensor, "d_mlp d_model"]) -> None:
+    """Refuse an update of another size than its W_out; torch would spread a single number over all of it.
+
+    Raises:
+        ModelMismatchError: If it is.
+    """
+    d_mlp, d_model = weight.shape
+    wanted = {"u": (d_mlp,), "v": (d_model,), "change": (d_mlp, d_model)}
+    for name, part in update.tensors.items():
+        if tuple(part.shape) != wanted[name]:
+            raise ModelMismatchError(
+                f"the update of layer {update.layer} has {name} of shape {tuple(part.shape)}, where this model's W_out "
+                f"asks for {wanted[name]}; use it on the model that it was made for"
+            )
 
 
 def _check_finite(update: Update) -> None:

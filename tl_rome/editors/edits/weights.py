@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.editors.edits.update import Update
+from tl_rome.editors.edits.update import Update, check_shape
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.sites import HookedModel, w_out
 
@@ -47,7 +47,7 @@ def _digest(weight: Float[Tensor, "d_mlp d_model"]) -> str:
 
 
 def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -> None:
-    """Refuse edits of other weights than the model has. Edits without digests, of older files, pass.
+    """Refuse edits of other weights than the model has. Edits without digests, of older files, need fit in shape only.
 
     Within a sequence an edit may have been made on the model as it is, or on top of those before it.
 
@@ -57,8 +57,11 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -
 
     Raises:
         EditStateError: If an edit is in the weights already, or occurs twice in a sequence.
-        ModelMismatchError: If an edit was made on other weights.
+        ModelMismatchError: If an edit was made on other weights, or is of another shape.
     """
+    sequences = list(sequences)
+    for update in (update for edits in sequences for edit in edits for update in edit.updates):
+        check_shape(update, w_out(model, update.layer))
     found: dict[int, str] = {}
     for edits in sequences:
         for layer in sorted({layer for edit in edits for layer in edit.digests}):

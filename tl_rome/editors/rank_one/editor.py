@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.edit import Edit
@@ -50,7 +51,7 @@ class Rome:
     """Preset."""
     layer_choice: str = "given"
     """Why this layer, for the receipt."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed that contexts and own samples were drawn with, if they were."""
     contexts_choice: str = "given"
     """How the contexts were chosen, for the receipt."""
@@ -73,7 +74,7 @@ class Rome:
         covariance: KeyCovariance | None = None,
         contexts: Sequence[str] | Literal["recipe"] | None = None,
         config: RomeConfig | str = RELEASED,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool = True,
     ) -> "Rome":
         """An editor with every part that is not given chosen for the model.
@@ -154,7 +155,7 @@ class Rome:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_batch_tokens: int = 2048,
+        max_batch_tokens: Count = 2048,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
@@ -253,7 +254,7 @@ def rome(
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     config: RomeConfig | str = RELEASED,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Edit:
     """Edit one fact in one call; the model is left as found, and `edit.applied(model)` puts the edit in.

@@ -9,20 +9,13 @@ nothing, the release is followed.
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from tl_rome.arguments import Count, Finite, NotNegative, Positive, Whole
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
 
 KeyChoice = Literal["subject", "contexts", "prompt"]
 """A key k*: of the bare subject text, averaged over contexts, or of the prompt without a prefix."""
-
-
-_CHOICES = {
-    "direction_key": ("subject", "contexts", "prompt"),
-    "divisor_key": ("subject", "contexts", "prompt"),
-    "value_base": ("prompt", "key"),
-    "optimiser": ("adam", "gradient_descent"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +36,29 @@ class RomeConfig:
     """What delta is added to for v*: the output at the prompt, or at the key that v* is stored under."""
     optimiser: Literal["adam", "gradient_descent"] = "adam"
     """How v* is found."""
-    learning_rate: float
+    learning_rate: Positive
     """Step size on v*."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Adam's own L2 term: this times delta is added to the gradient."""
-    max_evaluations: int
+    max_evaluations: Count
     """Evaluations of the loss; there is one update fewer."""
-    extra_evaluations: int = 0
+    extra_evaluations: Whole = 0
     """Further ones for a target that is then still less likely than not: its mean NLL over contexts is above log 2."""
-    stop_loss: float
+    stop_loss: Finite
     """Optimisation ends as soon as the total loss falls below this."""
     sum_token_nll: bool = False
     """Whether a target's NLL is the sum over its tokens, as in the draft (its eqs. 5, 13), not their mean."""
-    kl_factor: float
+    kl_factor: NotNegative
     """Weight of KL(edited || original) of the next token after `kl_template`, at the subject's last token."""
     kl_template: str
     """Prompt whose distribution should stay as it is, so that the subject keeps its essence."""
-    norm_penalty: float
+    norm_penalty: NotNegative
     """Weight of ||delta|| / ||v0||^2 (the released code does not square the norm of delta)."""
-    clamp: float | None
+    clamp: Positive | None
     """Largest ||delta|| as a multiple of ||v0||, enforced after every update; None means no limit."""
-    context_lengths: tuple[tuple[int, int], ...]
+    context_lengths: tuple[tuple[Count, Whole], ...]
     """(length in tokens, how many) of the sampled texts that are put before the prompt as `"text. "`."""
-    context_top_k: int
+    context_top_k: Count
     """Contexts are sampled among this many most likely tokens."""
     context_openings: tuple[str, ...] = ()
     """Words that sampled texts begin with, in turn; without any they are sampled from the start token alone."""
@@ -91,15 +84,8 @@ class RomeConfig:
         return f"sampled from {start}, top-k {self.context_top_k}"
 
     def __post_init__(self) -> None:
-        if self.extra_evaluations < 0:
-            raise InputError(f"extra_evaluations is {self.extra_evaluations}; it cannot be negative")
-        if self.learning_rate <= 0 or self.max_evaluations < 1 or (self.clamp is not None and self.clamp <= 0):
-            raise InputError(f"learning rate, evaluations and clamp must be positive: {self}")
         if self.optimiser == "gradient_descent" and self.weight_decay:
             raise InputError("weight_decay is Adam's; use norm_penalty with gradient descent")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, choices))}")
 
 
 RELEASED = RomeConfig(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_rome.arguments import Count, Seed, Share
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
 from tl_rome.patching.averaging.roles import ROLES, Role, by_role, role_index
@@ -204,9 +205,9 @@ class AverageTrace:
 def average_traces(
     results: Sequence[TraceResult],
     *,
-    seed: int = 0,
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    seed: Seed = 0,
+    confidence: Share = 0.95,
+    resamples: Count = 2000,
 ) -> AverageTrace:
     """Average traces of one component over prompts.
 

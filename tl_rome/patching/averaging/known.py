@@ -26,6 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact, check_fact
 from tl_rome.generation import sample_tokens
@@ -62,9 +63,9 @@ def collect_known_facts(
     facts: Iterable[Fact],
     *,
     store: str | Path | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 10,
-    batch_size: int = 64,
+    limit: Count | None = None,
+    max_new_tokens: Count = 10,
+    batch_size: Count = 64,
     progress: bool = True,
 ) -> list[KnownFact]:
     """Find the facts that a model knows.
@@ -86,8 +87,6 @@ def collect_known_facts(
         ModelMismatchError: If the store belongs to another model.
         StorageError: If the store was made with other settings, is damaged, in use, or cannot be written.
     """
-    if max_new_tokens < 1 or batch_size < 1 or (limit is not None and limit < 1):
-        raise InputError(f"{max_new_tokens=}, {batch_size=} and {limit=} must be at least 1")
     settings = {**model_settings(model), "max_new_tokens": max_new_tokens}
     known: dict[Fact, KnownFact] = {}
     total = len(facts) if isinstance(facts, Sized) else None

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Seed, Share
 from tl_rome.bootstrap import interval, resampled_means
 from tl_rome.errors import InputError
 from tl_rome.fact_files import load_sample_facts
@@ -69,10 +70,10 @@ class LayerSuggestion:
 def suggest_layer(
     average: AverageTrace,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     role: Role = "last subject token",
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    confidence: Share = 0.95,
+    resamples: Count = 2000,
 ) -> LayerSuggestion:
     """Suggest the layer to edit from an average trace of restored MLP outputs.
 
@@ -125,9 +126,9 @@ def find_layer(
     model: HookedModel,
     facts: Iterable[Fact] | None = None,
     *,
-    prompts: int = 24,
+    prompts: Count = 24,
     config: TraceConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> LayerSuggestion:
     """Trace MLP outputs at the subject's last token of some known facts, and suggest the layer to edit.

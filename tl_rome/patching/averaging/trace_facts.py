@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from tl_rome.arguments import Count, Seed
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact, check_fact
 from tl_rome.patching.averaging.trace_store import TraceStore
@@ -40,9 +41,9 @@ def trace_facts(
     components: Sequence[str] = COMPONENTS,
     *,
     store: str | Path,
-    seed: int = 0,
+    seed: Seed = 0,
     config: TraceConfig | None = None,
-    batch_size: int = 1,
+    batch_size: Count = 1,
     progress: bool = True,
 ) -> dict[str, list[TraceResult]]:
     """Trace many facts, or go on with an earlier run; several processes may call this on one store.
@@ -69,8 +70,8 @@ def trace_facts(
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
-    if not components or batch_size < 1:
-        raise InputError(f"{components=} and {batch_size=} leave nothing to do; give at least one component and prompt")
+    if not components:
+        raise InputError("there are no components to trace; give at least one, such as 'mlp_out'")
     config = config or TraceConfig()
     components = tuple(dict.fromkeys(map(component_name, components)))
     for component in components:
