@@ -30,9 +30,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 class Surface:
     """What works on one model, and odd values."""
 
-    def __init__(self, attacked, folder):
-        self.attacked, self.world = attacked, World(attacked, folder)
+    def __init__(self, folder, kind, new_folder):
+        self.attacked, self._new_folder = Attacked(folder, kind), new_folder
+        self._fill()
+
+    def _fill(self):
+        folder = self._new_folder()
+        self.world = World(self.attacked, folder)
         self.odd = OddValues(self.world.objects, folder)
+
+    def renew(self):
+        """Take a new model, because the old one is broken."""
+        self.attacked.renew()
+        self._fill()
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +51,7 @@ def surfaces(family_dir, tmp_path_factory):
         matplotlib.use("Agg")
         patch.chdir(tmp_path_factory.mktemp("here"))
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        yield {
-            kind: Surface(Attacked(family_dir("gpt2"), kind), tmp_path_factory.mktemp(f"surface-{kind}"))
-            for kind in KINDS
-        }
+        yield {kind: Surface(family_dir("gpt2"), kind, lambda: tmp_path_factory.mktemp("surface")) for kind in KINDS}
 
 
 def put_back(attacked):
@@ -70,13 +77,10 @@ def made(surface, call, arguments):
     finally:
         pyplot.close("all")
         put_back(attacked)
-    left = "; ".join(filter(None, [attacked.broken(), changed(process, process_state())]))
-    if left:
-        kind = attacked.kind
-        again = surface.world.new_path()
-        again.mkdir()
-        surface.__init__(Attacked(attacked.folder, kind), again)
-    return error, left
+    broken, left = attacked.broken(), changed(process, process_state())
+    if broken:
+        surface.renew()
+    return error, "; ".join(filter(None, [broken, left]))
 
 
 def is_clear(error, call):

@@ -6,6 +6,8 @@ Each ends with an exit code of the documented ones, without a traceback; one tha
 import os
 import time
 import zlib
+from enum import Enum
+from pathlib import Path
 
 import pytest
 import typer
@@ -36,6 +38,8 @@ WORK = {
     "generate": (*REWRITE, "--editors", "ft", "--new-tokens", "2"),
 }
 """Quick work for each command, in a folder with the files that are named."""
+KEPT = ("known.jsonl", "known.jsonl.lock")
+"""What the model knows is kept for the next call, also if that is too little for this one."""
 SLOW = {"demo": 30}
 """Attempts at what takes seconds."""
 NUMBERS = ("-1", "0", "1", "2", "3", "1.5", "1e3", "0x1", "nan", "inf", "", " ", "1,2", "2,2", "1,,2", "x", "1-3", "٣")
@@ -66,9 +70,15 @@ def inputs(family_dir, tmp_path_factory):
         yield family_dir("gpt2"), folder, written(folder)
 
 
-def values(option):
-    numbers = NUMBERS + HUGE if option in CHEAP else NUMBERS
-    return st.sampled_from(numbers) | st.sampled_from(WORDS) | st.text(max_size=6)
+def values(option, name):
+    """Values of an option, more of its own type than of others."""
+    kind = getattr(getattr(option, "type_descriptor", None), "annotation", str)
+    numbers = st.sampled_from(NUMBERS + HUGE if name in CHEAP else NUMBERS)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return st.sampled_from([*(each.value for each in kind), "bogus"])
+    if kind is int:
+        return st.sampled_from(("1", "2", "3")) | numbers
+    return st.sampled_from(WORDS) | numbers | st.text(max_size=6)
 
 
 @st.composite
@@ -76,10 +86,10 @@ def odd_options(draw, command):
     """Options of the command, a few of them, and perhaps one that no command has."""
     known = [parameter for parameter in COMMANDS[command].params if parameter.param_type_name == "option"]
     found = []
-    for option in draw(st.lists(st.sampled_from(known), min_size=1, max_size=3)):
+    for option in draw(st.lists(st.sampled_from(known), min_size=1, max_size=2)):
         name = draw(st.sampled_from([*option.opts, *option.secondary_opts]))
-        found += [name] if getattr(option, "is_flag", False) else [name, draw(values(name))]
-    return found + draw(st.sampled_from([[]] * 8 + [["--bogus"], ["more"], ["--out"]]))
+        found += [name] if getattr(option, "is_flag", False) else [name, draw(values(option, name))]
+    return found + draw(st.sampled_from([[]] * 20 + [["--bogus"], ["more"], ["--out"]]))
 
 
 @pytest.mark.parametrize("command", WORK)
@@ -87,7 +97,7 @@ def test_odd_command_lines(inputs, outcomes, effort, command):
     model, folder, before = inputs
 
     @seed(zlib.crc32(command.encode()) + effort(0, time.time_ns()))
-    @settings(max_examples=effort(2, SLOW.get(command, 110)))
+    @settings(max_examples=effort(1 if command in SLOW else 2, SLOW.get(command, 110)))
     @given(odd=odd_options(command), missing=st.integers(0, 20))
     def attempt(odd, missing):
         work = [*WORK[command][missing == 1 :], "--model", str(model), "--out", "out", *odd]
@@ -106,9 +116,9 @@ def test_odd_command_lines(inputs, outcomes, effort, command):
                 outcomes.fault(f"exit code {result.exit_code}", shown)
             if "Traceback" in result.output:
                 outcomes.fault("traceback in the output", shown)
-            if result.exit_code in (1, 2) and written(folder) != before:
-                left = sorted(written(folder) - before)[:4]
-                outcomes.fault("files of a refused call", f"{shown}: {left}; {result.output[-200:]}")
+            left = {path for path in written(folder) - before if Path(path).name not in KEPT}
+            if result.exit_code in (1, 2) and left:
+                outcomes.fault("files of a refused call", f"{shown}: {sorted(left)[:4]}; {result.output[-200:]}")
         clear(folder, before)
 
     attempt()

@@ -69,10 +69,10 @@ def bytecodes_of(run: Callable[[], object]) -> int:
     return counting.count
 
 
-def at_every_bytecode(attacked, outcomes, step, twice, make, total, describe, finish=str):
-    """Interrupt a job, made anew each time, at the bytecodes of its own code, or once more soon after that."""
+def at_every_bytecode(attacked, outcomes, attempts, twice, make, total, describe, finish=str):
+    """Interrupt a job, made anew each time, at evenly spread bytecodes of its own, or once more soon after that."""
     assert total > 30
-    for moment in range(1, total + 1, step or max(7, total // 20)):
+    for moment in range(1, total + 1, max(1, total // attempts)):
         moments = (moment, 1 + 11 * moment % 97) if twice else (moment,)
         job, run = make(), Bytecodes(*moments, watched=WATCHED_TOO).run
         attempt(attacked, outcomes, partial(run, job), f"{describe} at {moments}", finish)
@@ -87,7 +87,9 @@ def test_at_every_bytecode_of_a_context(attacked, outcomes, effort, section, twi
     def make() -> Callable[[], object]:
         return job_of(attacked, section)
 
-    at_every_bytecode(attacked, outcomes, effort(0, 3 if twice else 1), twice, make, bytecodes_of(make()), section)
+    at_every_bytecode(
+        attacked, outcomes, effort(20, 1000 if twice else 10**6), twice, make, bytecodes_of(make()), section
+    )
 
 
 def is_in(edit: AnyEdit, model: object) -> bool:
@@ -119,10 +121,9 @@ def test_at_every_bytecode_of_apply_and_undo(attacked, outcomes, effort, which, 
     def make() -> Callable[[], object]:
         return partial(getattr(prepare(), direction), attacked.model)
 
-    total = bytecodes_of(make())
+    attempts, total = effort(20, 1000 if twice else 10**6), bytecodes_of(make())
     finish()
-    describe = f"{direction} {which}"
-    at_every_bytecode(attacked, outcomes, effort(0, 3 if twice else 1), twice, make, total, describe, finish)
+    at_every_bytecode(attacked, outcomes, attempts, twice, make, total, f"{direction} {which}", finish)
 
 
 def test_at_random_moments(attacked, outcomes, effort):
@@ -133,7 +134,7 @@ def test_at_random_moments(attacked, outcomes, effort):
         started = time.perf_counter()
         job()
         seconds[name] = time.perf_counter() - started
-    for number in range(effort(27, 2500)):
+    for number in range(effort(18, 2500)):
         name = list(seconds)[number % len(seconds)]
         delays = [draw.uniform(0, 1.1 * seconds[name])]
         if draw.random() < 0.2:

@@ -47,7 +47,7 @@ def test_pairs(attacked, outcomes, effort):
     pairs = list(combinations_with_replacement(attacked.jobs(), 2))
     random.Random(effort(1, time.time_ns())).shuffle(pairs)
     alone = {name: job() for name, job in attacked.jobs().items()}
-    for number in range(effort(4, 60)):
+    for number in range(effort(3, 60)):
         names, process = pairs[number % len(pairs)], process_state()
         for name, result in side_by_side(attacked, names, effort(1, 4) / 2):
             pair, other = " beside ".join(names), names[names[0] == name]
