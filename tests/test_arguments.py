@@ -23,6 +23,8 @@ from tl_rome.errors import ArgumentTypeError, InputError, TLRomeError
 from tl_rome.patching import GaussianNoise, TraceConfig, causal_trace, find_layer, layer_window
 from tl_rome.patching.averaging import layer as layer_module
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 FACT = Fact("{} is located in the city of", "The Eiffel Tower", "Paris")
 PACKAGES = ("tl_rome", "tl_rome.patching", "tl_rome.editors", "tl_rome.counterfact")
 

@@ -13,6 +13,8 @@ from tl_rome.errors import ModelUnavailableError, NetworkError
 from tl_rome.storage import hub
 from tl_rome.storage.deadline import within
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 
 def test_what_is_done_in_time_is_handed_on():
     assert within(5.0, lambda: "done") == "done"

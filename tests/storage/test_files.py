@@ -16,6 +16,8 @@ from tl_rome.storage import files as storage
 from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
 from tl_rome.storage.ledger import model_settings
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 each_kind = pytest.mark.parametrize("kind", KINDS)
 TENSORS = {
     "u": torch.arange(6, dtype=torch.float32).view(2, 3).T,  # not contiguous

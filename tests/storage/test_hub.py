@@ -8,6 +8,8 @@ from tl_rome.editors import Edit
 from tl_rome.errors import InputError, StorageError
 from tl_rome.storage.hub import local_path
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

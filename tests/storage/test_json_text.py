@@ -4,6 +4,8 @@ import pytest
 
 from tl_rome.storage.json_text import parse_json, refuse_halves, seal, to_json, unseal
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 RECORD = {"name": "東京 \n", "sha256": "0123456789abcdef"}
 
 

@@ -13,6 +13,8 @@ from tl_rome.sites import w_out
 from tl_rome.storage import ledger as ledgers
 from tl_rome.storage.ledger import check_settings, model_settings, open_ledger, read_ledger
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 SETTINGS = {"model": "abc", "seed": 1}
 
 

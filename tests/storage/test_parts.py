@@ -12,6 +12,8 @@ from torch import Tensor
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
 from tl_rome.storage.parts import read_as, reading
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 
 @dataclass(frozen=True)
 class Inner:

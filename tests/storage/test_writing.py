@@ -10,6 +10,8 @@ from tl_rome.errors import StorageError
 from tl_rome.storage.ledger import open_ledger
 from tl_rome.storage.writing import whole_folder, write_whole
 
+pytestmark = pytest.mark.leg("3.9", "lowest")
+
 
 @pytest.fixture(params=[0o022, 0o027])
 def umask(request):
