@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_type_hints
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from support.families import KINDS
 
 import tl_rome
 from tl_rome import EditRequest, Fact, continue_texts, load_model, score_targets
-from tl_rome.arguments import Count, Finite, Positive, Seed, Share, conform, guarded
+from tl_rome.annotations import conform
+from tl_rome.arguments import Count, Finite, Positive, Seed, Share, annotations, guarded
 from tl_rome.counterfact import EvaluationConfig, WikiDataNeighbors, evaluate, load_references, summarize
 from tl_rome.editors import RELEASED, Edit, FineTuneConfig, KeyCovariance, measure_convergence
 from tl_rome.errors import ArgumentTypeError, InputError, TLRomeError
@@ -53,10 +54,7 @@ PUBLIC = public()
 def test_everything_public_checks_every_argument(name):
     assert hasattr(PUBLIC[name], "_guarded"), "not guarded"
     function = inspect.unwrap(PUBLIC[name])
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # matplotlib's and pandas' types are for type checkers only
-        hints = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
+    hints = annotations(function)
     for argument in inspect.signature(function).parameters.keys() & hints.keys():
         if hints[argument] not in (Any, object):
             with pytest.raises(TLRomeError, match=f"^{argument} is an object, not "):

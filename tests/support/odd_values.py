@@ -4,7 +4,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jaxtyping
 import torch
@@ -35,9 +35,13 @@ class Wrong:
         return "Wrong()"
 
 
+def _raises(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError("of the caller's own function")
+
+
 WRONG = (
     *(None, True, 3, -1, 2.5, math.nan, "text", "", b"bytes", [], ["x"], [None], (), {}, {"x": 1}, {"x"}, Wrong()),
-    *(torch.zeros(2, 3), torch.tensor(1), torch.zeros(0), Path("no/file"), range(3), len, 1j, slice(2), Wrong),
+    *(torch.zeros(2, 3), torch.tensor(1), torch.zeros(0), Path("no/file"), range(3), _raises, 1j, slice(2), Wrong),
 )
 
 
@@ -80,12 +84,14 @@ class OddValues:
         origin, args = get_origin(annotation), get_args(annotation)
         if isinstance(annotation, (str, TypeVar)) or annotation in (Any, object):
             return wrong()
+        if origin is Annotated:
+            return self.of(name, args[0])
         if origin in (Union, types.UnionType):
             return st.one_of(*(self.of(name, each) for each in args))
         if origin is Literal:
             return st.sampled_from((*args, "", "released", args[0].upper()))
         if origin is Callable or annotation is Callable:
-            return st.sampled_from((_raises, _nothing, _same, len))
+            return st.sampled_from((_raises, _nothing, _same))
         if origin in (dict, Mapping):
             return self._mapping(name, args)
         if origin is not None and issubclass(origin, Iterable):
@@ -158,10 +164,6 @@ def _as_mapping(items: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
 def _doubled(items: list[Any]) -> tuple[Any, ...]:
     """Each item twice, as a tuple."""
     return (*items, *items)
-
-
-def _raises(*args: Any, **kwargs: Any) -> Any:
-    raise ZeroDivisionError("of the caller's own function")
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
