@@ -19,6 +19,8 @@ from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _LONGEST_NAME = 255
 """Bytes of a file's name that usual file systems allow."""
+_LONGEST_PATH = 4000
+"""Bytes of a whole path that they allow, with room for names of files in a folder."""
 _REMEDIES = {
     "Fact": "make one with tl_rome.Fact.from_prompt(prompt, subject, target)",
     "EditRequest": "make one with fact.rewrite(target_new)",
@@ -166,8 +168,12 @@ def _path(name: str, value: Any) -> Path:
         longest = max(len(os.fsencode(part)) for part in re.split(r"[/\\]", text))
     except UnicodeEncodeError as error:
         raise InputError(f"{name} {text!r} cannot be the name of a file ({error.reason}); name another") from None
-    if "\0" in text or longest > _LONGEST_NAME:
-        problem = "has a NUL character" if "\0" in text else f"has a part of {longest} bytes, more than {_LONGEST_NAME}"
+    problem = "has a NUL character" if "\0" in text else ""
+    if longest > _LONGEST_NAME:
+        problem = f"has a part of {longest} bytes, more than {_LONGEST_NAME}"
+    elif len(os.fsencode(text)) > _LONGEST_PATH:
+        problem = f"is longer than {_LONGEST_PATH} bytes"
+    if problem:
         raise InputError(f"{name} {text[:60]!r} {problem}; name a file or a folder")
     return Path(value)
 
