@@ -21,7 +21,7 @@ from tl_rome.annotations import conform
 from tl_rome.errors import InputError
 
 _Public = TypeVar("_Public")
-_LATER = {"Axes": "matplotlib.axes"}
+_LATER = {"Axes": "matplotlib.axes", "Figure": "matplotlib.figure"}
 """Types of arguments that are imported for type checkers only, and where they are."""
 _MOST = 2**63 - 1
 """Largest integer that torch takes; not worth a word in messages."""

@@ -3,6 +3,7 @@
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -10,6 +11,8 @@ import jaxtyping
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from tl_rome.sites import HookedModel
 
 TEXTS = (
     *("", " ", "{}", "{} {}", "{", "{0}", "{x}", "Eiffel Tower", " Rome", "In {} is", "Paris" * 300, "e\u0301"),
@@ -91,7 +94,7 @@ class OddValues:
         if origin is Literal:
             return st.sampled_from((*args, "", "released", args[0].upper()))
         if origin is Callable or annotation is Callable:
-            return st.sampled_from((_raises, _nothing, _same))
+            return st.sampled_from(_functions(*args or ((), Any)))
         if origin in (dict, Mapping):
             return self._mapping(name, args)
         if origin is not None and issubclass(origin, Iterable):
@@ -131,6 +134,8 @@ class OddValues:
             raise LookupError(f"no odd values are known for {annotation}; add some in {__file__}")
         if issubclass(annotation, (torch.Tensor, jaxtyping.AbstractArray)):
             return tensors()
+        if "__call__" in vars(annotation) and getattr(annotation, "_is_protocol", False):
+            return st.just(_raises)  # any callable fits, and what it raises is the caller's own
         known = [value for value in self.objects.values() if _is(value, annotation)]
         return st.sampled_from(known) if known else wrong()
 
@@ -164,6 +169,13 @@ def _as_mapping(items: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
 def _doubled(items: list[Any]) -> tuple[Any, ...]:
     """Each item twice, as a tuple."""
     return (*items, *items)
+
+
+def _functions(arguments: Any, returned: Any) -> tuple[Callable[..., Any], ...]:
+    """Functions that raise, and ones whose result makes no sense where that can be told."""
+    if AbstractContextManager in (returned, get_origin(returned)):
+        return (_raises,)
+    return (_raises, _nothing) if HookedModel in arguments else (_raises, _nothing, _same)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

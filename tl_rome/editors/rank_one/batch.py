@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.running.forward import device_of
 from tl_rome.sites import HookedModel
@@ -33,8 +34,10 @@ class Rewrite:
 
         Raises:
             SubjectError: If the subject does not lie on whole tokens in some context.
-            InputError: If a prompt is longer than the context.
+            InputError: If a prompt is longer than the context, or there are no contexts.
         """
+        if not contexts:
+            raise InputError("no contexts; give prefixes, '' first, which is the prompt without one")
         assert fact.target is not None
         prompts = tuple(encode_fact(model, fact, prefix) for prefix in contexts)
         essence = encode_fact(model, Fact(essence_template, fact.subject))
