@@ -31,15 +31,19 @@ SIZED = {
 """Names of parameters whose size costs."""
 
 
+def _raises(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError("of the caller's own function")
+
+
 class Wrong:
-    """An object of no use."""
+    """An object of no use; a class is a function too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args or kwargs:
+            _raises()
 
     def __repr__(self) -> str:
         return "Wrong()"
-
-
-def _raises(*args: Any, **kwargs: Any) -> Any:
-    raise ZeroDivisionError("of the caller's own function")
 
 
 WRONG = (
@@ -151,7 +155,7 @@ def tensors() -> SearchStrategy[torch.Tensor]:
 
 def _filled(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
     value = fill if dtype.is_floating_point or math.isfinite(fill) else 0.0
-    return torch.full(shape, int(value) % 100 if dtype is torch.long else value, dtype=dtype)
+    return torch.full(shape, int(value) % 100 if dtype is torch.long else value, dtype=torch.float64).to(dtype)
 
 
 def _is(value: object, cls: type) -> bool:

@@ -34,11 +34,12 @@ class Rewrite:
 
         Raises:
             SubjectError: If the subject does not lie on whole tokens in some context.
-            InputError: If a prompt is longer than the context, or there are no contexts.
+            InputError: If a prompt is longer than the context, there are no contexts, or the fact has no target.
         """
+        if fact.target is None:
+            raise InputError(f"{fact.prompt!r} has no target; give a fact with the one to write")
         if not contexts:
             raise InputError("no contexts; give prefixes, '' first, which is the prompt without one")
-        assert fact.target is not None
         prompts = tuple(encode_fact(model, fact, prefix) for prefix in contexts)
         essence = encode_fact(model, Fact(essence_template, fact.subject))
         target = encode_target(model, fact.target, prompts[0].text, fact.joiner)
