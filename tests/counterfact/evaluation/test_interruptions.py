@@ -41,11 +41,11 @@ def test_ctrl_c_comes_after_a_temporary_folder_is_gone(tiny, monkeypatch, tmp_pa
         os.kill(os.getpid(), signal.SIGINT)
         remove(path, **options)
 
-    remove = shutil.rmtree
+    model, remove = tiny("gpt2", KIND), shutil.rmtree
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("tempfile._shutil.rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny("gpt2", KIND), RECORDS[:1], config=QUICK, progress=False)
+        evaluate(model, RECORDS[:1], config=QUICK, progress=False)
     assert not list(tmp_path.iterdir())
 
 
