@@ -77,3 +77,4 @@ def test_invalid_lists_are_refused(options, arguments, message):
 
 def test_missing_statistics_are_reported_before_the_model_is_loaded():
     assert "none of any layer" in fail("sweep", "--editors", "rome", "--model", "./nowhere")
+    assert "no key statistics in 'nothing'" in fail("sweep", "--covariances", "nothing", "--model", "./nowhere")
