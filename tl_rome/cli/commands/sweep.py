@@ -148,9 +148,7 @@ def _statistics(folder: Path | None) -> "dict[int, KeyCovariance]":
     if folder is None:
         return {}
     if not (files := sorted(folder.glob("*.safetensors"))):
-        raise InputError(
-            f"there are no key statistics in {str(folder)!r}; make them with `tl-rome covariance --layers`"
-        )
+        raise InputError(f"no key statistics in {str(folder)!r}; make some with `tl-rome covariance --layers`")
     return {each.layer: each for each in map(KeyCovariance.load, files)}
 
 
