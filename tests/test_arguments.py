@@ -6,21 +6,31 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_type_hints
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
 from support.families import KINDS
+from support.trace_example import RESULT
 
 import tl_rome
 from tl_rome import EditRequest, Fact, continue_texts, load_model, score_targets
-from tl_rome.arguments import Count, Finite, Positive, Seed, Share, conform, guarded
-from tl_rome.counterfact import EvaluationConfig, WikiDataNeighbors, evaluate, load_references, summarize
-from tl_rome.editors import RELEASED, Edit, FineTuneConfig, KeyCovariance, measure_convergence
+from tl_rome.annotations import conform
+from tl_rome.arguments import Count, Finite, Positive, Seed, Share, annotations, guarded
+from tl_rome.counterfact import EvaluationConfig, WikiDataNeighbors, evaluate, load_references, summarize, write_report
+from tl_rome.editors import RELEASED, Edit, FineTune, FineTuneConfig, KeyCovariance, edited_rows, measure_convergence
 from tl_rome.errors import ArgumentTypeError, InputError, TLRomeError
-from tl_rome.patching import GaussianNoise, TraceConfig, causal_trace, find_layer, layer_window
+from tl_rome.patching import (
+    GaussianNoise,
+    TraceConfig,
+    causal_trace,
+    find_layer,
+    layer_window,
+    plot_averages,
+    plot_trace,
+)
 from tl_rome.patching.averaging import layer as layer_module
 
 pytestmark = pytest.mark.leg("3.9", "lowest")
@@ -60,10 +70,7 @@ def _shown(value: object) -> str:
 def test_everything_public_checks_every_argument(name):
     assert hasattr(PUBLIC[name], "_guarded"), "not guarded"
     function = inspect.unwrap(PUBLIC[name])
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # matplotlib's and pandas' types are for type checkers only
-        hints = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
+    hints = annotations(function)
     for argument in inspect.signature(function).parameters.keys() & hints.keys():
         if hints[argument] not in (Any, object):
             with pytest.raises(TLRomeError, match=f"^{argument} is an object, not "):
@@ -84,6 +91,14 @@ def test_everything_public_checks_every_argument(name):
         (lambda: summarize([1]), r"results\[0\] \(1\) is an int, not a CaseResult"),
         (lambda: Edit.load(3), r"path \(3\) is an int, not str or Path"),
         (lambda: layer_window(1.5, 12, 3), r"layer \(1\.5\) is a float, not an int"),
+        (lambda: plot_trace(RESULT, ax=3), r"ax \(3\) is an int, not Axes or None"),
+        (lambda: plot_averages([], axes=[3]), r"axes\[0\] \(3\) is an int, not an Axes"),
+        (
+            lambda: conform("figures", {"x": 3}, annotations(write_report)["figures"]),
+            r"figures\['x'\] \(3\) is an int, not bytes or Figure",
+        ),
+        (lambda: GaussianNoise(1).draw((1, 1, 1), None), r"generator is a NoneType, not a Generator; make one"),
+        (lambda: TraceConfig().metric_for(torch.zeros(())), r"target is a Tensor, not an Int\[Tensor, 'target'\]"),
         (lambda: EvaluationConfig(essence_texts={"Paris": 3}), r"essence_texts\['Paris'\] \(3\) is an int, not a str"),
     ],
 )
@@ -116,6 +131,12 @@ def test_wrong_types_come_with_a_remedy(tiny):
             lambda model: summarize([], conventions="Draft"),
             "conventions 'Draft' is unknown; choose 'draft' or 'neurips'",
         ),
+        (lambda model: FineTune().each(model, [], batch_size=0), "batch_size is 0; give a number of at least 1"),
+        (lambda model: edited_rows(model, [], [-2]), r"rows\[0\] is -2; give a number of at least -1"),
+        (
+            lambda model: GaussianNoise(1).draw((1, 2), torch.Generator()),
+            r"shape has 2 items; give 3, as tuple\[int, int, int\]",
+        ),
         (lambda model: TraceConfig(clipping="none"), "clipping 'none' is unknown; choose 'released' or 'draft'"),
         (lambda model: GaussianNoise(sigma=float("inf")), "sigma is inf; give a number above 0"),
         (lambda model: FineTuneConfig(preset="ft", stop_loss=float("nan")), "stop_loss is nan; give a finite number"),
@@ -141,12 +162,12 @@ def test_numbers_and_choices_out_of_range(tiny, call, message):
         call(tiny("gpt2", KINDS[0]))
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", "x" * 300, "\ud83d.json"])
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 300, "x/" * 3000, "\ud83d.json"])
 @pytest.mark.parametrize(
     "load", [load_references, KeyCovariance.load, Edit.load, load_model], ids=lambda f: f.__qualname__
 )
 def test_paths_that_no_file_has(load, path):
-    with pytest.raises(InputError, match=r"is empty|has a NUL|has a part of 300 bytes|cannot be the name of a file"):
+    with pytest.raises(InputError, match=r"is empty|has a NUL|300 bytes|is longer than|cannot be the name of a file"):
         load(path)
 
 

@@ -87,6 +87,7 @@ def test_at_every_bytecode_of_a_context(attacked, outcomes, effort, section, twi
     def make() -> Callable[[], object]:
         return job_of(attacked, section)
 
+    make()()  # the first call does more: it reads annotations
     at_every_bytecode(
         attacked, outcomes, effort(20, 1000 if twice else 10**6), twice, make, bytecodes_of(make()), section
     )

@@ -75,5 +75,6 @@ def test_invalid_lists_are_refused(options, arguments, message):
     assert message in misuse("sweep", *arguments, *options)
 
 
-def test_missing_statistics_are_reported_before_the_model_is_loaded():
+def test_missing_statistics_are_reported_before_the_model_is_loaded(tmp_path):
     assert "none of any layer" in fail("sweep", "--editors", "rome", "--model", "./nowhere")
+    assert "no key statistics in" in fail("sweep", "--covariances", tmp_path, "--model", "./nowhere")

@@ -143,7 +143,7 @@ def test_loading_leaves_global_state_alone(family_dir, kind):
     transformers_logging.set_verbosity_warning()
     transformers_logging.enable_progress_bar()
     before = state()
-    load_model(str(family_dir("llama")), model_class=kind, progress=False)
+    load_model(str(family_dir("gpt2")), model_class=kind, progress=False)
     with pytest.raises(ModelUnavailableError):
         load_model("./nowhere", model_class=kind, progress=False)
     assert state() == before

@@ -3,13 +3,16 @@
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jaxtyping
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from tl_rome.sites import HookedModel
 
 TEXTS = (
     *("", " ", "{}", "{} {}", "{", "{0}", "{x}", "Eiffel Tower", " Rome", "In {} is", "Paris" * 300, "e\u0301"),
@@ -28,8 +31,16 @@ SIZED = {
 """Names of parameters whose size costs."""
 
 
+def _raises(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError("of the caller's own function")
+
+
 class Wrong:
-    """An object of no use."""
+    """An object of no use; a class is a function too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args or kwargs:
+            _raises()
 
     def __repr__(self) -> str:
         return "Wrong()"
@@ -37,7 +48,7 @@ class Wrong:
 
 WRONG = (
     *(None, True, 3, -1, 2.5, math.nan, "text", "", b"bytes", [], ["x"], [None], (), {}, {"x": 1}, {"x"}, Wrong()),
-    *(torch.zeros(2, 3), torch.tensor(1), torch.zeros(0), Path("no/file"), range(3), len, 1j, slice(2), Wrong),
+    *(torch.zeros(2, 3), torch.tensor(1), torch.zeros(0), Path("no/file"), range(3), _raises, 1j, slice(2), Wrong),
 )
 
 
@@ -80,12 +91,14 @@ class OddValues:
         origin, args = get_origin(annotation), get_args(annotation)
         if isinstance(annotation, (str, TypeVar)) or annotation in (Any, object):
             return wrong()
+        if origin is Annotated:
+            return self.of(name, args[0])
         if origin in (Union, types.UnionType):
             return st.one_of(*(self.of(name, each) for each in args))
         if origin is Literal:
             return st.sampled_from((*args, "", "released", args[0].upper()))
         if origin is Callable or annotation is Callable:
-            return st.sampled_from((_raises, _nothing, _same, len))
+            return st.sampled_from(_functions(*args or ((), Any)))
         if origin in (dict, Mapping):
             return self._mapping(name, args)
         if origin is not None and issubclass(origin, Iterable):
@@ -125,6 +138,8 @@ class OddValues:
             raise LookupError(f"no odd values are known for {annotation}; add some in {__file__}")
         if issubclass(annotation, (torch.Tensor, jaxtyping.AbstractArray)):
             return tensors()
+        if "__call__" in vars(annotation) and getattr(annotation, "_is_protocol", False):
+            return st.just(_raises)  # any callable fits, and what it raises is the caller's own
         known = [value for value in self.objects.values() if _is(value, annotation)]
         return st.sampled_from(known) if known else wrong()
 
@@ -140,7 +155,7 @@ def tensors() -> SearchStrategy[torch.Tensor]:
 
 def _filled(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
     value = fill if dtype.is_floating_point or math.isfinite(fill) else 0.0
-    return torch.full(shape, int(value) % 100 if dtype is torch.long else value, dtype=dtype)
+    return torch.full(shape, int(value) % 100 if dtype is torch.long else value, dtype=torch.float64).to(dtype)
 
 
 def _is(value: object, cls: type) -> bool:
@@ -160,8 +175,11 @@ def _doubled(items: list[Any]) -> tuple[Any, ...]:
     return (*items, *items)
 
 
-def _raises(*args: Any, **kwargs: Any) -> Any:
-    raise ZeroDivisionError("of the caller's own function")
+def _functions(arguments: Any, returned: Any) -> tuple[Callable[..., Any], ...]:
+    """Functions that raise, and ones whose result makes no sense where that can be told."""
+    if AbstractContextManager in (returned, get_origin(returned)):
+        return (_raises,)
+    return (_raises, _nothing) if HookedModel in arguments else (_raises, _nothing, _same)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ PACKAGES = (tl_rome, patching, editors, counterfact)
 LEFT_OUT = {
     "evaluate_on_ray": "starts a cluster, which takes seconds; beneath it is `evaluate`",
     "TLRomeError": "what is to be raised",
+    "guard": "for packages alone",
     "Editor": "a protocol",
     "Editor.__call__": "of a protocol",
     "Rome.update_for": "takes what the editor alone makes",

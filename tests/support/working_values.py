@@ -136,11 +136,13 @@ class World:
         (references / "P131" / "Q90" / "Louvre.txt").write_text("The Louvre is in Paris.")
         np.savez(folder / "sums.npz", **{"mom2.mom2": np.eye(128, dtype=np.float32), "mom2.count": np.array(5)})
         new = Each(self.new_path)
+        tensors, header = RESULT.to_file()
         saved = {
             f"{cls.__name__}.load.path": Each(lambda cls=cls: self.objects[cls].save(self.new_path()))
             for cls in (ed.Edit, ed.EditSequence, ed.KeyCovariance, pa.TraceResult, pa.AverageTrace)
         }
         return saved | {
+            **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},
             **{"path": new, "store": new, "folder": new, "cache": new, "cache_dir": folder / "cache"},
             **{"load_facts.path": facts, "load_traces.folder": traces, "load_results.store": results},
             **{"import_npz.path": folder / "sums.npz", "load_pararel.folder": pararel},

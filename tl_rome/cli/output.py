@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from tl_rome.arguments import conform
+from tl_rome.annotations import conform
 from tl_rome.errors import StorageError
 from tl_rome.figures import png
 from tl_rome.patching.averaging.average import AverageTrace

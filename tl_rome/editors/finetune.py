@@ -121,7 +121,7 @@ class FineTune:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        batch_size: int = 8,
+        batch_size: Count = 8,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, training many at once; the model is left as found.

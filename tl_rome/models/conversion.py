@@ -14,7 +14,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tl_rome.errors import ModelUnavailableError, UnsupportedModelError
 from tl_rome.running.forward import check_final_logits
+from tl_rome.running.interrupts import reliable
 from tl_rome.sites import Site, hook_points
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _hooked(hf_model: Any, tokenizer: Any) -> Any:
     return model
 
 
-@contextmanager
+@reliable
 def _described(hf_config: dict[str, Any]) -> Iterator[str]:
     """A temporary folder with a config, as TransformerLens reads it.
 

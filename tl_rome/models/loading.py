@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from tl_rome.arguments import conform, guarded
+from tl_rome.annotations import conform
+from tl_rome.arguments import guarded
 from tl_rome.errors import InputError, ModelUnavailableError, NumericsError, UnsupportedModelError
 from tl_rome.models import smollm2
 from tl_rome.storage.hub import hub_silence
@@ -103,7 +104,7 @@ def load_model(
     conform("name", name, Path)  # a name that no file could have would confuse what looks for one
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; use a floating-point type such as torch.float32 or torch.bfloat16")
-    with quiet(progress):
+    with quiet(progress), torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
         from transformer_lens.utilities.devices import get_device
 
         from tl_rome.models.conversion import convert, has_hooked_transformer

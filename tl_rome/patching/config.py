@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tl_rome.arguments import Count
 from tl_rome.errors import InputError
@@ -65,7 +66,7 @@ class TraceConfig:
         if not callable(self.metric) and self.metric not in get_args(MetricName):
             raise InputError(f"metric {self.metric!r} is unknown; choose 'prob', 'logprob' or a function of logits")
 
-    def metric_for(self, target: torch.Tensor) -> Metric:
+    def metric_for(self, target: Int[Tensor, " target"]) -> Metric:
         """The metric for one prompt, whose answer has these tokens."""
         if callable(self.metric):
             return self.metric

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.arguments import Count, Positive
+from tl_rome.arguments import Count, Positive, Whole
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.running.borrowed import borrows
@@ -30,6 +30,9 @@ from tl_rome.tokens import encode, encode_fact
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
 """Corrupted copies of the subject's embeddings. One that draws nothing can say so by `needs_generator = False`."""
+
+Shape = tuple[Whole, Whole, Whole]
+"""Samples, tokens of the subject, d_model."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ class GaussianNoise:
         """
         if self.sigma is None:
             raise InputError(f"{self} has no scale yet; give sigma=noise_scale(model), or hand it to a trace")
-        draws = self.draw((self.samples, *embeddings.shape), generator)
+        draws = self.draw((self.samples, len(embeddings), embeddings.shape[1]), generator)
         return AddedNoise(self.sigma * draws)(embeddings, generator)
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+    def draw(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """Noise of scale 1."""
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -71,7 +74,7 @@ class GaussianNoise:
 class UniformNoise(GaussianNoise):
     """Noise that is uniform on [-sigma, sigma], as in figure 13 d to f; its standard deviation is less."""
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+    def draw(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """Uniform on [-1, 1]."""
         return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
 
@@ -83,7 +86,7 @@ class HeavyTailedNoise(GaussianNoise):
     degrees: Count = 3
     """Degrees of freedom, a whole number of at least 1; the smaller, the heavier the tails."""
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+    def draw(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """Normal over the root of an independent chi-squared / degrees, one for each token."""
         normal = super().draw(shape, generator)
         chi_squared = super().draw((*shape[:-1], self.degrees), generator).square().sum(-1, keepdim=True)
@@ -96,7 +99,7 @@ class ReleasedNoise(GaussianNoise):
 
     needs_generator: ClassVar[bool] = False
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
+    def draw(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "samples span d_model"]:
         """`RandomState(1).randn`; the generator is not used."""
         return torch.from_numpy(np.random.RandomState(1).randn(*shape))
 

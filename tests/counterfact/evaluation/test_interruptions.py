@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import pytest
 from support.evaluation import NUMBERS, QUICK, RECORDS, SHORT, RandomEdit, run
 from support.families import KINDS
 
-from tl_rome.counterfact import load_results
+from tl_rome.counterfact import evaluate, load_results
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.fact_files import Target
 from tl_rome.storage import ledger as ledgers
@@ -33,6 +34,19 @@ def test_an_unexpected_error_ends_the_run_and_finished_batches_are_stored(tiny, 
     results = run(model, editor, store=tmp_path)
     assert [result.case_id for result in results] == NUMBERS
     assert len(calls) == 4 + 3, "the finished batch is not made again"
+
+
+def test_ctrl_c_comes_after_a_temporary_folder_is_gone(tiny, monkeypatch, tmp_path):
+    def interrupted(path, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(path, **options)
+
+    model, remove = tiny("gpt2", KIND), shutil.rmtree
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile._shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, RECORDS[:1], config=QUICK, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_store_of_another_run_is_refused_with_the_difference(fresh_tiny, tmp_path):

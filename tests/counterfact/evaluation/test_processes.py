@@ -123,6 +123,12 @@ def test_one_worker_is_this_process_and_none_is_refused(tiny, tmp_path):
     model, editors = tiny("gpt2", KINDS[0]), {"random": RandomEdit()}
     found = evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=1, **OPTIONS)
     assert found == evaluate(model, RECORDS, editors, **OPTIONS)
+    for load, make, message in (
+        (lambda: None, None, "what load returned is a NoneType, not a HookedModel"),
+        (lambda: model, lambda model: None, "what editors returned is a NoneType, not Mapping"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_in_processes(load, RECORDS, make, store=tmp_path, workers=1, **OPTIONS)
     with pytest.raises(InputError, match="workers is 0; give a number of at least 1"):
         evaluate_in_processes(lambda: model, RECORDS, lambda model: editors, store=tmp_path, workers=0, **OPTIONS)
 

@@ -91,7 +91,10 @@ def test_a_value_at_which_every_edit_fails_is_a_gap(tiny):
 
 def test_the_table_has_the_unedited_model_first():
     figures = {name: Estimate(50.0, 40.0, 60.0, 7) for name in (*CURVES, "EM", "PM", "NM")}
-    grid = Curve("ft", "epsilon", (5e-4,), (figures,), figures).grid(("ES",))
+    curve = Curve("ft", "epsilon", (5e-4,), (figures,), figures)
+    with pytest.raises(InputError, match="column 'E' is unknown; choose among"):
+        curve.grid(("E",))
+    grid = curve.grid(("ES",))
     assert grid.header == ("epsilon", "n", "ES")
     assert grid.rows == (("unedited", "7", "50.0 [40.0, 60.0]"), ("0.0005", "7", "50.0 [40.0, 60.0]"))
     assert "95% interval" in grid.caption

@@ -59,7 +59,8 @@ def test_parquet_holds_the_same_table(tmp_path):
 
 
 def test_tables_of_different_runs_have_one_schema():
-    assert to_dataset(RESULTS[:1]).features == to_dataset(RESULTS[2:]).features
+    assert to_dataset(RESULTS[:1]).features == to_dataset(RESULTS[2:]).features == to_dataset([]).features
+    assert len(to_dataset([])) == 0
 
 
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path):

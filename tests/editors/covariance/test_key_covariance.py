@@ -37,6 +37,8 @@ def test_solve_inverts_the_second_moment(tiny):
     found = covariance(tiny("llama", KIND))
     key = torch.randn(len(found.second_moment), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(found.second_moment @ found.solve(key), key, rtol=1e-7, atol=1e-9)
+    with pytest.raises(InputError, match=f"key has 3 numbers, the covariance is of {len(key)}"):
+        found.solve(key[:3])
 
 
 def test_batches_do_not_matter_and_max_tokens_stops_the_stream(tiny):

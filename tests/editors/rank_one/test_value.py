@@ -8,7 +8,7 @@ from support.families import FAMILY_KINDS, KINDS
 from tl_rome.editors import RELEASED
 from tl_rome.editors.rank_one.batch import RewriteBatch
 from tl_rome.editors.rank_one.value import optimise_value, optimise_values
-from tl_rome.errors import NumericsError, SubjectError
+from tl_rome.errors import InputError, NumericsError, SubjectError
 from tl_rome.facts import Fact
 from tl_rome.running.hooks import hooked, value_hook
 from tl_rome.tokens import encode_fact, encode_target
@@ -211,6 +211,13 @@ def test_bad_weights_and_bad_contexts(fresh_tiny):
     model = fresh_tiny("llama", KIND)
     with pytest.raises(SubjectError, match="starts inside the token"):
         optimise_value(model, LAYER, Fact("{}", "ome", "Paris"), ("", "The city of R"), RELEASED)
+    for layer, contexts, fact, message in (
+        (99, CONTEXTS, REQUEST.fact, "layer 99 is out of range"),
+        (LAYER, (), REQUEST.fact, "no contexts; give"),
+        (LAYER, CONTEXTS, Fact("{} is in", "Rome"), "'Rome is in' has no target"),
+    ):
+        with pytest.raises(InputError, match=message):
+            optimise_value(model, layer, fact, contexts, RELEASED)
     with torch.no_grad():
         next(model.blocks[3].parameters()).fill_(float("nan"))
     with pytest.raises(NumericsError, match="loss of v\\* is nan at step 0"):

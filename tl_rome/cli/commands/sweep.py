@@ -145,7 +145,10 @@ def _statistics(folder: Path | None) -> "dict[int, KeyCovariance]":
     """Key statistics of a folder by layer."""
     from tl_rome.editors import KeyCovariance
 
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    if folder is None:
+        return {}
+    if not (files := sorted(folder.glob("*.safetensors"))):
+        raise InputError(f"no key statistics in {str(folder)!r}; make some with `tl-rome covariance --layers`")
     return {each.layer: each for each in map(KeyCovariance.load, files)}
 
 

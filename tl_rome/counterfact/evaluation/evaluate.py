@@ -6,7 +6,6 @@ with its own edit; where one record of a batch fails, each is tried alone. Each 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor
 from tl_rome.errors import EditStateError, InputError, StorageError, TLRomeError
 from tl_rome.running.borrowed import borrowed
+from tl_rome.running.interrupts import reliable
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 from tl_rome.storage.text import has_half_character, visible
@@ -108,7 +108,7 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
     return named
 
 
-@contextmanager
+@reliable
 def _folder(store: str | Path | None) -> Iterator[Path]:
     if store is not None:
         yield Path(store)

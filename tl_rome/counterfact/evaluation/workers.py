@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tl_rome.annotations import conform
 from tl_rome.counterfact.evaluation.evaluate import Evaluator, named_editors
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.editors.protocol import Editor
@@ -39,10 +40,16 @@ class Setup:
     """Of the generated texts."""
 
     def evaluator(self) -> Evaluator:
-        """Load the model and prepare the editors; for the worker to call."""
-        model = self.load()
-        named = named_editors(None if self.editors is None else self.editors(model))
-        return Evaluator(model, named, self.config, self.seed)
+        """Load the model and prepare the editors; for the worker to call.
+
+        Raises:
+            ArgumentTypeError: If what they return is no model, or not editors by name.
+        """
+        model = conform("what load returned", self.load(), HookedModel)
+        named: Mapping[str, Editor] = {}
+        if self.editors is not None:
+            named = conform("what editors returned", self.editors(model), Mapping[str, Editor])
+        return Evaluator(model, named_editors(named), self.config, self.seed)
 
     def packed(self) -> bytes:
         """What `unpacked` takes; a worker unpacks it itself, so that it can say why it cannot.

@@ -62,7 +62,14 @@ class Curve:
         return cls(name, along, values, found, _kept(summary.rows.get(UNEDITED)), summary.confidence)
 
     def grid(self, columns: Sequence[str] = CURVES) -> Grid:
-        """The figures as a table, the unedited model first."""
+        """The figures as a table, the unedited model first.
+
+        Raises:
+            InputError: If a column is not one of those that a curve keeps.
+        """
+        for column in columns:
+            if column not in self.unedited:
+                raise InputError(f"column {column!r} is unknown; choose among {', '.join(self.unedited)}")
         rows = [(UNEDITED, self.unedited), *zip(map("{:g}".format, self.x), self.rows, strict=True)]
         cells = tuple((x, str(row[SCORE].n), *(row[column].text() for column in columns)) for x, row in rows)
         return Grid(

@@ -75,7 +75,7 @@ def write_report(
         outcomes=OUTCOMES,
         cases=[case_view(found, editors, known.get(number), summary.conventions) for number, found in cases.items()],
     )
-    return write_whole(Path(path), page.encode())
+    return write_whole(Path(path), page.encode("utf-8", "backslashreplace"))  # half characters
 
 
 def _page(**parts: object) -> str:

@@ -37,7 +37,8 @@ def to_dataset(
     from datasets import Dataset
 
     metrics, known = RecordMetrics(word_tokenizer(), references, conventions), {}
-    return Dataset.from_list([_row(result, metrics, known) for result in results], features=_features())
+    rows, features = [_row(result, metrics, known) for result in results], _features()
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 def write_parquet(

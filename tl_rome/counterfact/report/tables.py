@@ -183,6 +183,9 @@ def row_labels(results: Sequence[CaseResult]) -> dict[tuple[str, str], str]:
 
 
 def _matrix(figures: Figures, cases: Sequence[int]) -> Float[Tensor, "record column"]:
+    for case in cases:
+        if lacking := [name for name in _MEASURED if name not in figures[case]]:
+            raise InputError(f"the figures of record {case} lack {', '.join(lacking)}; take them from summarize")
     rows = [[figures[case][name] for name in _MEASURED] for case in cases]
     return torch.tensor(rows, dtype=torch.float64)
 

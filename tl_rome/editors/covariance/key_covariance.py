@@ -77,8 +77,11 @@ class KeyCovariance:
         """C^-1 k, in float64 on the CPU.
 
         Raises:
+            InputError: If the key is not as wide as C.
             NumericsError: If C is singular.
         """
+        if len(key) != len(self.second_moment):
+            raise InputError(f"the key has {len(key)} numbers, the covariance is of {len(self.second_moment)}")
         return torch.cholesky_solve(key.detach().double().cpu()[:, None], self._cholesky)[:, 0]
 
     def check(self, model: HookedModel, layer: int) -> None:

@@ -7,11 +7,13 @@ rows go on as they began. This equals writing the edit into the weights up to ro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.arguments import Count, Range, Whole
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.edits.update import RankOneUpdate
@@ -27,7 +29,7 @@ from tl_rome.storage.files import check_fingerprint
 
 AnyEdit = Edit | EditSequence
 
-Rows = Int[Tensor, " batch"] | Sequence[int]
+Rows = Int[Tensor, " batch"] | Sequence[Annotated[int, Range(-1, 2**63 - 1)]]
 """For each row of a batch the index of its edit, -1 for none."""
 
 
@@ -145,7 +147,7 @@ def score_edited(
     targets: Sequence[str],
     rows: Rows,
     *,
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: Count = 4096,
 ) -> TargetScores:
     """Score each target after its prompt in the model with that row's edit; see `score_targets` and `edited_rows`.
 
@@ -168,11 +170,11 @@ def continue_edited(
     model: HookedModel,
     edits: Sequence[AnyEdit],
     prompts: Sequence[str],
-    new_tokens: int,
+    new_tokens: Whole,
     rows: Rows,
     *,
     generator: torch.Generator,
-    top_k: int | None = 5,
+    top_k: Count | None = 5,
 ) -> list[str]:
     """Continuations of texts, each by the model with that row's edit; see `continue_texts` and `edited_rows`.
 

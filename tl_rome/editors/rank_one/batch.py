@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.running.forward import device_of
 from tl_rome.sites import HookedModel
@@ -33,9 +34,12 @@ class Rewrite:
 
         Raises:
             SubjectError: If the subject does not lie on whole tokens in some context.
-            InputError: If a prompt is longer than the context.
+            InputError: If a prompt is longer than the context, there are no contexts, or the fact has no target.
         """
-        assert fact.target is not None
+        if fact.target is None:
+            raise InputError(f"{fact.prompt!r} has no target; give a fact with the one to write")
+        if not contexts:
+            raise InputError("no contexts; give prefixes, '' first, which is the prompt without one")
         prompts = tuple(encode_fact(model, fact, prefix) for prefix in contexts)
         essence = encode_fact(model, Fact(essence_template, fact.subject))
         target = encode_target(model, fact.target, prompts[0].text, fact.joiner)

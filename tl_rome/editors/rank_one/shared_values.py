@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
+from tl_rome.arguments import Count
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.facts import Fact
@@ -27,7 +28,7 @@ class ValueFinder(Protocol):
         contexts: Sequence[str],
         config: RomeConfig,
         *,
-        max_batch_tokens: int = 2048,
+        max_batch_tokens: Count = 2048,
         progress: bool = False,
     ) -> list[OptimisedValue]:
         """See `optimise_values`."""
@@ -51,7 +52,7 @@ class SharedValues:
         contexts: Sequence[str],
         config: RomeConfig,
         *,
-        max_batch_tokens: int = 2048,
+        max_batch_tokens: Count = 2048,
         progress: bool = False,
     ) -> list[OptimisedValue]:
         """See `optimise_values`."""

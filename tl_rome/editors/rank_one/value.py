@@ -31,7 +31,7 @@ from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
-from tl_rome.sites import HookedModel
+from tl_rome.sites import HookedModel, check_layer
 
 _UNWRITTEN = math.log(2)
 """NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
@@ -95,9 +95,11 @@ def optimise_values(
         One outcome per fact, in order.
 
     Raises:
+        InputError: If the layer is out of range, there are no contexts, or a fact has no target.
         SubjectError: If a subject does not lie on whole tokens in some context.
         NumericsError: If a loss is not finite.
     """
+    check_layer(model, layer)
     rewrites = [
         Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
     ]
