@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from jaxtyping import jaxtyped
+from torch import nn
 
 from tl_rome.errors import ArgumentTypeError, InputError, TLRomeError, UnsupportedModelError
 from tl_rome.sites import HookedModel, is_hooked_transformer
@@ -293,10 +294,11 @@ def _path(name: str, value: Any) -> Path:
 
 
 def _model(name: str, value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        is_hooked_transformer(value)
     if not _has_members(value, HookedModel):
         _refuse(name, value, HookedModel)
-    is_hooked_transformer(value)
-    if any(parameter.is_meta for parameter in value.parameters()):
+    if next(value.parameters()).is_meta:
         raise UnsupportedModelError(f"{name} has weights on the meta device, without values; load it on a real one")
     return value
 

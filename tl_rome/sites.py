@@ -55,7 +55,7 @@ class HookedModel(Protocol):
         ...
 
 
-def is_hooked_transformer(model: HookedModel) -> bool:
+def is_hooked_transformer(model: Any) -> bool:
     """Whether the model is a HookedTransformer; False means TransformerBridge.
 
     Raises:

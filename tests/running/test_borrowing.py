@@ -6,7 +6,6 @@ import pytest
 import torch
 from support import plain
 from support.bridges import booted
-from support.compare import Stub
 from support.families import KINDS
 
 from tl_rome.errors import UnsupportedModelError
@@ -108,6 +107,12 @@ def test_the_outermost_call_alone_checks_the_model(tiny, monkeypatch, tmp_path):
     assert checks == [model], "hooks may be made for batches of another size"
 
 
+class Stranger(torch.nn.Linear):
+    """A module with the parts of a HookedModel, of neither class."""
+
+    cfg, tokenizer, blocks = None, None, ()
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -128,4 +133,4 @@ def test_the_outermost_call_alone_checks_the_model(tiny, monkeypatch, tmp_path):
 )
 def test_a_model_of_another_class_is_refused_first(call):
     with pytest.raises(UnsupportedModelError, match="neither a HookedTransformer nor a TransformerBridge; wrap it"):
-        call(Stub())
+        call(Stranger(1, 1))

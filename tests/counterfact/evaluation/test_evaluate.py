@@ -176,6 +176,6 @@ def test_a_finished_store_in_a_read_only_folder_is_read_again(tiny, monkeypatch,
     monkeypatch.setattr("tl_rome.storage.ledger.FileLock", refuse)
     assert run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path) == first
     monkeypatch.setattr("tl_rome.counterfact.evaluation.evaluate.measure", None)  # nothing is measured in vain
-    next(tmp_path.glob("editors/*")).unlink()
+    next(tmp_path.glob("editors/*.jsonl")).unlink()
     with pytest.raises(StorageError, match=r"cannot write .*: Permission denied"):
         run(model, RandomEdit(), records=RECORDS[:2], store=tmp_path)
