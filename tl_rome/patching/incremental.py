@@ -92,8 +92,8 @@ def trace_incremental(
     Raises:
         UnsupportedModelError: If the model's blocks cannot be run one by one, or the hook point shows other positions.
     """
-    model = traced[0].runs.model
-    cells = sorted(range(len(patch.cells)), key=lambda cell: patch.cells[cell].window.start)
+    model, all_cells = traced[0].runs.model, patch.cells
+    cells = sorted(range(len(all_cells)), key=lambda cell: all_cells[cell].window.start)
     scores = [
         torch.full((len(cells), len(one.runs.prompt.tokens)), one.base_score, dtype=torch.float64) for one in traced
     ]
@@ -110,7 +110,7 @@ def trace_incremental(
             at_once = max(1, max_batch_tokens // (carried * column.samples))
             for first in range(0, len(cells), at_once):
                 chunk = cells[first : first + at_once]
-                final = column.climb([patch.cells[cell] for cell in chunk])
+                final = column.climb([all_cells[cell] for cell in chunk])
                 for index, rows in zip(inside, column.by_prompt(final), strict=True):
                     position = len(traced[index].runs.tokens) - carried
                     scores[index][chunk, position] = mean_scores(model, traced[index].metric, rows)
