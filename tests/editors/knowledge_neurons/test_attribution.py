@@ -182,7 +182,7 @@ def test_refuses_what_cannot_be_attributed(tiny, prompt, target, message):
 
 def test_refuses_to_compare_attributions_of_different_settings(tiny):
     model = tiny("gpt2", KIND)
-    with pytest.raises(InputError, match="1 attributions of 1|2 attributions of 2"):
+    with pytest.raises(InputError, match="2 attributions of 2 models"):
         shared_neurons([attribute_neurons(model, PROMPT, TARGET, steps=steps) for steps in (2, 3)])
     with pytest.raises(InputError, match="0 attributions"):
         shared_neurons([])
