@@ -28,7 +28,7 @@ def save_golden_gpt2(arrays: Mapping[str, Any], folder: Path, n_head: int = 2) -
     model.tie_weights()
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(vocab)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", unk_token="w0").save_pretrained(folder)
     return folder
 
