@@ -159,8 +159,8 @@ def test_a_table_has_every_neuron_largest_first(tiny):
     for row in (frame.iloc[0], frame.iloc[-1]):
         place = int(row.layer), int(row.neuron)
         assert (row.score, row.activation) == (scores.scores[place].item(), scores.activations[place].item())
-    chosen = {tuple(pair) for pair in frame[frame.score > 0.2 * frame.score.max()][["layer", "neuron"]].to_numpy()}
-    assert chosen == set(scores.above(0.2))
+    chosen = frame[frame.score > 0.2 * frame.score.max()]
+    assert set(zip(chosen.layer, chosen.neuron, strict=True)) == set(scores.above(0.2))
     assert repr(scores).startswith("NeuronScores(' Paris' after 'The Eiffel Tower")
 
 

@@ -114,7 +114,7 @@ def test_paraphrases_keep_what_they_share(tiny):
     assert edit.provenance["prompts"] == prompts
     several = [attribute_neurons(model, prompt, "Paris", points="left", steps=4) for prompt in prompts]
     kept = set(shared_neurons(several, 0.2, 0.4))
-    rows = {(update.layer, int(row)) for update in edit.updates for row in update.left[:, 0].nonzero()}
+    rows = {(update.layer, int(row)) for update in edit.updates for row in update.delta.norm(dim=1).nonzero()}
     assert rows == kept < set(several[0].above(0.2)) | set(several[1].above(0.2)) | set(several[2].above(0.2))
     alone = KnowledgeNeurons(config, {"{} is": ["{} was"]})(model, REQUEST)
     assert alone.provenance["neurons"] == len(several[0].above(0.2))

@@ -26,7 +26,7 @@ def test_neurons_above_the_line_are_marked(scores, chosen, others):
     ax = Figure().subplots()
     assert plot_neurons(example(scores), ax) is ax
     ax.figure.canvas.draw()
-    drawn = [list(zip(*line.get_data(), strict=True)) for line in ax.lines[:2]]
-    assert drawn == [others, chosen]
-    assert ax.lines[2].get_ydata()[0] == pytest.approx(0.2 * max(0, max(map(max, scores))))
+    drawn = [[tuple(point) for point in torch.as_tensor(line.get_xydata()).tolist()] for line in ax.lines[:3]]
+    assert drawn[:2] == [others, chosen]
+    assert drawn[2][0][1] == pytest.approx(0.2 * max(0, max(map(max, scores))))
     assert ax.get_title() == f"Paris: {len(chosen)} neurons above 20% of the largest"

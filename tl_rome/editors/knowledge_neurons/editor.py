@@ -37,7 +37,7 @@ from tl_rome.tokens import encode_target, token_labels
 _log = logging.getLogger(__name__)
 _MANY = 0.01
 """Share of all neurons above which an attribution has picked out nothing."""
-_REMEDY = "KN_CORRECTED, a lower threshold, a larger new_factor, or another editor: this one rarely writes a fact"
+_REMEDY = "KN_CORRECTED, another threshold or new_factor, or another editor: this one rarely writes a fact"
 
 
 @dataclass(frozen=True, eq=False)
