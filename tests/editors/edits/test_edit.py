@@ -1,15 +1,19 @@
 import copy
+import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import Edit, LowRankUpdate
-from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError
+from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.storage.files import _digest, _former
 
