@@ -1,15 +1,13 @@
 """From texts to a trained network: what MEND and KE share, whatever their networks are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.config import TrainingConfig
 from tl_rome.editors.trained.examples import TrainingExample
 from tl_rome.editors.trained.log import TrainingLog
@@ -45,7 +43,7 @@ def fit(
     """Train a network, and leave it in its best state, without gradients.
 
     Args:
-        model: Left as found.
+        model: Borrowed for gradients, and left as found.
         network: New; trained in place.
         matrices: What it edits, in order.
         examples: To learn from.
@@ -82,7 +80,7 @@ def fit(
         },
     }
     network.to(device_of(model))
-    with borrowed_for_gradients(model), torch.enable_grad():
+    with torch.enable_grad():
         upper = UpperBlocks(model, min(matrix.layer for matrix in matrices))
         training = Training(upper, matrices, network, learn, check, config, generator)
         log = training.run(about=about, checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)
@@ -90,13 +88,11 @@ def fit(
     return log
 
 
-def _check(
-    examples: Sequence[TrainingExample], validation: Sequence[TrainingExample], locality: Sequence[str]
-) -> None:
+def _check(examples: Sequence[TrainingExample], validation: Sequence[TrainingExample], locality: Sequence[str]) -> None:
     if not examples or not validation or len(locality) < 2:
         raise InputError(
-            f"{len(examples)} examples, {len(validation)} for validation and {len(locality)} locality texts are too few; "
-            "give at least one, one and two"
+            f"{len(examples)} examples, {len(validation)} for validation and {len(locality)} locality texts are too "
+            "few; give at least one, one and two"
         )
     subjects, others = ({plain_subject(each.subject) for each in part} - {""} for part in (examples, validation))
     if shared := sorted(subjects & others):
