@@ -10,7 +10,6 @@ from tl_rome.editors.covariance.estimation import estimate_covariances as estima
 from tl_rome.editors.covariance.key_covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.covariance.npz import import_npz as import_npz
 from tl_rome.editors.edits.edit import Edit as Edit
-from tl_rome.editors.edits.hugging_face import export_model as export_model
 from tl_rome.editors.edits.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence
 from tl_rome.editors.edits.sequence import compose as compose
@@ -20,6 +19,7 @@ from tl_rome.editors.edits.virtual import VirtualEdits as VirtualEdits
 from tl_rome.editors.edits.virtual import continue_edited as continue_edited
 from tl_rome.editors.edits.virtual import edited_rows as edited_rows
 from tl_rome.editors.edits.virtual import score_edited as score_edited
+from tl_rome.editors.export.hugging_face import export_model as export_model
 from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune

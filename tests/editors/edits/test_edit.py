@@ -1,20 +1,17 @@
 import copy
-import json
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import Edit, LowRankUpdate
-from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
-from tl_rome.running.matrices import w_out
+from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError
+from tl_rome.running.matrices import MlpMatrix, w_out
+from tl_rome.storage.files import _digest, _former
 
 KIND = KINDS[0]
 
@@ -52,15 +49,15 @@ def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monk
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     both = Edit((edit.updates[0], random_edit(edit, 2, 1).updates[0]), edit.request, edit.receipt, edit.model, {})
-    calls = []
+    calls, weight = [], MlpMatrix.weight
 
-    def interrupted(model, layer):
-        calls.append(layer)
-        if len(calls) == len(both.updates) + moment:  # the first calls read; then each layer is written and read back
+    def interrupted(place, model):
+        calls.append(place)
+        if len(calls) == 2 * len(both.updates) + moment:  # those before look; then each matrix is written and read back
             raise KeyboardInterrupt
-        return w_out(model, layer)
+        return weight(place, model)
 
-    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", interrupted)
+    monkeypatch.setattr(MlpMatrix, "weight", interrupted)
     with pytest.raises(KeyboardInterrupt), both.applied(model):
         pytest.fail("the block must not be entered")
     assert same(weights(model), before)
@@ -69,13 +66,14 @@ def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monk
 
 def test_weights_that_do_not_keep_what_is_written_are_noticed(fresh_tiny, edit, monkeypatch):
     model = fresh_tiny("llama", KIND)
-    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", lambda model, layer: w_out(model, layer).clone())
+    weight = MlpMatrix.weight
+    monkeypatch.setattr(MlpMatrix, "weight", lambda place, model: weight(place, model).clone())
     with pytest.raises(EditStateError, match="layer 1 does not keep what is written"):
         edit.apply(model)
 
 
-def test_two_updates_of_one_layer_are_refused(edit):
-    with pytest.raises(InputError, match=r"one update per layer at most, got layers \[1, 1\]"):
+def test_two_updates_of_one_matrix_are_refused(edit):
+    with pytest.raises(InputError, match=r"one update per matrix at most, got several of W_out of layer 1"):
         Edit(edit.updates * 2, edit.request, edit.receipt, edit.model, {})
 
 
@@ -162,13 +160,8 @@ def test_not_finite_edits_are_refused(fresh_tiny, edit):
         LowRankUpdate.rank_one(1, good.left[:, 0] * float("nan"), good.right[:, 0])
     model = fresh_tiny("llama", KIND)
     before = weights(model)
-    huge = Edit(
-        (LowRankUpdate.rank_one(1, good.left[:, 0], good.right[:, 0] * 1e300),),
-        edit.request,
-        edit.receipt,
-        edit.model,
-        {},
-    )
+    update = LowRankUpdate(1, good.left, good.right * 1e300)
+    huge = Edit((update,), edit.request, edit.receipt, edit.model, {})
     with pytest.raises(NumericsError, match=r"not finite in torch\.float32"):
         huge.apply(model)
     assert same(weights(model), before)
@@ -232,9 +225,7 @@ def test_layer_out_of_range_writes_nothing(fresh_tiny, edit):
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     good = edit.updates[0]
-    both = Edit(
-        (good, LowRankUpdate.rank_one(9, good.left[:, 0], good.right[:, 0])), edit.request, edit.receipt, edit.model, {}
-    )
+    both = Edit((good, LowRankUpdate(9, good.left, good.right)), edit.request, edit.receipt, edit.model, {})
     with pytest.raises(InputError, match="layer 9 is out of range"):
         both.apply(model)
     assert same(weights(model), before)
@@ -251,3 +242,32 @@ def test_a_copy_of_an_applied_edit_is_applied_to_nothing(fresh_tiny):
             assert str(twin) == str(made)
         assert made.is_applied(model)
     assert not made.is_applied(model)
+
+
+def test_files_of_edits_from_before_an_edit_had_several_matrices_are_read(edit, fresh_tiny):
+    tensors, header = edit.to_file()
+    old = {"1.u": tensors["1.W_out.left"][:, 0], "1.v": tensors["1.W_out.right"][:, 0]}
+    change = header["receipt"].pop("changes")[0]
+    header["receipt"] |= {"layer": 1, "relative_change": change["relative"]}
+    header["digests"] = {"1": header["digests"]["1.W_out"]}
+    header["layers"] = [1]
+    del header["matrices"]
+    found, model = Edit.from_file(old, header, "old"), fresh_tiny("llama", KIND)
+    assert found.receipt == edit.receipt
+    assert found.digests == edit.digests
+    with edit.applied(model):
+        expected = weights(model)
+    with found.applied(model):
+        assert same(weights(model), expected)
+
+
+def test_edits_of_the_former_fingerprint_are_applied(edit, fresh_tiny):
+    model = fresh_tiny("llama", KIND)
+    former = replace(edit, model=_digest(model, _former))
+    assert former.model != edit.model
+    with former.applied(model):
+        pass
+    with torch.no_grad():
+        MlpMatrix(0, "W_in").weight(model).mul_(1.01)
+    with pytest.raises(ModelMismatchError, match="belongs to the model with fingerprint"):
+        former.apply(model)
