@@ -1,0 +1,133 @@
+"""The network of KE against the released modules' own arrays, and its low-rank change against the dense formula."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tl_rome.editors.trained.ke.network import KeNetwork, KeShape
+
+MATRICES = ("h.1.mlp.c_proj", "h.1.mlp.c_fc", "h.2.mlp.c_proj", "h.2.mlp.c_fc")
+SIZES = ((32, 8), (8, 32), (32, 8), (8, 32))
+
+
+@pytest.fixture(scope="module")
+def golden(shared_data):
+    with np.load(shared_data / "golden/baselines/ke.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def network(golden):
+    shape = KeShape(hidden=6, condition=5, own_embedding=True)
+    made = KeNetwork(SIZES, 8, shape, generator=torch.Generator(), embeddings=golden["embedding"]).double()
+    parts = {name: golden[name] for name in golden if name.startswith(("lstm.", "linear."))}
+    for place, name in enumerate(MATRICES):
+        for layer in (0, 1):
+            for part in ("g", "v", "bias"):
+                parts[f"heads.{place}.{2 * layer}.{part}"] = golden[f"head.{name}.{layer}.{part}"]
+    made.load_state_dict({"embedding": golden["embedding"], **parts})
+    return made
+
+
+def gpt2(golden):
+    """Plain transformers, with the reference's weights."""
+    config = GPT2Config(vocab_size=40, n_positions=32, n_embd=8, n_layer=3, n_head=2, n_inner=32)
+    model = GPT2LMHeadModel(config).double().eval()
+    weights = {name.removeprefix("W."): value for name, value in golden.items() if name.startswith("W.")}
+    assert not model.transformer.load_state_dict(weights).unexpected_keys
+    return model
+
+
+def target_nll(logits, ids, count):
+    return -logits[0, -1 - count : -1].log_softmax(-1).gather(1, ids[0, -count:, None]).mean()
+
+
+def inputs_and_gradients(model, golden):
+    """The inner loss, and x and delta of each matrix at every position, by hooks of torch."""
+    found: dict[str, list] = {name: [] for name in MATRICES}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            output.retain_grad()
+            found[name] += [inputs[0].detach(), output]
+
+        return hook
+
+    handles = [model.transformer.get_submodule(name).register_forward_hook(keep(name)) for name in MATRICES]
+    loss = target_nll(model(golden["ids"]).logits, golden["ids"], int(golden["n_target"]))
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    return loss.detach(), [(x, output.grad) for x, output in found.values()]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_every_array_of_the_released_modules(golden, network):
+    ids, model = golden["ids"], gpt2(golden)
+    loss, rows = inputs_and_gradients(model, golden)
+    close(loss, golden["inner_nll"])
+    condition = network(network.read(ids), torch.tensor([7]))
+    close(condition[0], golden["condition"])
+    weights, edited = dict(model.transformer.named_parameters()), {}
+    for name, head, row, (left, right) in zip(
+        MATRICES, network.heads, rows, network.factors(condition, rows), strict=True
+    ):
+        close(row[0][0].T @ row[1][0], golden[f"gradient.{name}"])
+        close(head(condition)[0], golden[f"raw.{name}"])
+        update = left[0].T @ right[0]
+        close(update, golden[f"update.{name}"])
+        assert torch.linalg.matrix_rank(update) <= 1 + int((row[1][0] != 0).any(dim=1).sum())
+        edited[f"transformer.{name}.weight"] = weights[f"{name}.weight"].detach() + update
+    outer = target_nll(torch.func.functional_call(model, edited, (ids,)).logits, ids, int(golden["n_target"]))
+    close(outer, golden["l_edit"])
+    network.zero_grad()
+    outer.backward()
+    close(network.heads[3][0].v.grad, golden["grad.head.h.2.mlp.c_fc.0.v"])
+    close(network.heads[3][2].v.grad, golden["grad.head.h.2.mlp.c_fc.1.v"])
+    close(network.linear.weight.grad, golden["grad.linear.weight"])
+    close(network.embedding.grad, golden["grad.embedding"])
+    assert not network.embedding.grad[0].any(), "token 0 is padding to the released code"
+
+
+def test_padding_on_the_right_changes_nothing(golden, network):
+    padded, lengths = golden["padded_ids"], golden["padded_mask"].sum(dim=1)
+    close(network(network.read(padded), lengths), golden["padded_conditions"])
+    other = torch.where(golden["padded_mask"].bool(), padded, 3)
+    assert torch.equal(network(network.read(other), lengths), network(network.read(padded), lengths))
+
+
+@pytest.mark.parametrize("side", ["d_in", "d_out"])
+def test_factors_are_the_dense_formula(side):
+    rng = torch.Generator().manual_seed(0)
+    network = KeNetwork([(5, 3)], 4, KeShape(hidden=6, condition=7, softmax_over=side, max_scale=0.7), generator=rng)
+    network.double()
+    x, delta = (torch.randn(2, 4, width, generator=rng, dtype=torch.float64) for width in (5, 3))
+    x[1, 3], delta[1, 3] = 0, 0  # a shorter text
+    condition = torch.randn(2, 7, generator=rng, dtype=torch.float64)
+    ((left, right),) = network.factors(condition, [(x, delta)])
+    soft, plain = (5, 3) if side == "d_in" else (3, 5)
+    for text in range(2):
+        c_a, r_a, c_b, r_b, e = network.heads[0](condition[text]).split((plain, soft, plain, soft, 1))
+        gates = [torch.outer(r.softmax(0), c) for r, c in ((r_a, c_a), (r_b, c_b))]
+        gates = gates if side == "d_in" else [gate.T for gate in gates]
+        rows = slice(0, 4 - text)
+        gradient = x[text, rows].T @ delta[text, rows]
+        close(left[text].T @ right[text], 0.7 * torch.sigmoid(e) * (gradient * gates[0] + gates[1]))
+
+
+def test_starts_as_torch_does_and_follows_the_generator():
+    made = [KeNetwork([(5, 3)], 4, KeShape(), generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    first, again, other = (network.state_dict() for network in made)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+    fans = {"lstm": 512, "linear": 1024, "heads.0.0": 768, "heads.0.2": 512}
+    for name, value in first.items():
+        if not name.endswith(".g"):
+            bound = next(fan for start, fan in fans.items() if name.startswith(start)) ** -0.5
+            assert value.abs().max() <= bound
+            assert value.numel() < 100 or value.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+    torch.testing.assert_close(first["heads.0.2.g"][:, 0], first["heads.0.2.v"].norm(dim=1))

@@ -1,0 +1,162 @@
+"""The network of KE: from the tokens of a fact to a gate on each matrix's gradient.
+
+De Cao et al. 2021, in the port to GPT by Mitchell et al. that the paper measures (its row KE). A bidirectional LSTM reads
+the embeddings of prompt and target; its two final states give the condition c = tanh(A h + b). Every edited matrix has
+a head of its own, two weight-normed layers, whose output splits into c_a, r_a, c_b, r_b and e:
+
+    delta W = max_scale * sigmoid(e) * (grad L * (softmax(r_a) (x) c_a) + softmax(r_b) (x) c_b)
+
+with `*` elementwise and W + delta W the edited matrix. grad L = sum_t x_t (x) delta_t over positions, x_t the matrix's
+input and delta_t the gradient at its output, so the change is low-rank, one more than the rows with a gradient:
+
+    delta W = max_scale * sigmoid(e) * (sum_t (softmax(r_a) * x_t) (x) (c_a * delta_t) + softmax(r_b) (x) c_b)
+
+Orientation: [d_in, d_out], rows are inputs. The released code takes the softmax over the first dimension that a matrix is
+stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it is an option, by name.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from tl_rome.arguments import Count, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeShape:
+    """Sizes and choices that decide what the network computes; the defaults are the released ones, but for the embedding.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+
+    hidden: Count = 512
+    """Units of the LSTM in each direction, and of each head."""
+    condition: Count = 768
+    """Width of the condition c."""
+    max_scale: Positive = 1.0
+    """Bound on sigmoid(e)'s place in the change."""
+    softmax_over: Literal["d_in", "d_out"] = "d_in"
+    """Side of each matrix on which the gate is a softmax."""
+    own_embedding: bool = False
+    """Whether the LSTM reads a copy of the model's token embeddings that is trained too, as released, or the model's
+    own, which are most of the parameters otherwise."""
+
+
+class KeNetwork(nn.Module):
+    """Parameters of the LSTM, the condition and the heads; torch's own initialisation, drawn from a generator.
+
+    Args:
+        matrices: (d_in, d_out) of each edited matrix, in the order of the edit.
+        d_model: Width of the token embeddings.
+        shape: Sizes and choices.
+        generator: Source of the initial values.
+        embeddings: What `embed` gives for every token of the model, copied as the start of the network's own; needed if,
+            and only if, the shape asks for its own. Token 0 keeps its value: the released code takes it for padding.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[tuple[int, int]],
+        d_model: int,
+        shape: KeShape,
+        *,
+        generator: torch.Generator,
+        embeddings: Float[Tensor, "d_vocab d_model"] | None = None,
+    ) -> None:
+        super().__init__()
+        assert shape.own_embedding == (embeddings is not None)
+        self.matrices, self.shape = tuple(matrices), shape
+        self.embedding = None if embeddings is None else nn.Parameter(embeddings.detach().clone())
+        with torch.device("meta"):  # torch would draw from its global state
+            lstm = nn.LSTM(d_model, shape.hidden, batch_first=True, bidirectional=True)
+            condition = nn.Linear(2 * shape.hidden, shape.condition)
+        self.lstm, self.linear = lstm.to_empty(device="cpu"), condition.to_empty(device="cpu")
+        for parameter in self.lstm.parameters():
+            _uniform(parameter, shape.hidden, generator)
+        for parameter in self.linear.parameters():
+            _uniform(parameter, 2 * shape.hidden, generator)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                WeightNormed(shape.condition, shape.hidden, generator),
+                nn.Tanh(),
+                WeightNormed(shape.hidden, 2 * (d_in + d_out) + 1, generator),
+            )
+            for d_in, d_out in self.matrices
+        )
+
+    def read(self, tokens: Int[Tensor, "texts pos"]) -> Float[Tensor, "texts pos d_model"]:
+        """The network's own embeddings of tokens; without them give `forward` the model's."""
+        assert self.embedding is not None
+        return embedding(tokens, self.embedding, padding_idx=0)
+
+    def forward(
+        self, embedded: Float[Tensor, "texts pos d_model"], lengths: Int[Tensor, " texts"]
+    ) -> Float[Tensor, "texts condition"]:
+        """The condition of each text.
+
+        Args:
+            embedded: Embeddings of its tokens, padded on the right with anything.
+            lengths: Tokens of each text.
+        """
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, (final, _) = self.lstm(packed)
+        return self.linear(torch.cat([*final], dim=-1)).tanh()
+
+    def factors(
+        self,
+        condition: Float[Tensor, "texts condition"],
+        rows: Sequence[tuple[Float[Tensor, "texts rows _"], Float[Tensor, "texts rows _"]]],
+    ) -> Iterator[tuple[Float[Tensor, "texts rank _"], Float[Tensor, "texts rank _"]]]:
+        """The change of each matrix as left [texts, rows + 1, d_in] and right [texts, rows + 1, d_out].
+
+        It is the sum over the middle axis of their outer products.
+
+        Args:
+            condition: Of each text.
+            rows: For each matrix x [texts, rows, d_in] and delta [texts, rows, d_out]; zeros where a text has fewer.
+        """
+        for (d_in, d_out), head, (x, delta) in zip(self.matrices, self.heads, rows, strict=True):
+            raw = head(condition)[:, None]
+            soft, plain = (d_in, d_out) if self.shape.softmax_over == "d_in" else (d_out, d_in)
+            c_a, r_a, c_b, r_b, e = raw.split((plain, soft, plain, soft, 1), dim=-1)
+            gates, added = (r_a.softmax(dim=-1), c_a), (r_b.softmax(dim=-1), c_b)
+            if self.shape.softmax_over == "d_out":
+                gates, added = gates[::-1], added[::-1]
+            left = torch.cat([gates[0] * x, added[0]], dim=1)
+            right = torch.cat([gates[1] * delta, added[1]], dim=1)
+            yield left, self.shape.max_scale * e.sigmoid() * right
+
+
+class WeightNormed(nn.Module):
+    """A linear layer whose rows are g v / ||v||, one v and g per output (Salimans and Kingma 2016).
+
+    Args:
+        inputs: Width of the input.
+        outputs: Width of the output.
+        generator: Source of the initial values; g starts as ||v||.
+    """
+
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.v, self.bias = nn.Parameter(torch.empty(outputs, inputs)), nn.Parameter(torch.empty(outputs))
+        for parameter in (self.v, self.bias):
+            _uniform(parameter, inputs, generator)
+        self.g = nn.Parameter(self.v.detach().norm(dim=1, keepdim=True))
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """The outputs."""
+        return linear(x, self.v * (self.g / self.v.norm(dim=1, keepdim=True)), self.bias)
+
+
+def _uniform(parameter: nn.Parameter, fan_in: int, generator: torch.Generator) -> None:
+    """Draw from +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    drawn = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+    parameter.data = drawn.to(parameter)
