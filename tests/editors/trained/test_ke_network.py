@@ -6,6 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tl_rome.editors.trained.ke.network import KeNetwork, KeShape
+from tl_rome.editors.trained.passes.products import OuterProducts
 
 MATRICES = ("h.1.mlp.c_proj", "h.1.mlp.c_fc", "h.2.mlp.c_proj", "h.2.mlp.c_fc")
 SIZES = ((32, 8), (8, 32), (32, 8), (8, 32))
@@ -20,7 +21,7 @@ def golden(shared_data):
 @pytest.fixture(scope="module")
 def network(golden):
     shape = KeShape(hidden=6, condition=5, own_embedding=True)
-    made = KeNetwork(SIZES, 8, shape, generator=torch.Generator(), embeddings=golden["embedding"]).double()
+    made = KeNetwork(SIZES, golden["embedding"].__getitem__, 40, shape, generator=torch.Generator()).double()
     parts = {name: golden[name] for name in golden if name.startswith(("lstm.", "linear."))}
     for place, name in enumerate(MATRICES):
         for layer in (0, 1):
@@ -44,7 +45,7 @@ def target_nll(logits, ids, count):
 
 
 def inputs_and_gradients(model, golden):
-    """The inner loss, and x and delta of each matrix at every position, by hooks of torch."""
+    """The inner loss, and the rows of each matrix's gradient, by hooks of torch."""
     found: dict[str, list] = {name: [] for name in MATRICES}
 
     def keep(name):
@@ -59,7 +60,8 @@ def inputs_and_gradients(model, golden):
     loss.backward()
     for handle in handles:
         handle.remove()
-    return loss.detach(), [(x, output.grad) for x, output in found.values()]
+    kept = [(x[0], output.grad[0], (output.grad[0] != 0).any(dim=1)) for x, output in found.values()]
+    return loss.detach(), [OuterProducts(x[rows], delta[rows], 0 * rows.nonzero()[:, 0]) for x, delta, rows in kept]
 
 
 def close(found, expected):
@@ -68,19 +70,18 @@ def close(found, expected):
 
 def test_every_array_of_the_released_modules(golden, network):
     ids, model = golden["ids"], gpt2(golden)
-    loss, rows = inputs_and_gradients(model, golden)
+    loss, gradients = inputs_and_gradients(model, golden)
     close(loss, golden["inner_nll"])
-    condition = network(network.read(ids), torch.tensor([7]))
-    close(condition[0], golden["condition"])
+    close(network.condition([*ids])[0], golden["condition"])
     weights, edited = dict(model.transformer.named_parameters()), {}
-    for name, head, row, (left, right) in zip(
-        MATRICES, network.heads, rows, network.factors(condition, rows), strict=True
+    for name, head, gradient, change in zip(
+        MATRICES, network.heads, gradients, network(gradients, [*ids]), strict=True
     ):
-        close(row[0][0].T @ row[1][0], golden[f"gradient.{name}"])
-        close(head(condition)[0], golden[f"raw.{name}"])
-        update = left[0].T @ right[0]
+        close(gradient.left.T @ gradient.right, golden[f"gradient.{name}"])
+        close(head(golden["condition"]), golden[f"raw.{name}"])
+        update = change.left.T @ change.right
         close(update, golden[f"update.{name}"])
-        assert torch.linalg.matrix_rank(update) <= 1 + int((row[1][0] != 0).any(dim=1).sum())
+        assert len(change.owners) == 1 + len(gradient.owners) >= torch.linalg.matrix_rank(update)
         edited[f"transformer.{name}.weight"] = weights[f"{name}.weight"].detach() + update
     outer = target_nll(torch.func.functional_call(model, edited, (ids,)).logits, ids, int(golden["n_target"]))
     close(outer, golden["l_edit"])
@@ -93,34 +94,55 @@ def test_every_array_of_the_released_modules(golden, network):
     assert not network.embedding.grad[0].any(), "token 0 is padding to the released code"
 
 
-def test_padding_on_the_right_changes_nothing(golden, network):
-    padded, lengths = golden["padded_ids"], golden["padded_mask"].sum(dim=1)
-    close(network(network.read(padded), lengths), golden["padded_conditions"])
-    other = torch.where(golden["padded_mask"].bool(), padded, 3)
-    assert torch.equal(network(network.read(other), lengths), network(network.read(padded), lengths))
+def test_many_texts_at_once(golden, network):
+    lengths = golden["padded_mask"].sum(dim=1).tolist()
+    texts = [ids[:length] for ids, length in zip(golden["padded_ids"], lengths, strict=True)]
+    assert len(set(lengths)) > 1
+    close(network.condition(texts), golden["padded_conditions"])
+
+
+def gradients_of_three(rng):
+    """Rows of three edits, the second of which has none."""
+    owners = torch.tensor([0, 0, 0, 2, 2])
+    left, right = (torch.randn(5, width, generator=rng, dtype=torch.float64) for width in (5, 3))
+    return OuterProducts(left, right, owners)
+
+
+def random_embed(tokens):
+    return torch.randn(600, 4, generator=torch.Generator().manual_seed(0))[tokens]
 
 
 @pytest.mark.parametrize("side", ["d_in", "d_out"])
-def test_factors_are_the_dense_formula(side):
+def test_rows_are_the_dense_formula(side):
     rng = torch.Generator().manual_seed(0)
-    network = KeNetwork([(5, 3)], 4, KeShape(hidden=6, condition=7, softmax_over=side, max_scale=0.7), generator=rng)
-    network.double()
-    x, delta = (torch.randn(2, 4, width, generator=rng, dtype=torch.float64) for width in (5, 3))
-    x[1, 3], delta[1, 3] = 0, 0  # a shorter text
-    condition = torch.randn(2, 7, generator=rng, dtype=torch.float64)
-    ((left, right),) = network.factors(condition, [(x, delta)])
+    shape = KeShape(hidden=6, condition=7, softmax_over=side, max_scale=0.7)
+    network = KeNetwork([(5, 3)], random_embed, 600, shape, generator=rng).double()
+    gradient, texts = gradients_of_three(rng), [torch.tensor(ids) for ids in ([5, 9, 0], [7], [3, 4])]
+    (change,) = network([gradient], texts)
+    assert change.owners.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
     soft, plain = (5, 3) if side == "d_in" else (3, 5)
-    for text in range(2):
-        c_a, r_a, c_b, r_b, e = network.heads[0](condition[text]).split((plain, soft, plain, soft, 1))
+    for edit, text in enumerate(texts):
+        c_a, r_a, c_b, r_b, e = network.heads[0](network.condition([text])[0]).split((plain, soft, plain, soft, 1))
         gates = [torch.outer(r.softmax(0), c) for r, c in ((r_a, c_a), (r_b, c_b))]
         gates = gates if side == "d_in" else [gate.T for gate in gates]
-        rows = slice(0, 4 - text)
-        gradient = x[text, rows].T @ delta[text, rows]
-        close(left[text].T @ right[text], 0.7 * torch.sigmoid(e) * (gradient * gates[0] + gates[1]))
+        (x, delta), (left, right) = gradient.of(edit), change.of(edit)
+        close(left.T @ right, 0.7 * torch.sigmoid(e) * (x.T @ delta * gates[0] + gates[1]))
+
+
+def test_the_models_embeddings_are_read_and_not_kept():
+    network = KeNetwork([(5, 3)], random_embed, 600, KeShape(hidden=6), generator=torch.Generator().manual_seed(0))
+    own = KeNetwork([(5, 3)], random_embed, 600, KeShape(hidden=6, own_embedding=True), generator=torch.Generator())
+    assert own.state_dict().keys() - network.state_dict().keys() == {"embedding"}
+    own.load_state_dict(network.state_dict(), strict=False)
+    texts = [torch.tensor([3, 0, 599]), torch.tensor([2])]
+    assert torch.equal(own.condition(texts), network.condition(texts))
 
 
 def test_starts_as_torch_does_and_follows_the_generator():
-    made = [KeNetwork([(5, 3)], 4, KeShape(), generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    made = [
+        KeNetwork([(5, 3)], random_embed, 600, KeShape(), generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
     first, again, other = (network.state_dict() for network in made)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)

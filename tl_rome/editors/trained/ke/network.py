@@ -15,9 +15,9 @@ Orientation: [d_in, d_out], rows are inputs. The released code takes the softmax
 stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it is an option, by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,12 @@ from torch.nn.functional import embedding, linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tl_rome.arguments import Count, Positive
+from tl_rome.editors.trained.network import EditNetwork
+from tl_rome.editors.trained.passes.products import OuterProducts
+from tl_rome.tokens import pad
+
+Embed = Callable[[Int[Tensor, "texts pos"]], Float[Tensor, "texts pos d_model"]]
+"""Embeddings of tokens, as a model's `embed` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,33 +55,36 @@ class KeShape:
     own, which are most of the parameters otherwise."""
 
 
-class KeNetwork(nn.Module):
+class KeNetwork(EditNetwork):
     """Parameters of the LSTM, the condition and the heads; torch's own initialisation, drawn from a generator.
 
     Args:
         matrices: (d_in, d_out) of each edited matrix, in the order of the edit.
-        d_model: Width of the token embeddings.
+        embed: The model's, which is read without gradients. Where the network has embeddings of its own they start as
+            these; token 0 then keeps its value, since the released code takes it for padding.
+        tokens: Size of the model's vocabulary.
         shape: Sizes and choices.
         generator: Source of the initial values.
-        embeddings: What `embed` gives for every token of the model, copied as the start of the network's own; needed if,
-            and only if, the shape asks for its own. Token 0 keeps its value: the released code takes it for padding.
+        learning_rate: Of all parameters.
     """
 
     def __init__(
         self,
         matrices: Sequence[tuple[int, int]],
-        d_model: int,
+        embed: Embed,
+        tokens: int,
         shape: KeShape,
         *,
         generator: torch.Generator,
-        embeddings: Float[Tensor, "d_vocab d_model"] | None = None,
+        learning_rate: float = 1e-5,
     ) -> None:
         super().__init__()
-        assert shape.own_embedding == (embeddings is not None)
-        self.matrices, self.shape = tuple(matrices), shape
-        self.embedding = None if embeddings is None else nn.Parameter(embeddings.detach().clone())
+        self.matrices, self.shape, self.learning_rate = tuple(matrices), shape, learning_rate
+        self._embed = lambda ids: embed(ids).detach().float()  # a module would become a part of this one
+        start = self._embed(torch.arange(tokens if shape.own_embedding else 1)[None])[0]
+        self.embedding = nn.Parameter(start.clone()) if shape.own_embedding else None
         with torch.device("meta"):  # torch would draw from its global state
-            lstm = nn.LSTM(d_model, shape.hidden, batch_first=True, bidirectional=True)
+            lstm = nn.LSTM(start.shape[1], shape.hidden, batch_first=True, bidirectional=True)
             condition = nn.Linear(2 * shape.hidden, shape.condition)
         self.lstm, self.linear = lstm.to_empty(device="cpu"), condition.to_empty(device="cpu")
         for parameter in self.lstm.parameters():
@@ -91,47 +100,47 @@ class KeNetwork(nn.Module):
             for d_in, d_out in self.matrices
         )
 
-    def read(self, tokens: Int[Tensor, "texts pos"]) -> Float[Tensor, "texts pos d_model"]:
-        """The network's own embeddings of tokens; without them give `forward` the model's."""
-        assert self.embedding is not None
-        return embedding(tokens, self.embedding, padding_idx=0)
-
-    def forward(
-        self, embedded: Float[Tensor, "texts pos d_model"], lengths: Int[Tensor, " texts"]
-    ) -> Float[Tensor, "texts condition"]:
-        """The condition of each text.
-
-        Args:
-            embedded: Embeddings of its tokens, padded on the right with anything.
-            lengths: Tokens of each text.
-        """
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    def condition(self, texts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "texts condition"]:
+        """c of each text, given by its tokens."""
+        batch = pad(texts)
+        if self.embedding is None:
+            embedded = self._embed(batch.tokens)
+        else:
+            embedded = embedding(batch.tokens, self.embedding, padding_idx=0)
+        embedded = embedded.to(self.linear.weight)
+        packed = pack_padded_sequence(embedded, batch.lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (final, _) = self.lstm(packed)
         return self.linear(torch.cat([*final], dim=-1)).tanh()
 
-    def factors(
-        self,
-        condition: Float[Tensor, "texts condition"],
-        rows: Sequence[tuple[Float[Tensor, "texts rows _"], Float[Tensor, "texts rows _"]]],
-    ) -> Iterator[tuple[Float[Tensor, "texts rank _"], Float[Tensor, "texts rank _"]]]:
-        """The change of each matrix as left [texts, rows + 1, d_in] and right [texts, rows + 1, d_out].
+    def forward(
+        self, gradients: Sequence[OuterProducts], conditions: Sequence[Int[Tensor, " _"]]
+    ) -> list[OuterProducts]:
+        """The change of each matrix, see `EditNetwork`; of as many rows as its gradient, and one more for each edit."""
+        condition = self.condition(conditions)
+        return [self._change(place, gradient, condition) for place, gradient in enumerate(gradients)]
 
-        It is the sum over the middle axis of their outer products.
+    def _change(
+        self, place: int, gradient: OuterProducts, condition: Float[Tensor, "edits condition"]
+    ) -> OuterProducts:
+        d_in, d_out = self.matrices[place]
+        soft, plain = (d_in, d_out) if self.shape.softmax_over == "d_in" else (d_out, d_in)
+        c_a, r_a, c_b, r_b, e = self.heads[place](condition).split((plain, soft, plain, soft, 1), dim=-1)
+        gates, added = (r_a.softmax(dim=-1), c_a), (r_b.softmax(dim=-1), c_b)
+        if self.shape.softmax_over == "d_out":
+            gates, added = gates[::-1], added[::-1]
+        whose, scale = gradient.owners, self.shape.max_scale * e.sigmoid()
+        left = torch.cat([gates[0][whose] * gradient.left, added[0]])
+        right = torch.cat([(scale * gates[1])[whose] * gradient.right, scale * added[1]])
+        owners = torch.cat([whose, torch.arange(len(condition), device=whose.device)])
+        order = owners.argsort(stable=True)
+        return OuterProducts(left[order], right[order], owners[order])
 
-        Args:
-            condition: Of each text.
-            rows: For each matrix x [texts, rows, d_in] and delta [texts, rows, d_out]; zeros where a text has fewer.
-        """
-        for (d_in, d_out), head, (x, delta) in zip(self.matrices, self.heads, rows, strict=True):
-            raw = head(condition)[:, None]
-            soft, plain = (d_in, d_out) if self.shape.softmax_over == "d_in" else (d_out, d_in)
-            c_a, r_a, c_b, r_b, e = raw.split((plain, soft, plain, soft, 1), dim=-1)
-            gates, added = (r_a.softmax(dim=-1), c_a), (r_b.softmax(dim=-1), c_b)
-            if self.shape.softmax_over == "d_out":
-                gates, added = gates[::-1], added[::-1]
-            left = torch.cat([gates[0] * x, added[0]], dim=1)
-            right = torch.cat([gates[1] * delta, added[1]], dim=1)
-            yield left, self.shape.max_scale * e.sigmoid() * right
+    def count(self, gradients: Sequence[OuterProducts]) -> None:
+        """Nothing: KE keeps no statistics."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All parameters, at one rate."""
+        return [{"params": list(self.parameters()), "lr": self.learning_rate}]
 
 
 class WeightNormed(nn.Module):
