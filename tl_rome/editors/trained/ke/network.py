@@ -101,7 +101,7 @@ class KeNetwork(EditNetwork):
         )
 
     def condition(self, texts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "texts condition"]:
-        """c of each text, given by its tokens."""
+        """C of each text, given by its tokens."""
         batch = pad(texts)
         if self.embedding is None:
             embedded = self._embed(batch.tokens)
