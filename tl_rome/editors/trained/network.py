@@ -27,7 +27,7 @@ class EditNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, gradients: Sequence[OuterProducts], conditions: Sequence[Int[Tensor, " pos"]]
+        self, gradients: Sequence[OuterProducts], conditions: Sequence[Int[Tensor, " _"]]
     ) -> list[OuterProducts]:
         """What is added to each matrix: W <- W + sum of left (x) right over the rows of an edit.
 
