@@ -50,7 +50,7 @@ def test_a_subject_is_known_whatever_its_case_and_spaces():
 
 
 def test_subjects_kept_for_testing_are_refused_by_name():
-    with pytest.raises(InputError, match="share 2 subjects .* 'City 3', 'City 5'; leave them out"):
+    with pytest.raises(InputError, match=r"share 2 subjects .* 'City 3', 'City 5'; leave them out"):
         refuse_subjects(EXAMPLES, ["Berlin", "city  3", "CITY 5"])
     with pytest.raises(InputError, match="'City 4' and 3 more"):
         refuse_subjects(EXAMPLES, [f"City {i}" for i in range(8)])

@@ -1,10 +1,10 @@
 """Passages of text that the model itself continues: what the rows MEND and KE of the paper were trained on.
 
-Mitchell et al. take passages of WikiText-103 and continuations that were sampled once, into a file that is not public; the
-continuation is the target. The outer prompt is the same text without some tokens at its beginning, uniformly from none
-to floor((len - n) / 2), n the tokens of the target.
+Mitchell et al. take passages of WikiText-103 and continuations that were sampled once, into a file that is not public.
+The continuation is the target. The outer prompt is the same text without some tokens at its beginning, uniformly from
+none to floor((len - n) / 2), n the tokens of the target.
 
-Tokens matter here, not words: whatever would be read as other tokens than those that were drawn is left out and counted.
+Tokens matter here, not words: what would be read as other tokens than those that were drawn is left out and counted.
 """
 
 from collections import Counter, defaultdict
