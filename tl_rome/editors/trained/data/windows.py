@@ -46,10 +46,8 @@ def draw_windows(
     if not 0 < fewest <= most:
         raise InputError(f"sizes of windows are {sizes}; give the fewest and the most tokens, as (24, 32)")
     lead = int(bool(model.cfg.default_prepend_bos))
-    encoded = [
-        encode(model, text, truncate=True) if text.strip() else torch.empty(0, dtype=torch.long) for text in texts
-    ]
-    long_enough = [index for index, tokens in enumerate(encoded) if len(tokens) >= lead + fewest]
+    encoded = {index: encode(model, text, truncate=True) for index, text in enumerate(texts) if text.strip()}
+    long_enough = [index for index, tokens in encoded.items() if len(tokens) >= lead + fewest]
     seen: set[tuple[int, int, int]] = set()
     before = -1
     while len(seen) > before:

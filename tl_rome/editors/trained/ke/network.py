@@ -1,8 +1,8 @@
 """The network of KE: from the tokens of a fact to a gate on each matrix's gradient.
 
-De Cao et al. 2021, in the port to GPT by Mitchell et al. that the paper measures (its row KE). A bidirectional LSTM reads
-the embeddings of prompt and target; its two final states give the condition c = tanh(A h + b). Every edited matrix has
-a head of its own, two weight-normed layers, whose output splits into c_a, r_a, c_b, r_b and e:
+De Cao et al. 2021, in the port to GPT by Mitchell et al. that the paper measures (its row KE). A bidirectional LSTM
+reads the embeddings of prompt and target; its two final states give the condition c = tanh(A h + b). Every edited
+matrix has a head of its own, two weight-normed layers, whose output splits into c_a, r_a, c_b, r_b and e:
 
     delta W = max_scale * sigmoid(e) * (grad L * (softmax(r_a) (x) c_a) + softmax(r_b) (x) c_b)
 
@@ -11,8 +11,8 @@ input and delta_t the gradient at its output, so the change is low-rank, one mor
 
     delta W = max_scale * sigmoid(e) * (sum_t (softmax(r_a) * x_t) (x) (c_a * delta_t) + softmax(r_b) (x) c_b)
 
-Orientation: [d_in, d_out], rows are inputs. The released code takes the softmax over the first dimension that a matrix is
-stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it is an option, by name.
+Orientation: [d_in, d_out], rows are inputs. The released code takes the softmax over the first dimension that a matrix
+is stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it is an option, by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ Embed = Callable[[Int[Tensor, "texts pos"]], Float[Tensor, "texts pos d_model"]]
 
 @dataclass(frozen=True, kw_only=True)
 class KeShape:
-    """Sizes and choices that decide what the network computes; the defaults are the released ones, but for the embedding.
+    """Sizes and choices that decide what the network computes; released but for the embedding.
 
     Raises:
         InputError: If a number is out of its range.
