@@ -36,8 +36,8 @@ def draw_windows(
         generator: Source of the draws.
 
     Yields:
-        A window, or None in place of one that is not text: its tokens, written out, would be read as others, as where it
-        begins inside a character. It ends when all texts have been gone through without a window that is new.
+        A window, or None in place of one that is not text: its tokens, written out, would be read as others, as where
+        it begins inside a character. It ends when all texts have been gone through without a window that is new.
 
     Raises:
         InputError: If the sizes are not fewest and most.
