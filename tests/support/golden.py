@@ -24,6 +24,7 @@ def golden_gpt2(arrays: dict[str, Tensor], kind: str, folder: Path) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tl_rome.models.conversion import convert
+    from tl_rome.models.loading import quiet
 
     weights = {name.removeprefix("W."): value for name, value in arrays.items() if name.startswith("W.")}
     vocabulary, size = weights["wte.weight"].shape
@@ -34,8 +35,9 @@ def golden_gpt2(arrays: dict[str, Tensor], kind: str, folder: Path) -> Any:
     )
     hf = GPT2LMHeadModel(config).double().eval()
     missing, unexpected = hf.transformer.load_state_dict(weights, strict=False)
-    assert not unexpected and not [name for name in missing if not name.endswith("attn.bias")], (missing, unexpected)
-    model = convert(hf, save_tokenizer(folder, adds_bos=False), "golden", kind)
+    assert not [*unexpected, *(name for name in missing if not name.endswith("attn.bias"))]
+    with quiet(progress=False):
+        model = convert(hf, save_tokenizer(folder, adds_bos=False), "golden", kind)
     model.cfg.default_prepend_bos = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)

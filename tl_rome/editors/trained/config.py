@@ -18,7 +18,7 @@ class TrainingConfig:
     learning_rate: Positive
     """Step size of Adam on the networks."""
     batch_size: Count = 10
-    """Edits whose gradients are averaged for one step; each has one locality text. Released: 10, one after the other."""
+    """Edits whose gradients are averaged for a step, each with one locality text. Released: 10, one after the other."""
     max_steps: Count = 300
     """Steps of Adam at most. Released: 100,000."""
     validate_every: Count = 25

@@ -39,9 +39,7 @@ class LowRankLayer(nn.Module):
         self.scale = nn.Parameter(torch.ones(modes, width))
         self.shift = nn.Parameter(torch.zeros(modes, width))
 
-    def forward(
-        self, rows: Float[Tensor, "rows width"], modes: Int[Tensor, " rows"]
-    ) -> Float[Tensor, "rows width"]:
+    def forward(self, rows: Float[Tensor, "rows width"], modes: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
         """The rows with what is added to them."""
         inside = self.scale[modes] * (rows @ self.V.T @ self.U.T + self.b) + self.shift[modes]
         # Not torch.relu: its gradient at exactly 0, where the layer begins, is 0, and U would never learn.
@@ -66,9 +64,7 @@ class GradientTransform(nn.Module):
         super().__init__()
         self.sizes, self.sd_floor, width = (d_in, d_out), sd_floor, d_in + d_out
         self.statistics = RunningStatistics(width)
-        self.layers = nn.ModuleList(
-            LowRankLayer(width, min(rank, width), modes, generator) for _ in range(LAYERS)
-        )
+        self.layers = nn.ModuleList(LowRankLayer(width, min(rank, width), modes, generator) for _ in range(LAYERS))
 
     def count(self, left: Float[Tensor, "rows d_in"], right: Float[Tensor, "rows d_out"]) -> None:
         """Take rows into the running statistics."""

@@ -80,7 +80,8 @@ def target_losses(
     """
     sizes = [len(text.target) for text in texts]
     rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(sizes))
-    places, targets = (torch.cat(parts).to(resid.device) for parts in zip(*((t.places, t.target) for t in texts)))
+    places = torch.cat([text.places for text in texts]).to(resid.device)
+    targets = torch.cat([text.target for text in texts]).to(resid.device)
     logits = final_logits(upper.model, resid[rows.to(resid.device), places])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scored = cross_entropy(logits, targets, reduction="none").split(sizes)

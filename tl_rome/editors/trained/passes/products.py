@@ -1,4 +1,4 @@
-"""Sums of outer products, one sum for each edit of a batch: gradients of a matrix, and changes of it, without the matrix.
+"""Sums of outer products, one for each edit of a batch: gradients of a matrix and changes of it, without the matrix.
 
 The gradient of y = x W is the sum over positions of x_t (x) dL/dy_t, and what MEND and KE make of it is again such a
 sum. So both are kept as rows: those of all edits one below the other, with a note of whose each is.
