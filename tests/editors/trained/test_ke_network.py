@@ -1,11 +1,14 @@
 """The network of KE against the released modules' own arrays, and its low-rank change against the dense formula."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
+from support.golden import golden_arrays
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tl_rome.editors.trained.ke.network import KeNetwork, KeShape
+from tl_rome.editors.trained.ke.config import KE
+from tl_rome.editors.trained.ke.network import KeNetwork
 from tl_rome.editors.trained.passes.products import OuterProducts
 
 MATRICES = ("h.1.mlp.c_proj", "h.1.mlp.c_fc", "h.2.mlp.c_proj", "h.2.mlp.c_fc")
@@ -14,14 +17,13 @@ SIZES = ((32, 8), (8, 32), (32, 8), (8, 32))
 
 @pytest.fixture(scope="module")
 def golden(shared_data):
-    with np.load(shared_data / "golden/baselines/ke.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return golden_arrays(shared_data, "ke")
 
 
 @pytest.fixture(scope="module")
 def network(golden):
-    shape = KeShape(hidden=6, condition=5, own_embedding=True)
-    made = KeNetwork(SIZES, golden["embedding"].__getitem__, 40, shape, generator=torch.Generator()).double()
+    config = replace(KE, hidden=6, condition=5, own_embedding=True)
+    made = KeNetwork(SIZES, golden["embedding"].__getitem__, 40, config, torch.Generator()).double()
     parts = {name: golden[name] for name in golden if name.startswith(("lstm.", "linear."))}
     for place, name in enumerate(MATRICES):
         for layer in (0, 1):
@@ -115,8 +117,8 @@ def random_embed(tokens):
 @pytest.mark.parametrize("side", ["d_in", "d_out"])
 def test_rows_are_the_dense_formula(side):
     rng = torch.Generator().manual_seed(0)
-    shape = KeShape(hidden=6, condition=7, softmax_over=side, max_scale=0.7)
-    network = KeNetwork([(5, 3)], random_embed, 600, shape, generator=rng).double()
+    config = replace(KE, hidden=6, condition=7, softmax_over=side, max_scale=0.7)
+    network = KeNetwork([(5, 3)], random_embed, 600, config, rng).double()
     gradient, texts = gradients_of_three(rng), [torch.tensor(ids) for ids in ([5, 9, 0], [7], [3, 4])]
     (change,) = network([gradient], texts)
     assert change.owners.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
@@ -130,8 +132,8 @@ def test_rows_are_the_dense_formula(side):
 
 
 def test_the_models_embeddings_are_read_and_not_kept():
-    network = KeNetwork([(5, 3)], random_embed, 600, KeShape(hidden=6), generator=torch.Generator().manual_seed(0))
-    own = KeNetwork([(5, 3)], random_embed, 600, KeShape(hidden=6, own_embedding=True), generator=torch.Generator())
+    network = KeNetwork([(5, 3)], random_embed, 600, replace(KE, hidden=6), torch.Generator().manual_seed(0))
+    own = KeNetwork([(5, 3)], random_embed, 600, replace(KE, hidden=6, own_embedding=True), torch.Generator())
     assert own.state_dict().keys() - network.state_dict().keys() == {"embedding"}
     own.load_state_dict(network.state_dict(), strict=False)
     texts = [torch.tensor([3, 0, 599]), torch.tensor([2])]
@@ -139,10 +141,7 @@ def test_the_models_embeddings_are_read_and_not_kept():
 
 
 def test_starts_as_torch_does_and_follows_the_generator():
-    made = [
-        KeNetwork([(5, 3)], random_embed, 600, KeShape(), generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
+    made = [KeNetwork([(5, 3)], random_embed, 600, KE, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     first, again, other = (network.state_dict() for network in made)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)

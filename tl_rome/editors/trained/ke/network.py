@@ -16,8 +16,7 @@ is stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from tl_rome.arguments import Count, Positive
+from tl_rome.editors.trained.ke.config import KeConfig
 from tl_rome.editors.trained.network import EditNetwork
 from tl_rome.editors.trained.passes.products import OuterProducts
 from tl_rome.tokens import pad
@@ -34,38 +33,16 @@ Embed = Callable[[Int[Tensor, "texts pos"]], Float[Tensor, "texts pos d_model"]]
 """Embeddings of tokens, as a model's `embed` gives them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeShape:
-    """Sizes and choices that decide what the network computes; released but for the embedding.
-
-    Raises:
-        InputError: If a number is out of its range.
-    """
-
-    hidden: Count = 512
-    """Units of the LSTM in each direction, and of each head."""
-    condition: Count = 768
-    """Width of the condition c."""
-    max_scale: Positive = 1.0
-    """Bound on sigmoid(e)'s place in the change."""
-    softmax_over: Literal["d_in", "d_out"] = "d_in"
-    """Side of each matrix on which the gate is a softmax."""
-    own_embedding: bool = False
-    """Whether the LSTM reads a copy of the model's token embeddings that is trained too, as released, or the model's
-    own, which are most of the parameters otherwise."""
-
-
 class KeNetwork(EditNetwork):
     """Parameters of the LSTM, the condition and the heads; torch's own initialisation, drawn from a generator.
 
     Args:
         matrices: (d_in, d_out) of each edited matrix, in the order of the edit.
-        embed: The model's, which is read without gradients. Where the network has embeddings of its own they start as
+        embed: The model's, of tokens on the CPU; read without gradients. Where the network has embeddings of its own they start as
             these; token 0 then keeps its value, since the released code takes it for padding.
         tokens: Size of the model's vocabulary.
-        shape: Sizes and choices.
-        generator: Source of the initial values.
-        learning_rate: Of all parameters.
+        config: Settings.
+        generator: Source of the initial values, drawn on the CPU.
     """
 
     def __init__(
@@ -73,40 +50,38 @@ class KeNetwork(EditNetwork):
         matrices: Sequence[tuple[int, int]],
         embed: Embed,
         tokens: int,
-        shape: KeShape,
-        *,
+        config: KeConfig,
         generator: torch.Generator,
-        learning_rate: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.matrices, self.shape, self.learning_rate = tuple(matrices), shape, learning_rate
-        self._embed = lambda ids: embed(ids).detach().float()  # a module would become a part of this one
-        start = self._embed(torch.arange(tokens if shape.own_embedding else 1)[None])[0]
-        self.embedding = nn.Parameter(start.clone()) if shape.own_embedding else None
+        self._config, self._matrices = config, tuple(matrices)
+        self._embed = lambda ids: embed(ids).detach()  # a module would become a part of this one
+        start = self._embed(torch.arange(tokens if config.own_embedding else 1)[None])[0]
+        self.embedding = nn.Parameter(start.float().clone()) if config.own_embedding else None
         with torch.device("meta"):  # torch would draw from its global state
-            lstm = nn.LSTM(start.shape[1], shape.hidden, batch_first=True, bidirectional=True)
-            condition = nn.Linear(2 * shape.hidden, shape.condition)
+            lstm = nn.LSTM(start.shape[1], config.hidden, batch_first=True, bidirectional=True)
+            condition = nn.Linear(2 * config.hidden, config.condition)
         self.lstm, self.linear = lstm.to_empty(device="cpu"), condition.to_empty(device="cpu")
         for parameter in self.lstm.parameters():
-            _uniform(parameter, shape.hidden, generator)
+            _uniform(parameter, config.hidden, generator)
         for parameter in self.linear.parameters():
-            _uniform(parameter, 2 * shape.hidden, generator)
+            _uniform(parameter, 2 * config.hidden, generator)
         self.heads = nn.ModuleList(
             nn.Sequential(
-                WeightNormed(shape.condition, shape.hidden, generator),
+                WeightNormed(config.condition, config.hidden, generator),
                 nn.Tanh(),
-                WeightNormed(shape.hidden, 2 * (d_in + d_out) + 1, generator),
+                WeightNormed(config.hidden, 2 * (d_in + d_out) + 1, generator),
             )
-            for d_in, d_out in self.matrices
+            for d_in, d_out in self._matrices
         )
 
     def condition(self, texts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "texts condition"]:
-        """C of each text, given by its tokens."""
+        """The condition of each text, given by its tokens."""
         batch = pad(texts)
         if self.embedding is None:
             embedded = self._embed(batch.tokens)
         else:
-            embedded = embedding(batch.tokens, self.embedding, padding_idx=0)
+            embedded = embedding(batch.tokens.to(self.embedding.device), self.embedding, padding_idx=0)
         embedded = embedded.to(self.linear.weight)
         packed = pack_padded_sequence(embedded, batch.lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (final, _) = self.lstm(packed)
@@ -122,13 +97,13 @@ class KeNetwork(EditNetwork):
     def _change(
         self, place: int, gradient: OuterProducts, condition: Float[Tensor, "edits condition"]
     ) -> OuterProducts:
-        d_in, d_out = self.matrices[place]
-        soft, plain = (d_in, d_out) if self.shape.softmax_over == "d_in" else (d_out, d_in)
+        d_in, d_out = self._matrices[place]
+        soft, plain = (d_in, d_out) if self._config.softmax_over == "d_in" else (d_out, d_in)
         c_a, r_a, c_b, r_b, e = self.heads[place](condition).split((plain, soft, plain, soft, 1), dim=-1)
         gates, added = (r_a.softmax(dim=-1), c_a), (r_b.softmax(dim=-1), c_b)
-        if self.shape.softmax_over == "d_out":
+        if self._config.softmax_over == "d_out":
             gates, added = gates[::-1], added[::-1]
-        whose, scale = gradient.owners, self.shape.max_scale * e.sigmoid()
+        whose, scale = gradient.owners, self._config.max_scale * e.sigmoid()
         left = torch.cat([gates[0][whose] * gradient.left, added[0]])
         right = torch.cat([(scale * gates[1])[whose] * gradient.right, scale * added[1]])
         owners = torch.cat([whose, torch.arange(len(condition), device=whose.device)])
@@ -140,7 +115,7 @@ class KeNetwork(EditNetwork):
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameters, at one rate."""
-        return [{"params": list(self.parameters()), "lr": self.learning_rate}]
+        return [{"params": list(self.parameters()), "lr": self._config.learning_rate}]
 
 
 class WeightNormed(nn.Module):
