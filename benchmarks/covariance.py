@@ -20,7 +20,7 @@ from torch import Tensor
 import tl_rome
 from tl_rome.editors.covariance.moments import KeyMoments, _batches, stream_moments
 from tl_rome.running.forward import read
-from tl_rome.sites import key_hook
+from tl_rome.running.matrices import key_hook
 from tl_rome.tokens import encode, pad
 
 

@@ -27,7 +27,8 @@ from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import EditRequest
 from tl_rome.running.blocks import frozen
-from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import value_hook
 from tl_rome.tokens import pad
 
 REQUESTS = (

@@ -21,8 +21,9 @@ from tl_rome.errors import UnsupportedModelError
 from tl_rome.patching import AddedNoise, TraceConfig
 from tl_rome.patching.trace import trace_together
 from tl_rome.running.forward import read, run
-from tl_rome.running.hooks import hooked, value_hook
-from tl_rome.sites import EMBED, Site, b_out, key_hook, w_out
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import b_out, key_hook, value_hook, w_out
+from tl_rome.sites import EMBED, Site
 from tl_rome.tokens import encode_fact, encode_target
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"

@@ -20,7 +20,7 @@ from tl_rome import (
     summarize,
 )
 from tl_rome.counterfact.evaluation.evaluate import named_editors
-from tl_rome.editors import DenseUpdate, RankOneUpdate, VirtualEdits, estimate_covariances
+from tl_rome.editors import DenseUpdate, LowRankUpdate, VirtualEdits, estimate_covariances
 from tl_rome.editors.by_name import check_names, editors_by_name
 from tl_rome.errors import InputError, ModelMismatchError, ModelUnavailableError
 from tl_rome.facts import check_requests
@@ -79,9 +79,9 @@ def test_half_a_character_is_no_text(tiny):
 @pytest.mark.parametrize(
     "update",
     [
-        RankOneUpdate(1, torch.ones(1), torch.ones(32)),
-        RankOneUpdate(1, torch.ones(128), torch.ones(1)),
-        RankOneUpdate(1, torch.ones(32), torch.ones(128)),
+        LowRankUpdate.rank_one(1, torch.ones(1), torch.ones(32)),
+        LowRankUpdate.rank_one(1, torch.ones(128), torch.ones(1)),
+        LowRankUpdate.rank_one(1, torch.ones(32), torch.ones(128)),
         DenseUpdate(1, torch.ones(1, 1)),
     ],
     ids=lambda update: str([tuple(part.shape) for part in update.tensors.values()]),

@@ -1,78 +1,18 @@
-"""Sites: keys, values and W_out are what every family and class computes with."""
-
-from types import SimpleNamespace
+"""Sites: names of hook points, and what is said where one does not exist."""
 
 import pytest
 import torch
-from support.compare import Stub, relative_error
+from support.compare import Stub
 from support.families import FAMILIES, KINDS, N_LAYERS
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.running.forward import read
-from tl_rome.running.hooks import hooked, value_hook
-from tl_rome.sites import (
-    EMBED,
-    Site,
-    b_out,
-    check_hooks,
-    check_layer,
-    is_hooked_transformer,
-    key_hook,
-    w_in,
-    w_out,
-)
+from tl_rome.running.matrices import b_out, key_hook, w_out
+from tl_rome.sites import EMBED, Site, check_hooks, check_layer, is_hooked_transformer
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 TOKENS = torch.arange(300, 314).view(2, 7)
-
-
-@each_kind
-@each_family
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_key_times_w_out_plus_bias_is_the_value(tiny, family, kind, dtype, tolerance):
-    model, seen = tiny(family, kind, dtype), {}
-    for layer in range(N_LAYERS):
-        mlp_out = Site("mlp_out", layer).hook
-        with hooked(model, [value_hook(model, layer, lambda value: seen.update(value=value))]):
-            found = read(model, TOKENS, [key_hook(layer), mlp_out])
-        computed = found[key_hook(layer)] @ w_out(model, layer) + b_out(model, layer)
-        assert relative_error(computed, seen["value"]) < tolerance
-        if family == "gemma2":  # a norm stands between the value and the residual stream
-            assert relative_error(seen["value"], found[mlp_out]) > 0.1
-        else:
-            assert torch.equal(seen["value"], found[mlp_out])
-
-
-@each_kind
-@each_family
-def test_replacing_the_value_equals_changing_w_out(fresh_tiny, family, kind):
-    model, layer, keys = fresh_tiny(family, kind), 1, {}
-    original = model(TOKENS)
-    saved = w_out(model, layer).clone()
-    delta = torch.randn(saved.shape, generator=torch.Generator().manual_seed(0))
-
-    def note(key, hook):
-        keys["k"] = key
-
-    with hooked(model, [(key_hook(layer), note), value_hook(model, layer, lambda value: value + keys["k"] @ delta)]):
-        replaced = model(TOKENS)
-    with torch.no_grad():
-        w_out(model, layer).add_(delta)
-    written = model(TOKENS)
-    assert relative_error(written, original) > 0.1
-    assert relative_error(replaced, written) < 1e-5
-    with torch.no_grad():
-        w_out(model, layer).copy_(saved)
-    assert torch.equal(model(TOKENS), original)
-
-
-@each_kind
-@each_family
-def test_a_bias_stands_in_where_there_is_none(tiny, family, kind):
-    bias = b_out(tiny(family, kind), 0)
-    assert bias.shape == (tiny(family, kind).cfg.d_model,)
-    assert bool(bias.any()) is (family in {"gpt2", "gptj", "neox"})
 
 
 @each_kind
@@ -137,26 +77,6 @@ def test_an_unknown_hook_point_names_close_ones(tiny, kind):
 @pytest.mark.parametrize("layer", [-1, N_LAYERS, 1000])
 def test_a_layer_out_of_range_is_named_with_the_range(tiny, kind, layer):
     model = tiny("gpt2", kind)
-    for function in (check_layer, w_in, w_out, b_out, lambda model, layer: Site("mlp_out", layer).check(model)):
+    for function in (check_layer, w_out, b_out, lambda model, layer: Site("mlp_out", layer).check(model)):
         with pytest.raises(InputError, match=rf"layer {layer} is out of range: this model has layers 0 to 3"):
             function(model, layer)
-
-
-@pytest.mark.parametrize(
-    ("mlp", "hook_points", "found"),
-    [
-        (SimpleNamespace(W_out=torch.zeros(2, 8, 4)), {key_hook(0): None}, r"\(2, 8, 4\)"),
-        (SimpleNamespace(W_out=torch.zeros(4, 8)), {key_hook(0): None}, r"\(4, 8\)"),
-        (SimpleNamespace(W_out=torch.zeros(8, 4)), {}, r"\(8, 4\)"),
-        (SimpleNamespace(), {key_hook(0): None}, "NoneType"),
-        (None, {key_hook(0): None}, "NoneType"),
-    ],
-    ids=["experts", "transposed", "no key hook", "no W_out", "attention only"],
-)
-def test_an_mlp_without_a_plain_w_out_is_refused(mlp, hook_points, found):
-    cfg = SimpleNamespace(n_layers=1, d_mlp=8, d_model=4)
-    model = Stub(cfg=cfg, blocks=[SimpleNamespace(mlp=mlp)], hook_dict=hook_points)
-    with pytest.raises(UnsupportedModelError, match=rf"no plain MLP output matrix of shape \(8, 4\) \(found {found}\)"):
-        w_out(model, 0)
-    with pytest.raises(UnsupportedModelError, match="cannot be edited"):
-        b_out(model, 0)

@@ -1,12 +1,8 @@
-"""Where things are in a TransformerLens model: hook names, W_out, and what its classes and versions name differently.
+"""Where things are in a TransformerLens model: its hook points, and what its classes and versions name differently.
 
-Two classes are supported: HookedTransformer (TransformerLens 3.9) and TransformerBridge (3.9 and 4.x). This file is the
-only one that knows the names of their hook points and weights; `forward` is the only one that knows how their blocks
-are called.
-
-Orientation: TransformerLens keeps W_out as [d_mlp, d_model] and computes k @ W_out + b_out with rows as keys, so the
-    paper's W (which maps column keys to column values) is W_out transposed, and its update Λ (C^-1 k*)^T
-    (eq. 2) is the outer product u v^T here, with v for Λ.
+Two classes are supported: HookedTransformer (TransformerLens 3.9) and TransformerBridge (3.9 and 4.x). This file and
+`running.matrices` are the only ones that know the names of their hook points and weights; `running.forward` is the only
+one that knows how their blocks are called.
 """
 
 import difflib
@@ -17,8 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_rome.errors import InputError, UnsupportedModelError
@@ -184,62 +178,3 @@ class Site:
         """
         check_layer(model, self.layer)
         return check_hooks(model, [self.hook])[0]
-
-
-def key_hook(layer: int) -> str:
-    """Hook point whose value is the exact input of W_out (gated MLPs included): the key k of eq. 3."""
-    return f"blocks.{layer}.mlp.hook_post"
-
-
-def w_in(model: HookedModel, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-    """The live weight W_in of one MLP, which edits never touch.
-
-    Raises:
-        InputError: If the layer is out of range.
-        UnsupportedModelError: If the block has no single two-dimensional W_in.
-    """
-    check_layer(model, layer)
-    weight = _mlp_weight(model, layer, "W_in")
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise UnsupportedModelError(f"layer {layer} has no plain MLP (its W_in is {type(weight).__name__})")
-    return weight
-
-
-def _mlp_weight(model: HookedModel, layer: int, name: str) -> Any:
-    """What a block's MLP has under a name, or None.
-
-    Raises:
-        UnsupportedModelError: If TransformerLens cannot read it, as in quantised models.
-    """
-    try:
-        return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
-    except NotImplementedError as error:
-        raise UnsupportedModelError(
-            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation"
-        ) from error
-
-
-def w_out(model: HookedModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The live weight W_out of one MLP; writing to it in place under `torch.no_grad` changes the model.
-
-    Raises:
-        InputError: If the layer is out of range.
-        UnsupportedModelError: If the block has no single two-dimensional W_out (mixtures of experts, attention-only).
-    """
-    check_layer(model, layer)
-    weight = _mlp_weight(model, layer, "W_out")
-    shape = (model.cfg.d_mlp, model.cfg.d_model)
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or key_hook(layer) not in hook_points(model):
-        found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise UnsupportedModelError(
-            f"layer {layer} has no plain MLP output matrix of shape {shape} (found {found}), so it cannot be edited; "
-            "dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
-        )
-    return weight
-
-
-def b_out(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
-    """Bias of W_out, zeros where the model has none."""
-    weight = w_out(model, layer)
-    bias = getattr(model.blocks[layer].mlp, "b_out", None)
-    return bias if isinstance(bias, Tensor) else torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)

@@ -76,7 +76,7 @@ def test_demo_as_a_user_runs_it(tmp_path):
     assert int(counts[1]) >= 8
     assert int(counts[2]) >= 7
     receipt = Edit.load(out / "eiffel-tower-rome.safetensors").receipt
-    assert receipt.layer == 5
+    assert receipt.layers == (5,)
     assert receipt.prob_true is not None
     assert receipt.prob_new[0] < receipt.prob_true[0]
     assert receipt.prob_new[1] > receipt.prob_true[1]

@@ -41,7 +41,7 @@ def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, stati
         assert prompt in printed
         assert f"{one.probs[0]:.2f} → {two.probs[0]:.2f}" in printed
     assert after[0].probs[0] > before[0].probs[0]
-    assert f"layer {expected.receipt.layer} (that of the covariance)" in printed
+    assert f"layer {expected.receipt.layers[0]} (that of the covariance)" in printed
 
 
 def test_names_are_those_of_the_library():

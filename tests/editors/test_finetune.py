@@ -11,7 +11,7 @@ from tl_rome.editors import Edit
 from tl_rome.editors.finetune import FT, FT_L, FineTune, FineTuneConfig
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.tokens import encode, encode_target
 
 KIND = KINDS[0]

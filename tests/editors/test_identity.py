@@ -20,7 +20,7 @@ from support.families import KINDS
 
 from tl_rome.editors import DRAFT, FT, FT_L, R_ROME, RELEASED, FineTune, KeyCovariance, Rome, SharedValues
 from tl_rome.editors.identity import describe_editor, editor_name, resumable, settings_hash
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage.description import undescribed
 
 PLACE = str(Path(__file__).parent)

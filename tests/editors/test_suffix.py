@@ -11,8 +11,8 @@ from tl_rome.editors.suffix import suffix_runner
 from tl_rome.errors import NumericsError, UnsupportedModelError
 from tl_rome.running.blocks import first_run, frozen
 from tl_rome.running.forward import last_resid, read
-from tl_rome.running.hooks import hooked, value_hook
-from tl_rome.sites import key_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import key_hook, value_hook
 
 LAYER, LENGTH, START = 1, 12, 5
 TOKENS = torch.randint(2, 500, (3, LENGTH), generator=torch.Generator().manual_seed(0))

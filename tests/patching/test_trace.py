@@ -11,7 +11,7 @@ from support.traces import FACT, trace
 from tl_rome.errors import InputError, NumericsError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise, GaussianNoise, noise_scale
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode_fact, encode_target
 

@@ -7,7 +7,8 @@ from support.families import FAMILIES, KINDS
 
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.running.forward import final_logits, last_resid, read, record
-from tl_rome.sites import EMBED, Site, key_hook
+from tl_rome.running.matrices import key_hook
+from tl_rome.sites import EMBED, Site
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("family", FAMILIES)

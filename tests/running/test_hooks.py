@@ -6,7 +6,8 @@ from support.families import KINDS
 
 from tl_rome.errors import InputError
 from tl_rome.running.forward import read
-from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import value_hook
 from tl_rome.sites import EMBED, Site
 
 each_kind = pytest.mark.parametrize("kind", KINDS)

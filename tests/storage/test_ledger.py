@@ -9,7 +9,7 @@ from support.aged import age_lines
 from support.families import KINDS
 
 from tl_rome.errors import ModelMismatchError, StorageError
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage import ledger as ledgers
 from tl_rome.storage.ledger import check_settings, model_settings, open_ledger, read_ledger
 

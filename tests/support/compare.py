@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import w_out
+from tl_rome.sites import HookedModel
 
 
 def relative_error(found, expected):

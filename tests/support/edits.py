@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from support.families import SENTENCES
-from tl_rome.editors import Edit, KeyCovariance, RankOneUpdate, Rome
+from tl_rome.editors import Edit, KeyCovariance, LowRankUpdate, Rome
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.facts import EditRequest
 
@@ -24,14 +24,14 @@ def editor(model: Any, layer: int = LAYER) -> Any:
     return Rome(covariance(model, layer), CONTEXTS)
 
 
-def rank_one(edit: Edit) -> RankOneUpdate:
+def rank_one(edit: Edit) -> LowRankUpdate:
     """The first update of an edit."""
     update = edit.updates[0]
-    assert isinstance(update, RankOneUpdate)
+    assert isinstance(update, LowRankUpdate)
     return update
 
 
 def random_edit(edit, layer, seed):
     generator = torch.Generator().manual_seed(seed)
-    u, v = (torch.randn(len(x), generator=generator) for x in (edit.updates[0].u, edit.updates[0].v))
-    return Edit((RankOneUpdate(layer, u, v),), edit.request, edit.receipt, edit.model, {})
+    u, v = (torch.randn(len(x), generator=generator) for x in (edit.updates[0].left[:, 0], edit.updates[0].right[:, 0]))
+    return Edit((LowRankUpdate.rank_one(layer, u, v),), edit.request, edit.receipt, edit.model, {})

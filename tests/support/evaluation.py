@@ -9,10 +9,10 @@ import torch
 from tl_rome.counterfact import CaseResult, evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
-from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt
+from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, Receipt
 from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage.files import fingerprint
 
 SHORT = EvaluationConfig(generation_length=24, counterfact_plus=True, attribute=True)
@@ -65,7 +65,7 @@ class RandomEdit:
         generator = torch.Generator().manual_seed(seed)
         d_mlp, d_model = w_out(model, self.layer).shape
         u, v = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (d_mlp, d_model))
-        update = RankOneUpdate(self.layer, u / u.norm(), self.strength * v)
+        update = LowRankUpdate.rank_one(self.layer, u / u.norm(), self.strength * v)
         if self.dense:
             update = DenseUpdate(self.layer, update.delta.float())
         return Edit((update,), request, self._receipt(request), fingerprint(model), {})

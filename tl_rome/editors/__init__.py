@@ -15,7 +15,7 @@ from tl_rome.editors.edits.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence
 from tl_rome.editors.edits.sequence import compose as compose
 from tl_rome.editors.edits.update import DenseUpdate as DenseUpdate
-from tl_rome.editors.edits.update import RankOneUpdate as RankOneUpdate
+from tl_rome.editors.edits.update import LowRankUpdate as LowRankUpdate
 from tl_rome.editors.edits.virtual import VirtualEdits as VirtualEdits
 from tl_rome.editors.edits.virtual import continue_edited as continue_edited
 from tl_rome.editors.edits.virtual import edited_rows as edited_rows

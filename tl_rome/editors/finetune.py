@@ -36,8 +36,11 @@ from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of, final_logits
-from tl_rome.sites import HookedModel, key_hook, w_out
+from tl_rome.running.matrices import key_hook, w_out
+from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
+
+_REMEDY = "more steps (max_steps), a larger epsilon, or another layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,26 +160,18 @@ class FineTune:
             shared = (time.perf_counter() - started) / len(chunk)
             for place, (change, losses), before in zip(places, trained, outcomes, strict=True):
                 started = time.perf_counter() - shared
-                figures = self._figures(model, change, losses)
-                update = DenseUpdate(self.layer, change.cpu())
-                made = {"provenance": self._provenance(model, losses), "started": started}
-                edits[place] = finish_edit(model, requests[place], update, figures, before=before, **made)
+                updates = [DenseUpdate(self.layer, change.cpu())]
+                made = {"provenance": self._provenance(model, losses), "started": started, "remedy": _REMEDY}
+                edits[place] = finish_edit(
+                    model, requests[place], updates, self._figures(model, losses), before=before, **made
+                )
         return [edits[place] for place in range(len(requests))]
 
-    def _figures(
-        self, model: HookedModel, change: Float[Tensor, "d_mlp d_model"], losses: Sequence[float]
-    ) -> UpdateFigures:
-        weight = w_out(model, self.layer).detach()
+    def _figures(self, model: HookedModel, losses: Sequence[float]) -> UpdateFigures:
         return UpdateFigures(
             preset=self.config.preset,
             departures=self._departures(model),
-            layer=self.layer,
             layer_choice=self.layer_choice,
-            contexts=1,
-            covariance=None,
-            relative_change=(change.norm() / weight.float().norm()).item(),
-            divisor=None,
-            key_norm=None,
             losses=tuple(losses),
         )
 

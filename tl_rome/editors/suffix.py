@@ -16,7 +16,8 @@ from torch import Tensor
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.blocks import BlockRunner, check_blocks, first_run
 from tl_rome.running.forward import last_resid, read, record
-from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import value_hook
 from tl_rome.sites import HookedModel, Site
 
 _log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ call, and an interrupt of its set-up leaves hooks behind.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,17 @@ from torch import Tensor, nn
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.interrupts import reliable
 from tl_rome.running.loans import lent
-from tl_rome.sites import ActivationHook, HookedModel, Site, check_hooks, hook_points, is_hooked_transformer
+from tl_rome.sites import ActivationHook, HookedModel, check_hooks, hook_points, is_hooked_transformer
 
-Hook = tuple[str | nn.Module, ActivationHook]
+
+@dataclass(frozen=True)
+class InputOf:
+    """A module whose only argument is meant, not its output."""
+
+    module: nn.Module
+
+
+Hook = tuple[str | nn.Module | InputOf, ActivationHook]
 """Where, by the name of a hook point or as a module whose output is meant, and what is called there."""
 Hooks = Sequence[Hook]
 
@@ -37,31 +46,14 @@ def hooked(model: HookedModel, hooks: Hooks) -> Iterator[None]:
             for place, function in hooks:
                 if isinstance(place, str):
                     remove.append(_add(model, points[place], function))
+                elif isinstance(place, InputOf):
+                    remove.append(place.module.register_forward_pre_hook(_on_input(function)).remove)
                 else:
                     remove.append(place.register_forward_hook(_on_output(function)).remove)
             yield
         finally:
             for each in reversed(remove):
                 each()
-
-
-def value_hook(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> Hook:
-    """A hook that sees, and may replace, the exact output of W_out + b_out: the value that eq. 4 replaces by z.
-
-    `hook_mlp_out` is that value except where a norm follows the MLP (Gemma 2); a bridge then names the inner point
-    `mlp.out.hook_out`, and for HookedTransformer the MLP module's own output is taken.
-
-    Args:
-        model: The model.
-        layer: Block index.
-        function: Gets the output [batch, pos, d_model]; returns a replacement or None.
-    """
-    if is_hooked_transformer(model):
-        place: str | nn.Module = model.blocks[layer].mlp
-    else:
-        inner = f"blocks.{layer}.mlp.out.hook_out"
-        place = inner if inner in hook_points(model) else Site("mlp_out", layer).check(model)
-    return place, lambda value, hook: function(value)
 
 
 def _add(model: HookedModel, point: Any, function: ActivationHook) -> Callable[[], None]:
@@ -91,3 +83,8 @@ def _takes_points(bridge: type) -> bool:
 def _on_output(function: ActivationHook) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
     """A hook of torch for a module's output."""
     return lambda module, inputs, output: function(output, hook=module)
+
+
+def _on_input(function: ActivationHook) -> Callable[[nn.Module, tuple[Tensor]], Tensor | None]:
+    """A hook of torch for a module's argument."""
+    return lambda module, inputs: function(*inputs, hook=module)

@@ -5,15 +5,16 @@ Files in schema 1, which earlier versions of this package wrote, have none: they
 damage would not be noticed; saved again, they have one. Other schemas are refused.
 
 Every file names its kind, its schema version and the model it belongs to. The fingerprint covers the model's shape and
-every MLP's input weights (attention output weights where there is no plain MLP, the stored parameters where a model is
-quantised), so it tells models apart (also a processed from a raw one, and one dtype from another) but is the same for
-both TransformerLens classes, and does not change when W_out is edited.
+every attention's query and output weights (the stored parameters where a model is quantised), so it tells models apart
+(also a processed from a raw one, and one dtype from another) but is the same for both TransformerLens classes, and does
+not change when an MLP is edited. Before edits of W_in it covered that matrix instead: files from then are still
+accepted for a model whose W_in is as it was.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
-from tl_rome.sites import HookedModel, w_in
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.sites import HookedModel
 from tl_rome.storage.json_text import parse_json, to_json
 from tl_rome.storage.writing import regular, write_whole
 
@@ -43,30 +45,46 @@ _SAMPLED = 64
 
 def fingerprint(model: HookedModel) -> str:
     """Identity of a model's unedited weights, as 16 hexadecimal digits."""
+    return _digest(model, _attention)
+
+
+def _digest(model: HookedModel, weights: Callable[[HookedModel, int], list[Tensor]]) -> str:
+    """Of samples of some weights of each layer."""
     cfg = model.cfg
     digest = hashlib.sha256(repr((cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.d_vocab)).encode())
     for layer in range(cfg.n_layers):
-        for weight in _kept_weights(model, layer):
-            weight = weight.detach().reshape(len(weight), -1)
-            sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
+        for weight in weights(model, layer):
             digest.update(str(weight.dtype).encode())
-            digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+            digest.update(sample_bytes(weight))
     return digest.hexdigest()[:16]
 
 
-def _kept_weights(model: HookedModel, layer: int) -> list[Tensor]:
-    """A layer's weights that edits leave alone.
+def sample_bytes(weight: Tensor) -> bytes:
+    """Some rows and columns of a weight in float32."""
+    weight = weight.detach().reshape(len(weight), -1)
+    sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
+    return sample.float().cpu().contiguous().numpy().tobytes()
 
-    They are W_in; W_O where there is no plain MLP; and where TransformerLens can read neither, as in a quantised model
-    (which cannot be edited), all parameters of the block as they are stored.
-    """
-    with suppress(UnsupportedModelError):
-        return [w_in(model, layer)]
+
+def _attention(model: HookedModel, layer: int) -> list[Tensor]:
+    """W_Q and W_O of a layer, or, where they cannot be read, all parameters of the block as they are stored."""
     block = model.blocks[layer]
+    with suppress(AttributeError, NotImplementedError):
+        found = [block.attn.W_Q, block.attn.W_O]
+        if all(isinstance(weight, Tensor) for weight in found):
+            return found
+    return [parameter for parameter in block.parameters() if parameter.ndim and len(parameter)]
+
+
+def _former(model: HookedModel, layer: int) -> list[Tensor]:
+    """What fingerprints were made of before W_in could be edited: W_in, or W_O where there is no plain MLP."""
+    block = model.blocks[layer]
+    with suppress(UnsupportedModelError):
+        return [MlpMatrix(layer, "W_in").weight(model)]
     with suppress(AttributeError, NotImplementedError):
         if isinstance(weight := block.attn.W_O, Tensor):
             return [weight]
-    return [parameter for parameter in block.parameters() if parameter.ndim and len(parameter)]
+    return _attention(model, layer)
 
 
 def check_fingerprint(model: HookedModel, expected: str, what: str) -> None:
@@ -76,7 +94,7 @@ def check_fingerprint(model: HookedModel, expected: str, what: str) -> None:
         ModelMismatchError: If the model's fingerprint is not the expected one.
     """
     found = fingerprint(model)
-    if found != expected:
+    if expected != found and expected != _digest(model, _former):
         raise ModelMismatchError(
             f"{what} belongs to the model with fingerprint {expected}, this model has {found}; "
             "load the same checkpoint in the same dtype, without weight processing"

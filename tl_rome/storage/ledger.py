@@ -16,16 +16,14 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
-from tl_rome.sites import HookedModel, w_out
-from tl_rome.storage.files import SCHEMA_VERSION, UNCHECKED, check_kind, fingerprint, warn_unchecked
+from tl_rome.errors import ModelMismatchError, StorageError
+from tl_rome.running.matrices import editable_matrices
+from tl_rome.sites import HookedModel
+from tl_rome.storage.files import SCHEMA_VERSION, UNCHECKED, check_kind, fingerprint, sample_bytes, warn_unchecked
 from tl_rome.storage.json_text import seal, to_json, unseal
 from tl_rome.storage.parts import read_as
 from tl_rome.storage.text import brief
 from tl_rome.storage.writing import regular, write_whole
-
-_SAMPLED = 64
-"""Rows, and columns, of each weight that a digest looks at."""
 
 
 class Ledger:
@@ -200,24 +198,16 @@ def _at(path: str | Path, number: int) -> Iterator[None]:
 
 
 def model_settings(model: HookedModel) -> dict[str, Any]:
-    """What stored work depends on in a model: its fingerprint, its W_out (which edits change), its BOS policy."""
+    """What stored work depends on in a model: its fingerprint, what edits change of it, its BOS policy."""
     bos = bool(model.cfg.default_prepend_bos)
     return {"model": fingerprint(model), "weights": edited_weights(model), "bos": bos}
 
 
 def edited_weights(model: HookedModel) -> str:
-    """16 hexadecimal digits of samples of every W_out.
-
-    A layer without a plain W_out cannot be edited, and does not count.
-    """
+    """16 hexadecimal digits of samples of every matrix that an edit can change."""
     digest = hashlib.sha256()
-    for layer in range(model.cfg.n_layers):
-        try:
-            weight = w_out(model, layer).detach()
-        except UnsupportedModelError:
-            continue
-        sample = weight[:: max(1, len(weight) // _SAMPLED), :: max(1, weight.shape[1] // _SAMPLED)]
-        digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+    for matrix in editable_matrices(model):
+        digest.update(sample_bytes(matrix.weight(model)))
     return digest.hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ from tl_rome.counterfact.evaluation.measure import compare, measure
 from tl_rome.editors import FT, FineTune
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, StorageError
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 
 KIND = KINDS[0]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from support.families import KINDS
 from tl_rome.counterfact import load_results, sequential_edits
 from tl_rome.editors import FT, EditSequence, FineTune, compose
 from tl_rome.errors import EditStateError, NumericsError
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 
 LEFT = r"^the editor 'leaving' left the model's W_out changed; the weights are put back. An editor returns its edit"
 

@@ -16,8 +16,8 @@ from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Tar
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.generation import sample_tokens
+from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import w_out
 from tl_rome.storage.files import digest
 from tl_rome.tokens import encode
 

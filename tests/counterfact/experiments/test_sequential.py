@@ -14,8 +14,8 @@ from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, 
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import w_out
 
 KIND = KINDS[0]
 TUNED = FineTune(0, replace(FT, max_steps=6, learning_rate=0.02))

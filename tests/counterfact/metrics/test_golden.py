@@ -11,8 +11,8 @@ from support.results import case, scores
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import UNEDITED, Measurement, PromptScores
+from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import w_out
 
 GROUPS = ("rewrite", "paraphrase", "neighborhood")
 

@@ -6,7 +6,7 @@ from tl_rome.editors import estimate_covariances
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.covariance.moments import KeyMoments, stream_moments
 from tl_rome.errors import InputError, StorageError
-from tl_rome.sites import key_hook
+from tl_rome.running.matrices import key_hook
 from tl_rome.tokens import encode
 
 KIND = KINDS[0]

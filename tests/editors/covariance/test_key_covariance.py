@@ -8,7 +8,7 @@ from support.families import FAMILY_KINDS, KINDS, SENTENCES
 from tl_rome.editors import KeyCovariance
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, StorageError
-from tl_rome.sites import key_hook
+from tl_rome.running.matrices import key_hook
 from tl_rome.storage.files import load, save
 from tl_rome.tokens import encode
 

@@ -12,9 +12,9 @@ from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS
 
-from tl_rome.editors import Edit, RankOneUpdate
+from tl_rome.editors import Edit, LowRankUpdate
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 
 KIND = KINDS[0]
 
@@ -159,10 +159,16 @@ def test_an_edit_shows_as_one_line_and_as_its_receipt_in_a_notebook(edit):
 def test_not_finite_edits_are_refused(fresh_tiny, edit):
     good = edit.updates[0]
     with pytest.raises(NumericsError, match="layer 1 is not finite"):
-        RankOneUpdate(1, good.u * float("nan"), good.v)
+        LowRankUpdate.rank_one(1, good.left[:, 0] * float("nan"), good.right[:, 0])
     model = fresh_tiny("llama", KIND)
     before = weights(model)
-    huge = Edit((RankOneUpdate(1, good.u, good.v * 1e300),), edit.request, edit.receipt, edit.model, {})
+    huge = Edit(
+        (LowRankUpdate.rank_one(1, good.left[:, 0], good.right[:, 0] * 1e300),),
+        edit.request,
+        edit.receipt,
+        edit.model,
+        {},
+    )
     with pytest.raises(NumericsError, match=r"not finite in torch\.float32"):
         huge.apply(model)
     assert same(weights(model), before)
@@ -185,7 +191,7 @@ def test_save_and_load_keep_everything_across_classes(fresh_tiny, edit, tmp_path
 def test_an_edit_file_is_small_beside_the_model(edit, tmp_path):
     path = edit.save(tmp_path / "edit.safetensors")
     with safe_open(path, "pt") as file:
-        assert sorted(file.keys()) == ["1.u", "1.v"]
+        assert sorted(file.keys()) == ["1.W_out.left", "1.W_out.right"]
 
 
 def damage_truncate(path: Path) -> None:
@@ -194,14 +200,14 @@ def damage_truncate(path: Path) -> None:
 
 def damage_drop_vector(path: Path) -> None:
     with safe_open(path, "pt") as file:
-        tensors, meta = {"1.u": file.get_tensor("1.u")}, file.metadata()
+        tensors, meta = {"1.W_out.left": file.get_tensor("1.W_out.left")}, file.metadata()
     save_file(tensors, path, meta)
 
 
 def damage_header(path: Path) -> None:
     with safe_open(path, "pt") as file:
         tensors, header = (
-            {name: file.get_tensor(name) for name in ("1.u", "1.v")},
+            {name: file.get_tensor(name) for name in ("1.W_out.left", "1.W_out.right")},
             json.loads(file.metadata()["tl_rome"]),
         )
     del header["request"]
@@ -226,7 +232,9 @@ def test_layer_out_of_range_writes_nothing(fresh_tiny, edit):
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     good = edit.updates[0]
-    both = Edit((good, RankOneUpdate(9, good.u, good.v)), edit.request, edit.receipt, edit.model, {})
+    both = Edit(
+        (good, LowRankUpdate.rank_one(9, good.left[:, 0], good.right[:, 0])), edit.request, edit.receipt, edit.model, {}
+    )
     with pytest.raises(InputError, match="layer 9 is out of range"):
         both.apply(model)
     assert same(weights(model), before)

@@ -3,14 +3,14 @@ import torch
 from safetensors import SafetensorError
 from support.compare import same, weights
 from support.edits import REQUEST, editor
-from support.families import FAMILY_KINDS, KINDS
+from support.families import FAMILY_KINDS, KINDS, build_family
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tl_rome.editors import export_model
-from tl_rome.editors.edits.hugging_face import _output_matrix
+from tl_rome.editors.edits.hugging_face import _stored
 from tl_rome.errors import ModelMismatchError, ModelUnavailableError, StorageError, UnsupportedModelError
 from tl_rome.models.loading import load_model
-from tl_rome.sites import w_in
+from tl_rome.running.matrices import MlpMatrix, editable_matrices
 
 KIND = KINDS[0]
 TOKENS = torch.arange(20)[None]
@@ -44,21 +44,32 @@ def test_bfloat16_keeps_its_dtype(fresh_tiny, family_dir, tmp_path):
     assert same(weights(again), edited)
 
 
-def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
+def test_every_matrix_of_the_mlps_is_written(fresh_tiny, family_dir, tmp_path):
     model = fresh_tiny("llama", KIND)
     with torch.no_grad():
-        w_in(model, 2)[0, 0] += 1
-    with pytest.raises(ModelMismatchError, match="W_in of layer 2 is not that of"):
-        export_model(model, str(family_dir("llama")), tmp_path / "edited")
+        for place in editable_matrices(model):
+            place.weight(model).mul_(1 + 0.1 * place.layer)
+        logits = model(TOKENS)
+    folder = export_model(model, str(family_dir("llama")), tmp_path / "edited")
+    assert torch.equal(load_model(str(folder), model_class=KIND, device="cpu", progress=False)(TOKENS), logits)
+
+
+def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
+    other = build_family("llama", tmp_path / "other", seed=1)
+    with pytest.raises(UnsupportedModelError, match="W_gate of layer 0 cannot be told apart among the 2 matrices"):
+        export_model(fresh_tiny("llama", KIND), str(other), tmp_path / "edited")
+    other = build_family("gpt2", tmp_path / "gpt2", seed=1)
+    with pytest.raises(ModelMismatchError, match="gives other logits"):
+        export_model(fresh_tiny("gpt2", KIND), str(other), tmp_path / "edited")
     assert not (tmp_path / "edited").exists()
     with pytest.raises(ModelUnavailableError, match="does not exist"):
-        export_model(model, str(tmp_path / "nothing" / "here"), tmp_path / "edited")
+        export_model(fresh_tiny("llama", KIND), str(tmp_path / "nothing" / "here"), tmp_path / "edited")
 
 
 def test_indistinguishable_matrices_are_refused():
     block = torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8), "down": torch.nn.Linear(8, 8)})
-    with pytest.raises(UnsupportedModelError, match="layer 3 has 2 matrices of shape"):
-        _output_matrix(block, torch.zeros(8, 8), 3)
+    with pytest.raises(UnsupportedModelError, match=r"W_out of layer 3 cannot be told apart among the 2 matrices"):
+        _stored(block, torch.ones(8, 8), MlpMatrix(3))
 
 
 def test_other_weights_than_w_in_are_compared_through_the_logits(fresh_tiny, family_dir, tmp_path):

@@ -3,7 +3,7 @@ from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import KINDS
 
-from tl_rome.editors import Edit, EditSequence, RankOneUpdate, compose
+from tl_rome.editors import Edit, EditSequence, LowRankUpdate, compose
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.scoring import score_targets
@@ -50,7 +50,7 @@ def test_a_failure_or_interruption_in_the_middle_leaves_the_weights(fresh_tiny, 
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     first, second, _ = edits
-    update = RankOneUpdate(3, second.updates[0].u, second.updates[0].v.double() * 1e300)
+    update = LowRankUpdate.rank_one(3, second.updates[0].left[:, 0], second.updates[0].right[:, 0].double() * 1e300)
     huge = Edit((update,), first.request, first.receipt, first.model, {})
     with pytest.raises(NumericsError, match="layer 3 is not finite"):
         compose([first, second, huge]).apply(model)

@@ -9,7 +9,7 @@ from support.edits import CONTEXTS, LAYER, REQUEST, covariance, editor
 from support.families import KINDS, SENTENCES
 from transformers import AutoTokenizer
 
-from tl_rome.editors import FT, P_ROME, RELEASED, Edit, FineTune, RankOneUpdate, Rome, export_model
+from tl_rome.editors import FT, P_ROME, RELEASED, Edit, FineTune, LowRankUpdate, Rome, export_model
 from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import Outcome, probe_model
 from tl_rome.editors.edits.verdict import NEUTRAL, Taken, first_context, verdict_warning
@@ -112,7 +112,7 @@ def test_an_edit_of_no_strength_did_not_take_and_says_so_once(tiny, caplog):
     ready = editor(model)
     found = optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, RELEASED)
     update, figures = ready.update_for(model, REQUEST, found)
-    nothing = RankOneUpdate(LAYER, update.u, 0 * update.v)
+    nothing = LowRankUpdate.rank_one(LAYER, update.left[:, 0], 0 * update.right[:, 0])
     options = {"before": probe_model(model, REQUEST), "provenance": {}, "started": 0.0, "contexts": CONTEXTS}
     with caplog.at_level(logging.WARNING):
         receipt = finish_edit(model, REQUEST, nothing, figures, **options).receipt

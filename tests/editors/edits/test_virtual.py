@@ -7,12 +7,12 @@ import torch
 from support.edits import REQUEST, rank_one
 from support.families import FAMILY_KINDS, KINDS, N_LAYERS
 
-from tl_rome.editors import DenseUpdate, Edit, RankOneUpdate, Receipt, compose
+from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, Receipt, compose
 from tl_rome.editors.edits.virtual import continue_edited, edited_rows, score_edited
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.generation import continue_texts, sample_tokens
+from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import w_out
 from tl_rome.storage.files import fingerprint
 
 KIND = KINDS[0]
@@ -60,7 +60,7 @@ def random_edits(model):
 
     def rank_one(layer):
         u, v = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (d_mlp, d_model))
-        return RankOneUpdate(layer, u / u.norm(), 2 * v)
+        return LowRankUpdate.rank_one(layer, u / u.norm(), 2 * v)
 
     dense = DenseUpdate(0, torch.randn(d_mlp, d_model, generator=generator) / d_mlp**0.5)
     return [edit_of(model, rank_one(1)), edit_of(model, rank_one(0), rank_one(N_LAYERS - 1)), edit_of(model, dense)]

@@ -13,7 +13,7 @@ from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.facts import EditRequest
 from tl_rome.models.loading import load_model
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 
 KIND = KINDS[0]
 OTHERS = [EditRequest(REQUEST.template, name, "Paris") for name in ("Big Ben", "The Kremlin")]

@@ -11,9 +11,9 @@ from tl_rome.editors import DRAFT, Rome
 from tl_rome.editors.rank_one.key import chosen_keys
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import Fact
-from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import b_out, key_hook, value_hook, w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import b_out, key_hook, w_out
 from tl_rome.tokens import encode, encode_fact, encode_target
 
 KIND = KINDS[0]

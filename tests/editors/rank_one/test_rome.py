@@ -14,8 +14,8 @@ from tl_rome.editors.rank_one.presets import PRESETS, RELEASED
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.errors import InputError, NumericsError, SubjectError, TLRomeError
 from tl_rome.facts import EditRequest, Fact
+from tl_rome.running.matrices import b_out, key_hook, w_out
 from tl_rome.scoring import score_targets
-from tl_rome.sites import b_out, key_hook, w_out
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode_fact
 
@@ -48,9 +48,9 @@ def test_update_is_the_weighted_least_change(tiny, family):
     update = editor(model)(model, REQUEST).updates[0]
     moment = covariance(model).second_moment
     key = subject_keys(model, LAYER, REQUEST.fact, CONTEXTS).double().mean(0)
-    direction = moment @ update.u  # C u is parallel to k*
+    direction = moment @ update.left[:, 0]  # C u is parallel to k*
     assert abs(torch.cosine_similarity(direction, key, dim=0).item()) == pytest.approx(1, abs=1e-9)
-    assert update.u.norm().item() == pytest.approx(1, abs=1e-12)
+    assert update.left[:, 0].norm().item() == pytest.approx(1, abs=1e-12)
 
 
 def test_keys_are_those_of_single_runs(tiny):
@@ -85,7 +85,7 @@ def test_one_call_needs_nothing_but_the_fact(fresh_tiny):
     model = fresh_tiny("llama", KIND)
     before = [p.detach().clone() for p in model.parameters()]
     edit = rome(model, "{} is located in the city of", "Big Ben", "Rome", progress=False)
-    assert edit.receipt.layer == default_layer(model) == 1
+    assert edit.receipt.layers == (default_layer(model),) == (1,)
     assert edit.receipt.layer_choice == "a quarter of the way up"
     assert edit.receipt.contexts_choice.startswith("7 of 21, sampled from openings")
     assert edit.receipt.rank_true is None
@@ -111,10 +111,10 @@ def test_each_preset_stores_its_value_under_its_key(tiny, preset):
     delta = (found.value - found.initial).double()
     expected = key @ weight + bias + delta if preset == "r_rome" else found.value.double()
     torch.testing.assert_close(stored, expected, rtol=1e-6, atol=1e-6)
-    parallel = covariance(model).second_moment @ update.u  # C u is parallel to the key that u was solved for
+    parallel = covariance(model).second_moment @ update.left[:, 0]  # C u is parallel to the key that u was solved for
     assert abs(torch.cosine_similarity(parallel, direction, dim=0).item()) == pytest.approx(1, abs=1e-9)
     assert edit.receipt.preset == preset
-    assert edit.receipt.divisor == pytest.approx((key @ update.u).item())
+    assert edit.receipt.divisor == pytest.approx((key @ update.left[:, 0]).item())
     assert (edit.receipt.divisor_ratio == pytest.approx(1)) == (preset != "released")
     assert edit.receipt.losses == tuple(step["loss"] for step in edit.provenance["losses"])
 
@@ -173,7 +173,7 @@ def test_one_covariance_serves_many_edits(tiny):
     ready = Rome.prepare(model, covariance=covariance(model), contexts=CONTEXTS)
     first, second = (ready(model, EditRequest(REQUEST.template, name, "Rome")) for name in ("Big Ben", "The Kremlin"))
     assert first.provenance["covariance"] == second.provenance["covariance"] == ready.covariance.digest
-    assert relative(rank_one(first).u, rank_one(second).u) > 0.1
+    assert relative(rank_one(first).left[:, 0], rank_one(second).left[:, 0]) > 0.1
 
 
 @pytest.fixture(scope="session")
@@ -200,8 +200,8 @@ def test_golden_edit(smollm2, golden, kind):
     assert relative(subject_keys(model, 5, request.fact, contexts), arrays["k_per_template"]) < 1e-5
     values = SharedValues()
     edit = Rome(statistics, tuple(contexts), find_values=values)(model, request)
-    assert relative(rank_one(edit).u, arrays["u"]) < 1e-5
-    assert relative(rank_one(edit).v, arrays["v"]) < 1e-5
+    assert relative(rank_one(edit).left[:, 0], arrays["u"]) < 1e-5
+    assert relative(rank_one(edit).right[:, 0], arrays["v"]) < 1e-5
     (found,) = values(model, 5, [request.fact], contexts, RELEASED)
     assert relative(found.value, arrays["v_star"]) < 1e-5
     expected = torch.outer(*(torch.tensor(arrays[name]).double() for name in "uv"))
@@ -226,7 +226,7 @@ def test_a_request_and_its_parts_give_the_same_edit(tiny):
     parts = rome(model, REQUEST.template, REQUEST.subject, "Rome", target_true="Paris", **options)
     whole = rome(model, Fact(REQUEST.template, REQUEST.subject, "Paris").rewrite("Rome"), **options)
     assert whole.request == parts.request == REQUEST
-    assert torch.equal(rank_one(whole).v, rank_one(parts).v)
+    assert torch.equal(rank_one(whole).right[:, 0], rank_one(parts).right[:, 0])
 
 
 def test_a_preset_may_be_named(tiny):
@@ -234,7 +234,8 @@ def test_a_preset_may_be_named(tiny):
     options = {"covariance": covariance(model), "contexts": CONTEXTS, "progress": False}
     named = rome(model, REQUEST, config="r_rome", **options)
     assert named.receipt.preset == "r_rome"
-    assert torch.equal(rank_one(named).v, rank_one(rome(model, REQUEST, config=PRESETS["r_rome"], **options)).v)
+    other = rome(model, REQUEST, config=PRESETS["r_rome"], **options)
+    assert torch.equal(rank_one(named).right, rank_one(other).right)
     with pytest.raises(InputError, match="no preset 'romr'; use one of draft, neurips, released, r_rome, p_rome"):
         rome(model, REQUEST, config="romr", **options)
     ready = Rome.prepare(model, config="r_rome", **options)
@@ -262,5 +263,5 @@ def test_a_corpus_gives_statistics_for_an_edit(tiny):
     model = tiny("qwen2", KIND)
     statistics = estimate_covariance(model, 2, SENTENCES, source="sentences", progress=False)
     edit = rome(model, REQUEST.template, REQUEST.subject, "Rome", covariance=statistics, contexts=CONTEXTS)
-    assert edit.receipt.layer == 2
+    assert edit.receipt.layers == (2,)
     assert edit.receipt.layer_choice == "that of the covariance"

@@ -10,7 +10,8 @@ from tl_rome.editors.rank_one.batch import RewriteBatch
 from tl_rome.editors.rank_one.value import optimise_value, optimise_values
 from tl_rome.errors import InputError, NumericsError, SubjectError
 from tl_rome.facts import Fact
-from tl_rome.running.hooks import hooked, value_hook
+from tl_rome.running.hooks import hooked
+from tl_rome.running.matrices import value_hook
 from tl_rome.tokens import encode_fact, encode_target
 
 KIND = KINDS[0]

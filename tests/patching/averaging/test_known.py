@@ -11,7 +11,7 @@ from tl_rome.errors import InputError, ModelMismatchError, StorageError
 from tl_rome.facts import Fact
 from tl_rome.patching.averaging import known as module
 from tl_rome.patching.averaging.known import collect_known_facts, lead_before_object
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage.ledger import read_ledger
 from tl_rome.tokens import encode, encode_target
 

@@ -20,7 +20,7 @@ from tl_rome.patching.averaging import trace_facts as module
 from tl_rome.patching.averaging.trace_facts import prompt_seed, trace_facts
 from tl_rome.patching.averaging.trace_store import TraceStore, fact_id, load_traces
 from tl_rome.patching.config import TraceConfig
-from tl_rome.sites import w_out
+from tl_rome.running.matrices import w_out
 from tl_rome.storage.files import load, save
 
 each_kind = pytest.mark.parametrize("kind", KINDS)

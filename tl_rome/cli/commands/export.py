@@ -21,6 +21,7 @@ def export(
 ) -> None:
     """Write the model with one edit or several in Hugging Face layout, for any library to load."""
     from tl_rome.editors import compose, export_model
+    from tl_rome.editors.edits.receipt import describe_places
     from tl_rome.models.loading import quiet
 
     _check_new(out)
@@ -29,7 +30,7 @@ def export(
     with quiet(console.shows_progress()), whole.applied(loaded):
         export_model(loaded, model, out)
     for edit in whole.edits:
-        console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, layer {edit.receipt.layer}")
+        console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, {describe_places(edit.places)}")
     console.say_written([out])
 
 

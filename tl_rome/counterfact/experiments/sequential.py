@@ -32,7 +32,8 @@ from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.borrowed import borrowed
 from tl_rome.running.interrupts import reliable
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import Ledger, model_settings, open_ledger
 from tl_rome.storage.parts import reading
@@ -99,13 +100,13 @@ def sequential_edits(
 def restored(model: HookedModel) -> Iterator[Callable[[EditSequence], None]]:
     """Yields a function that writes edits into a model; at the end all weights are restored bit for bit.
 
-    Only the first weights of each edited layer are kept, however many edits there are.
+    Only the first weights of each edited matrix are kept, however many edits there are.
     """
-    kept: dict[int, Tensor] = {}
+    kept: dict[MlpMatrix, Tensor] = {}
 
     def write(edit: EditSequence) -> None:
-        for layer in {update.layer for update in edit.updates} - kept.keys():
-            kept[layer] = w_out(model, layer).detach().clone()
+        for place in {update.place for update in edit.updates} - kept.keys():
+            kept[place] = place.weight(model).detach().clone()
         # A copy, which forgets what it replaced: the edit given is not applied once the weights are back.
         EditSequence(tuple(replace(part) for part in edit.edits)).apply(model)
 
@@ -113,8 +114,8 @@ def restored(model: HookedModel) -> Iterator[Callable[[EditSequence], None]]:
         yield write
     finally:
         with torch.no_grad():
-            for layer, weight in kept.items():
-                w_out(model, layer).copy_(weight)
+            for place, weight in kept.items():
+                place.weight(model).copy_(weight)
 
 
 def _check(records: Sequence[CounterFactRecord], counts: Sequence[int]) -> None:

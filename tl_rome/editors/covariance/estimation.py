@@ -15,7 +15,8 @@ from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_momen
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens, start_token
 from tl_rome.running.borrowed import borrowed
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import w_out
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode
 

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from tl_rome.errors import NumericsError, StorageError
 from tl_rome.running.forward import device_of, read
-from tl_rome.sites import HookedModel, key_hook, w_out
+from tl_rome.running.matrices import key_hook, w_out
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint, load, save
 from tl_rome.storage.parts import read_as, reading
 from tl_rome.tokens import pad

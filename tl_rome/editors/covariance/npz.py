@@ -12,7 +12,8 @@ import torch
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import StorageError
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import w_out
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 from tl_rome.storage.text import brief
 from tl_rome.storage.writing import regular

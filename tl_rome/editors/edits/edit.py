@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_rome.editors.edits.receipt import Receipt
-from tl_rome.editors.edits.update import Update, update_from
+from tl_rome.editors.edits.former import of_today
+from tl_rome.editors.edits.receipt import Receipt, describe_places
+from tl_rome.editors.edits.update import Update, check_places, update_from, with_updates
 from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
+from tl_rome.errors import EditStateError, NumericsError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.loans import lent
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import MatrixName, MlpMatrix
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 from tl_rome.storage.parts import read_as, reading
@@ -25,6 +27,8 @@ from tl_rome.storage.parts import read_as, reading
 _KIND = "edit"
 SEQUENCE_KIND = "edit_sequence"
 """Kind of file that holds several."""
+_Changes = dict[MlpMatrix, tuple[Tensor, Tensor]]
+"""Weights before and after."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,11 +38,11 @@ class Edit:
     An `Edit` can be applied to any model with the fingerprint of the one it was made on, whatever its class.
 
     Raises:
-        InputError: If two updates are of the same layer.
+        InputError: If two updates are of the same matrix.
     """
 
     updates: tuple[Update, ...]
-    """At most one per layer."""
+    """At most one per matrix of a layer."""
     request: EditRequest
     """What was asked for."""
     receipt: Receipt
@@ -47,16 +51,12 @@ class Edit:
     """Fingerprint of the model."""
     provenance: Mapping[str, Any]
     """How it was made: editor settings, contexts, seed, BOS policy, covariance; JSON-serialisable."""
-    digests: Mapping[int, tuple[str, str]] = field(default_factory=dict)
-    """For each layer `weight_digest` without the edit and with it; empty where they are unknown."""
-    _undo: list[tuple[weakref.ref, dict[int, tuple[Tensor, Tensor]]]] = field(
-        default_factory=list, init=False, repr=False
-    )
+    digests: Mapping[MlpMatrix, tuple[str, str]] = field(default_factory=dict)
+    """For each matrix `weight_digest` without the edit and with it; empty where they are unknown."""
+    _undo: list[tuple[weakref.ref, _Changes]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        layers = [update.layer for update in self.updates]
-        if len(set(layers)) < len(layers):
-            raise InputError(f"an edit has one update per layer at most, got layers {layers}; compose several edits")
+        check_places(self.updates)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_undo": []}  # a copy, pickled or not, is applied to nothing
@@ -66,8 +66,8 @@ class Edit:
 
     def __repr__(self) -> str:
         before, after = self.receipt.prob_new
-        layers = ", ".join(str(update.layer) for update in self.updates)
-        return f"<{self.label}, layer {layers}: P {before:.4f} → {after:.4f}, {self.receipt.verdict or 'unknown'}>"
+        verdict = self.receipt.verdict or "unknown"
+        return f"<{self.label}, {describe_places(self.places)}: P {before:.4f} → {after:.4f}, {verdict}>"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(x)}</td></tr>" for name, x in self.receipt.rows())
@@ -77,6 +77,11 @@ class Edit:
     def label(self) -> str:
         """What was asked for, for messages."""
         return f"edit {self.request.fact.prompt!r} -> {self.request.target_new!r}"
+
+    @property
+    def places(self) -> tuple[MlpMatrix, ...]:
+        """The matrices that it changes."""
+        return tuple(update.place for update in self.updates)
 
     @reliable
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
@@ -128,9 +133,9 @@ class Edit:
         entry = weakref.ref(model), changes
         self._undo.append(entry)
         try:
-            _write(model, {layer: after for layer, (_, after) in changes.items()})
+            _write(model, {place: after for place, (_, after) in changes.items()})
         except BaseException:
-            _write(model, {layer: before for layer, (before, _) in changes.items()})
+            _write(model, {place: before for place, (before, _) in changes.items()})
             self._undo.remove(entry)
             raise
 
@@ -138,7 +143,7 @@ class Edit:
     def undo(self, model: HookedModel) -> None:
         """Put the weights back exactly as they were before `apply`.
 
-        Edits of different layers may be undone in any order, those that share a layer last one first.
+        Edits of different matrices may be undone in any order, those that share one last one first.
 
         Raises:
             EditStateError: If the edit is not applied to this model, or its weights have been changed since.
@@ -148,13 +153,13 @@ class Edit:
             raise EditStateError("this edit is not applied to this model, so there is nothing to undo")
         changes = self._undo[position][1]
         with lent(model):
-            for layer, (_, after) in changes.items():
-                if not torch.equal(w_out(model, layer), after):
+            for place, (_, after) in changes.items():
+                if not torch.equal(place.weight(model), after):
                     raise EditStateError(
-                        f"W_out of layer {layer} has changed since this edit was applied, so what it replaced cannot "
-                        "be put back without losing that change; undo what was applied later first, in reverse order"
+                        f"{place} has changed since this edit was applied, so what it replaced cannot be put back "
+                        "without losing that change; undo what was applied later first, in reverse order"
                     )
-            _write(model, {layer: before for layer, (before, _) in changes.items()})
+            _write(model, {place: before for place, (before, _) in changes.items()})
             del self._undo[position]
 
     def _check_not_applied(self, model: HookedModel) -> None:
@@ -196,14 +201,16 @@ class Edit:
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file keeps of the edit: tensors, and a JSON-serialisable header."""
-        tensors = {f"{update.layer}.{name}": part for update in self.updates for name, part in update.tensors.items()}
+        names = [f"{place.layer}.{place.name}" for place in self.places]
+        parts = zip(names, self.updates, strict=True)
+        tensors = {f"{name}.{field}": part for name, update in parts for field, part in update.tensors.items()}
         header = {
-            "layers": [update.layer for update in self.updates],
+            "matrices": names,
             "request": asdict(self.request),
             "receipt": asdict(self.receipt),
             "model": self.model,
             "provenance": dict(self.provenance),
-            "digests": {str(layer): list(pair) for layer, pair in self.digests.items()},
+            "digests": {f"{place.layer}.{place.name}": list(pair) for place, pair in self.digests.items()},
         }
         return tensors, header
 
@@ -215,25 +222,32 @@ class Edit:
             StorageError: If a part is missing.
         """
         with reading(path, "an edit"):
-            layers = read_as(tuple[int, ...], header["layers"], "layers")
-            parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
-            for name, tensor in tensors.items():
-                layer, part = name.split(".")
-                parts[int(layer)][part] = tensor
+            tensors, header = of_today(tensors, header)
+            places = {name: _place(name) for name in read_as(tuple[str, ...], header["matrices"], "matrices")}
+            parts: dict[str, dict[str, Tensor]] = {name: {} for name in places}
+            for full, tensor in tensors.items():
+                name, _, part = full.rpartition(".")
+                parts[name][part] = tensor
             digests = read_as(dict[str, tuple[str, str]], header.get("digests", {}), "digests")
             return cls(
-                tuple(update_from(layer, parts[layer]) for layer in layers),
+                tuple(update_from(place, parts[name]) for name, place in places.items()),
                 read_as(EditRequest, header["request"], "request"),
                 read_as(Receipt, header["receipt"], "receipt"),
                 read_as(str, header["model"], "model"),
                 read_as(dict[str, Any], header["provenance"], "provenance"),
-                {int(layer): pair for layer, pair in digests.items()},
+                {_place(name): pair for name, pair in digests.items()},
             )
+
+
+def _place(name: str) -> MlpMatrix:
+    """The matrix that a file names so, as in "5.W_out"."""
+    layer, _, matrix = name.partition(".")
+    return MlpMatrix(int(layer), read_as(MatrixName, matrix, name))
 
 
 @reliable
 def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[HookedModel]:
-    """The model with updates of different layers, for the length of a `with` block, as `Edit.applied` gives it.
+    """The model with updates of different matrices, for the length of a `with` block, as `Edit.applied` gives it.
 
     Raises:
         NumericsError: If the new weights would not be finite in the model's dtype.
@@ -241,27 +255,26 @@ def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[H
     with lent(model):
         changes = _changes(model, updates)
         try:
-            _write(model, {layer: after for layer, (_, after) in changes.items()})
+            _write(model, {place: after for place, (_, after) in changes.items()})
             yield model
         finally:
-            _write(model, {layer: before for layer, (before, _) in changes.items()})
+            _write(model, {place: before for place, (before, _) in changes.items()})
 
 
-def _changes(model: HookedModel, updates: Iterable[Update]) -> dict[int, tuple[Tensor, Tensor]]:
-    """W_out before and after, by layer."""
-    changes: dict[int, tuple[Tensor, Tensor]] = {}
+def _changes(model: HookedModel, updates: Iterable[Update]) -> _Changes:
+    changes: _Changes = {}
     for update in updates:
-        before = w_out(model, update.layer).detach().clone()
-        after = (before.double() + update.delta.to(before.device)).to(before.dtype)
+        before = update.place.weight(model).detach().clone()
+        after = with_updates(before, [update])
         if not bool(after.isfinite().all()):
-            raise NumericsError(f"the edited W_out of layer {update.layer} is not finite in {before.dtype}")
-        changes[update.layer] = before, after
+            raise NumericsError(f"the edited {update.place} is not finite in {before.dtype}")
+        changes[update.place] = before, after
     return changes
 
 
-def _write(model: HookedModel, weights: Mapping[int, Tensor]) -> None:
+def _write(model: HookedModel, weights: Mapping[MlpMatrix, Tensor]) -> None:
     with torch.no_grad():
-        for layer, weight in weights.items():
-            w_out(model, layer).copy_(weight)
-            if not torch.equal(w_out(model, layer), weight):
-                raise EditStateError(f"W_out of layer {layer} does not keep what is written to it; load the model anew")
+        for place, weight in weights.items():
+            place.weight(model).copy_(weight)
+            if not torch.equal(place.weight(model), weight):
+                raise EditStateError(f"{place} does not keep what is written to it; load the model anew")

@@ -1,4 +1,4 @@
-"""From an update to an edit: what the model says without it and with it goes into the receipt, which is made once."""
+"""From updates to an edit: what the model says without it and with it goes into the receipt, which is made once."""
 
 import logging
 import time
@@ -8,9 +8,9 @@ from typing import Any
 
 from tl_rome.editors.edits.edit import Edit, updates_applied
 from tl_rome.editors.edits.outcome import Outcome, probe_model
-from tl_rome.editors.edits.receipt import Receipt, UpdateFigures
+from tl_rome.editors.edits.receipt import MatrixChange, Receipt, UpdateFigures
 from tl_rome.editors.edits.safety import find_warnings
-from tl_rome.editors.edits.update import Update
+from tl_rome.editors.edits.update import DenseUpdate, Update, check_places
 from tl_rome.editors.edits.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.facts import EditRequest
@@ -23,42 +23,51 @@ _log = logging.getLogger(__name__)
 def finish_edit(
     model: HookedModel,
     request: EditRequest,
-    update: Update,
+    updates: Sequence[Update],
     figures: UpdateFigures,
     *,
     before: Outcome,
     provenance: Mapping[str, Any],
     started: float,
+    remedy: str,
+    after_text: str = "",
     contexts: Sequence[str] = (),
     cautions: Sequence[str] = (),
 ) -> Edit:
-    """The edit that makes an update, with its effect measured; signs of damage or of no effect are logged too.
+    """The edit that makes some updates, with its effect measured; signs of damage or of no effect are logged too.
 
     Args:
         model: Left as found.
-        request: What the update is for.
-        update: The change of one layer.
-        figures: What its editor knows of it.
-        before: What the model says to the request without it, see `probe_model`.
-        provenance: How it was made, JSON-serialisable.
+        request: What the updates are for.
+        updates: The changes, each of another matrix.
+        figures: What their editor knows of them.
+        before: What the model says to the request without them, see `probe_model`.
+        provenance: How they were made, JSON-serialisable.
         started: `time.perf_counter()` when the work on this edit began.
+        remedy: What to try if the edit does not take, in words; `after_text` is added to it, see `verdict_warning`.
+        after_text: See there.
         contexts: Those that the editor used; the first one that is not empty stands for a paraphrase, see `verdict`.
         cautions: Further warnings, which have been logged.
 
     Raises:
+        InputError: If two updates are of the same matrix.
         NumericsError: If the edited weights are not finite.
     """
-    before_digest = weight_digest(model, update.layer)
-    with updates_applied(model, (update,)):
+    check_places(updates)
+    places = [update.place for update in updates]
+    changes = tuple(_change(model, update) for update in updates)
+    digests_before = [weight_digest(model, place) for place in places]
+    with updates_applied(model, updates):
         after = probe_model(model, request, first_context(contexts))
-        after_digest = weight_digest(model, update.layer)
+        digests_after = [weight_digest(model, place) for place in places]
     taken = Taken.of(after)
     damage = find_warnings(figures, before, after)
-    weak = verdict_warning(taken, fine_tuned=figures.key_norm is None)
+    weak = verdict_warning(taken, remedy, after_text)
     probs = list(zip(before.probs, after.probs, strict=True))
     ranks = list(zip(before.ranks, after.ranks, strict=True))
     receipt = Receipt(
         **asdict(figures),
+        changes=changes,
         prompt=request.fact.prompt,
         target_new=request.target_new,
         target_true=request.target_true,
@@ -79,5 +88,15 @@ def finish_edit(
         _log.warning("the edit %r -> %r may disable the model: %s", receipt.prompt, receipt.target_new, warning)
     if weak is not None:
         _log.warning("the edit %r -> %r: %s", receipt.prompt, receipt.target_new, weak)
-    digests = {update.layer: (before_digest, after_digest)}
-    return Edit((update,), request, receipt, fingerprint(model), provenance, digests)
+    digests = dict(zip(places, zip(digests_before, digests_after, strict=True), strict=True))
+    return Edit(tuple(updates), request, receipt, fingerprint(model), provenance, digests)
+
+
+def _change(model: HookedModel, update: Update) -> MatrixChange:
+    """How large an update is."""
+    size = update.place.weight(model).detach().double().norm()
+    if isinstance(update, DenseUpdate):
+        return MatrixChange(update.layer, update.matrix, None, (update.change.double().norm() / size.cpu()).item())
+    grams = [factor.double().T @ factor.double() for factor in (update.left, update.right)]
+    norm = (grams[0] * grams[1]).sum().clamp(min=0).sqrt()
+    return MatrixChange(update.layer, update.matrix, update.rank, (norm / size.cpu()).item())

@@ -1,8 +1,8 @@
 """An edited model as a plain Hugging Face folder, which any library loads.
 
 Neither TransformerLens class can be saved as the checkpoint it came from: a bridge has rewired it, and for
-HookedTransformer there is no way back. So the checkpoint is read again and gets the model's W_out. No model family
-is named here: W_out is found by its shape, every W_in is compared bit for bit, and before anything is written the plain
+HookedTransformer there is no way back. So the checkpoint is read again and gets the matrices of the model's MLPs. No
+model family is named here: a matrix is found by its shape and its values, and before anything is written the plain
 model has to give the edited model's logits, so that nothing but an edit of that very checkpoint is written.
 """
 
@@ -17,11 +17,14 @@ from tl_rome.errors import ModelMismatchError, UnsupportedModelError
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.running.borrowed import borrowed
 from tl_rome.running.forward import device_of, run
-from tl_rome.sites import HookedModel, w_in, w_out
+from tl_rome.running.matrices import MlpMatrix, mlp_matrices, w_out
+from tl_rome.sites import HookedModel
 from tl_rome.storage.writing import whole_folder
 
 _PROBE = 16
 """Tokens that the exported model is compared on."""
+_CLOSE = 0.5
+"""Relative distance within which a matrix is taken for one before an edit; two random ones are 1.4 apart."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Relative error of its logits that rounding may leave; 0.1 in half precision."""
 
@@ -39,22 +42,22 @@ def export_model(model: HookedModel, source: str, folder: str | Path) -> Path:
         The folder; `load_model` and transformers load it.
 
     Raises:
-        UnsupportedModelError: If its MLPs' output matrices cannot be told apart from others by their shape.
-        ModelMismatchError: If the model is not the source with edits of W_out.
+        UnsupportedModelError: If a matrix of its MLPs cannot be told apart from others.
+        ModelMismatchError: If the model is not the source with edits of MLPs.
         ModelUnavailableError: If the source cannot be read.
         StorageError: If the folder cannot be written.
     """
     plain, tokenizer = load_hugging_face(source, w_out(model, 0).dtype, None, False)
     for layer, block in enumerate(_blocks(plain, model.cfg.n_layers)):
-        if not any(_holds(weight, w_in(model, layer).cpu()) for weight in block.parameters()):
-            raise _mismatch(f"W_in of layer {layer} is not that of {source!r}")
-        _output_matrix(block, w_out(model, layer), layer).copy_(w_out(model, layer))
+        for place in mlp_matrices(model, layer):
+            weight = place.weight(model).cpu()
+            _stored(block, weight, place).copy_(weight)
     tokens = (torch.arange(1, _PROBE + 1) * 7919 % model.cfg.d_vocab)[None]
     with borrowed(model):
         expected = run(model, tokens.to(device_of(model))).cpu().double()
     error = float((plain(tokens).logits.double() - expected).norm() / expected.norm())
     if not error <= _TOLERANCE.get(w_out(model, 0).dtype, 0.1):
-        raise _mismatch(f"with the model's W_out, {source!r} gives other logits (relative error {error:.1e})")
+        raise _mismatch(f"with the model's MLPs, {source!r} gives other logits (relative error {error:.1e})")
     with whole_folder(Path(folder)) as place:
         plain.save_pretrained(place)
         tokenizer.save_pretrained(place)
@@ -79,35 +82,35 @@ def _blocks(plain: Any, n_layers: int) -> nn.ModuleList:
     return found[0]
 
 
-def _holds(weight: Float[Tensor, "..."], wanted: Float[Tensor, "d_model d_mlp"]) -> bool:
-    """Whether a weight is a matrix, transposed or not, or has it among the equal parts that it was fused from."""
-    if weight.ndim != 2:
-        return False
-    for matrix in (weight, weight.T):
-        parts, rest = divmod(matrix.shape[1], wanted.shape[1])
-        if len(matrix) == len(wanted) and parts and not rest:
-            return any(torch.equal(part, wanted) for part in matrix.chunk(parts, dim=1))
-    return False
+def _stored(block: nn.Module, like: Float[Tensor, "d_in d_out"], place: MlpMatrix) -> Float[Tensor, "d_in d_out"]:
+    """A view of a matrix of an MLP in a block of transformers, oriented as TransformerLens has it.
 
+    It is the one of its shape outside attention, or of several the one that is closest to what it is now: an edit
+    changes a matrix little, and two different ones are far apart.
 
-def _output_matrix(
-    block: nn.Module, like: Float[Tensor, "d_mlp d_model"], layer: int
-) -> Float[Tensor, "d_mlp d_model"]:
-    """A view of W_out in a block of transformers, oriented as TransformerLens has it.
+    Args:
+        block: Of the unedited model.
+        like: The matrix in the edited one.
+        place: Which it is, for messages.
 
     Raises:
-        UnsupportedModelError: If no matrix outside attention has its shape, or several have.
+        UnsupportedModelError: If there is none of its shape, or none that is close.
     """
-    found = []
-    for name, module in block.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or "att" in name:
-            continue
-        stored = weight.T if isinstance(module, nn.Linear) else weight  # GPT-2's Conv1D keeps [in, out]
-        found += [stored.detach()] if stored.shape == like.shape else []
-    if len(found) != 1:
+    found = [view for name, part in block.named_modules() if "att" not in name for view in _views(part, like)]
+    distances = [float((view - like).norm() / like.norm()) for view in found]
+    if not found or (len(found) > 1 and not min(distances) < _CLOSE):
         raise UnsupportedModelError(
-            f"layer {layer} has {len(found)} matrices of shape {tuple(like.shape)} outside attention, not one, so that "
-            "the MLP's output matrix cannot be identified; save the edit and apply its delta yourself"
+            f"{place} cannot be told apart among the {len(found)} matrices of shape {tuple(like.shape)} that the "
+            "checkpoint has there outside attention; save the edit and apply its delta yourself"
         )
-    return found[0]
+    return found[distances.index(min(distances))]
+
+
+def _views(part: nn.Module, like: Float[Tensor, "d_in d_out"]) -> list[Float[Tensor, "d_in d_out"]]:
+    """The weight of a linear map, transposed or not, or the equal parts that it was fused from, where they fit."""
+    weight = getattr(part, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return []
+    stored = weight.detach().T if isinstance(part, nn.Linear) else weight.detach()  # GPT-2's Conv1D keeps [in, out]
+    parts, rest = divmod(stored.shape[1], like.shape[1])
+    return list(stored.chunk(parts, dim=1)) if len(stored) == len(like) and parts and not rest else []

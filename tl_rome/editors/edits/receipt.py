@@ -1,8 +1,10 @@
 """What an edit did, in figures that fit on one screen."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tl_rome.editors.edits.verdict import Taken, Verdict
+from tl_rome.running.matrices import MatrixName, MlpMatrix
 from tl_rome.storage.text import visible
 
 
@@ -14,34 +16,46 @@ class UpdateFigures:
     """Settings that were followed."""
     departures: str = ""
     """Settings that are not those of the preset."""
-    layer: int
-    """Layer whose W_out changed."""
     layer_choice: str
-    """Why this layer."""
-    contexts: int
+    """Why this layer, or these."""
+    contexts: int = 1
     """Prefixes averaged over, the empty one included."""
     contexts_choice: str = "given"
     """How the prefixes were chosen."""
-    covariance: str | None
+    covariance: str | None = None
     """Where the key statistics came from, and of how many tokens; None for an editor that uses none."""
-    relative_change: float
-    """||delta W|| / ||W||, Frobenius norms."""
-    divisor: float | None
+    divisor: float | None = None
     """k . u with u of unit norm: what v* - W k is divided by; a small one makes a large, damaging edit."""
     divisor_ratio: float | None = None
     """Divisor over the one that C predicts, k* C^-1 k* / ||C^-1 k*||; 1 where one key is used in both places."""
     disturbance: float | None = None
     """Root mean square of what the edit adds to the MLP output on the text behind C, over that of the output."""
-    key_norm: float | None
+    key_norm: float | None = None
     """||k*||, None where no key is used."""
     losses: tuple[float, ...] = ()
     """The loss at each evaluation, in nats."""
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """Size of what an edit adds to one matrix."""
+
+    layer: int
+    """Block index."""
+    matrix: MatrixName
+    """Which of the layer's matrices."""
+    rank: int | None
+    """Columns of the update's factors; None for a dense one."""
+    relative: float
+    """||delta W|| / ||W||, Frobenius norms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt(UpdateFigures):
     """Measured effect and size of one edit; `finish_edit` makes it."""
 
+    changes: tuple[MatrixChange, ...]
+    """What changed, in the order of the edit's updates."""
     prompt: str
     """The rewriting prompt."""
     target_new: str
@@ -82,6 +96,16 @@ class Receipt(UpdateFigures):
         """What was asked for, in one line."""
         return f"Edit of {self.prompt!r} to {self.target_new!r}"
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that changed, each once, lowest first."""
+        return tuple(sorted({change.layer for change in self.changes}))
+
+    @property
+    def relative_change(self) -> float:
+        """||delta W|| / ||W|| of the matrix that changed most."""
+        return max((change.relative for change in self.changes), default=0.0)
+
     def rows(self) -> list[tuple[str, str]]:
         """Name and figures of everything worth reading, for text and tables alike; warnings come last."""
         rows = [("verdict", self._verdict())]
@@ -89,19 +113,26 @@ class Receipt(UpdateFigures):
         if self.prob_true is not None:
             rows.append((f"P({self.target_true})", _before_and_after(self.prob_true, self.rank_true)))
         departures = f" with {self.departures}" if self.departures else ""
-        rows.append(("layer", f"{self.layer} ({self.layer_choice})"))
+        places = describe_places(MlpMatrix(change.layer, change.matrix) for change in self.changes)
+        name, _, which = places.partition(" ")
+        rows.append((name, f"{which} ({self.layer_choice})"))
         rows.append(("preset", self.preset + departures))
         rows.append(("contexts", f"{self.contexts} ({self.contexts_choice})"))
         if self.covariance is not None:
             rows.append(("covariance", self.covariance))
             rows.append(("divisor k.u", f"{self.divisor:.3g} (|k*| = {self.key_norm:.3g})"))
-        rows.append(("|dW| / |W|", f"{self.relative_change:.4f}"))
+        rows.append(("|dW| / |W|", self._sizes()))
         if self.disturbance is not None:
             rows.append(("disturbance", f"{self.disturbance:.1%} of the layer's output on ordinary text"))
         rows.append(("loss", f"{self.final_loss:.3f} after {self.evaluations} evaluations"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
         rows += [("WARNING", warning) for warning in self.warnings]
         return [(_in_line(name), _in_line(figures)) for name, figures in rows]
+
+    def _sizes(self) -> str:
+        """The relative change of each matrix, or, of many, of the one that changed least and the one that did most."""
+        sizes = sorted(change.relative for change in self.changes)
+        return f"{sizes[0]:.4f}" if len(sizes) == 1 else f"{sizes[0]:.4f} to {sizes[-1]:.4f}" if sizes else "0"
 
     def _verdict(self) -> str:
         if self.verdict is None or self.preferred is None or self.said is None:
@@ -116,6 +147,15 @@ class Receipt(UpdateFigures):
 
 
 _YES_NO = {True: "yes", False: "no", None: "not measured"}
+
+
+def describe_places(places: Iterable[MlpMatrix]) -> str:
+    """Matrices in words: "layer 5" where all are W_out, "layers 27, 28 (W_gate, W_in, W_out)" otherwise."""
+    places = list(places)
+    layers, names = sorted({place.layer for place in places}), sorted({place.name for place in places})
+    listed = ", ".join(map(str, layers)) or "none"
+    which = "" if names in ([], ["W_out"]) else f" ({', '.join(names)})"
+    return f"{'layers' if len(layers) > 1 else 'layer'} {listed}{which}"
 
 
 def _in_line(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tl_rome.editors.edits.edit import SEQUENCE_KIND, Edit
+from tl_rome.editors.edits.receipt import describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
@@ -44,12 +45,11 @@ class EditSequence:
 
     def __repr__(self) -> str:
         shown = ", ".join(edit.label.removeprefix("edit ") for edit in self.edits[:3]) + ", ..." * (len(self.edits) > 3)
-        layers = ", ".join(map(str, sorted({update.layer for update in self.updates})))
-        return f"<sequence of {len(self.edits)}, layer {layers}: {shown}>"
+        return f"<sequence of {len(self.edits)}, {describe_places(update.place for update in self.updates)}: {shown}>"
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """All updates in order; a layer may occur several times."""
+        """All updates in order; a matrix may occur several times."""
         return tuple(update for edit in self.edits for update in edit.updates)
 
     @reliable

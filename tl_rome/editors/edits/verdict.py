@@ -57,12 +57,13 @@ def first_context(contexts: Sequence[str]) -> str:
     return next((context for context in contexts if context), NEUTRAL)
 
 
-def verdict_warning(taken: Taken, *, fine_tuned: bool) -> str | None:
+def verdict_warning(taken: Taken, remedy: str, after_text: str = "") -> str | None:
     """What is missing and what to try, in words; None if the edit took.
 
     Args:
         taken: The facts.
-        fine_tuned: Whether the editor fine-tunes, which has other settings.
+        remedy: What to try, which its editor knows.
+        after_text: More to try where the prompt is continued with the new target, but not after another text.
     """
     if taken.verdict == "took":
         return None
@@ -72,11 +73,6 @@ def verdict_warning(taken: Taken, *, fine_tuned: bool) -> str | None:
         "with another text before it, the prompt is not continued with it": taken.said_again,
     }
     missing = "; ".join(name for name, fact in names.items() if fact is False)
-    if fine_tuned:
-        remedy = "more steps (max_steps), a larger epsilon, or another layer"
-    else:
-        remedy = "another layer, more evaluations (extra_evaluations), or a larger clamp"
-        if taken.said and taken.said_again is False:
-            remedy += ", or preset 'r_rome', since texts before the prompt pull the key away"
     verb = "took only partly" if taken.verdict == "partly" else "did not take"
-    return f"it {verb}: {missing}; try {remedy}"
+    more = after_text if taken.said and taken.said_again is False else ""
+    return f"it {verb}: {missing}; try {remedy}{more}"

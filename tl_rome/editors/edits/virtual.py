@@ -1,30 +1,31 @@
 """Many edited models in one forward pass: every row of a batch has its own edit, and the weights stay as they are.
 
-W_out + u v^T gives k W_out + (k . u) v for a key k. So the MLP's output of each row gets the (k . u) v of that row's
-edit added, by hooks on the exact input and output of W_out, on every position that is run: with a key-value cache the
-rows go on as they began. This equals writing the edit into the weights up to rounding (in bfloat16, the weights' own).
+W + left right^T gives x W + (x left) right^T for an input x. So the matrix's output of each row gets that of the row's
+edit added, by hooks on the exact input and output of the matrix, on every position that is run: with a key-value cache
+the rows go on as they began. This equals writing the edit into the weights up to rounding (in bfloat16, the weights'
+own).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_rome.arguments import Count, Range, Whole
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.sequence import EditSequence
-from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.edits.stacked import StackedUpdates
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
 from tl_rome.running.borrowed import borrowed
-from tl_rome.running.hooks import Hooks, hooked, value_hook
+from tl_rome.running.hooks import Hooks, hooked
 from tl_rome.running.interrupts import reliable
+from tl_rome.running.matrices import MlpMatrix, input_hook, output_hook
 from tl_rome.scoring import TargetScores, score_targets
-from tl_rome.sites import HookedModel, key_hook, w_out
+from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint
 
 AnyEdit = Edit | EditSequence
@@ -33,48 +34,12 @@ Rows = Int[Tensor, " batch"] | Sequence[Annotated[int, Range(-1, 2**63 - 1)]]
 """For each row of a batch the index of its edit, -1 for none."""
 
 
-@dataclass(frozen=True, eq=False)
-class _LayerUpdates:
-    """What all edits add at one layer; the last edit is one that adds nothing, so that index -1 means no edit."""
-
-    u: Float[Tensor, "edits d_mlp"]
-    v: Float[Tensor, "edits d_model"]
-    dense: dict[int, Float[Tensor, "d_mlp d_model"]]
-    """By edit."""
-
-    @classmethod
-    def stack(cls, model: HookedModel, edits: Sequence[AnyEdit], layer: int) -> "_LayerUpdates":
-        weight = w_out(model, layer)
-        d_mlp, d_model = weight.shape
-        options = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-        found = cls(torch.zeros(len(edits) + 1, d_mlp, **options), torch.zeros(len(edits) + 1, d_model, **options), {})
-        for index, edit in enumerate(edits):
-            updates = [update for update in edit.updates if update.layer == layer]
-            if len(updates) == 1 and isinstance(updates[0], RankOneUpdate):
-                found.u[index], found.v[index] = updates[0].u, updates[0].v
-            elif updates:
-                change = sum((update.delta for update in updates), torch.zeros(d_mlp, d_model, dtype=torch.float64))
-                found.dense[index] = change.to(options["dtype"]).to(options["device"])
-        return found
-
-    def __call__(
-        self, keys: Float[Tensor, "batch pos d_mlp"], rows: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """What the edits add to the outputs for these keys."""
-        added = (keys @ self.u[rows][:, :, None]) * self.v[rows][:, None]
-        for edit, change in self.dense.items():
-            chosen = rows == edit
-            if bool(chosen.any()):
-                added[chosen] += keys[chosen] @ change
-        return added
-
-
 class VirtualEdits:
     """A model's edits, ready to be given to the rows of any number of batches.
 
     Args:
         model: The model that the edits were made on; never written to.
-        edits: Any number of edits of it, each of any number of layers; several composed ones count as one.
+        edits: Any number of edits of it, each of any number of matrices; several composed ones count as one.
 
     Raises:
         ModelMismatchError: If an edit is for another model, or was made on other weights, see `EditSequence.apply`.
@@ -88,8 +53,9 @@ class VirtualEdits:
             check_fingerprint(model, fingerprint, "an edit")
         check_weights(model, sequences)
         self.model, self.count = model, len(edits)
-        layers = sorted({update.layer for edit in edits for update in edit.updates})
-        self._updates = {layer: _LayerUpdates.stack(model, edits, layer) for layer in layers}
+        updates = [edit.updates for edit in edits]
+        places = sorted({update.place for edit in updates for update in edit})
+        self._updates = {place: StackedUpdates.of(model, place, updates) for place in places}
 
     @reliable
     def on(self, rows: Rows) -> Iterator[HookedModel]:
@@ -101,23 +67,23 @@ class VirtualEdits:
         index = torch.as_tensor(rows, dtype=torch.long)
         if not bool(((index >= -1) & (index < self.count)).all()):
             raise InputError(f"rows name edits {index.tolist()}; use 0 to {self.count - 1}, or -1 for no edit")
-        with hooked(self.model, [hook for layer in self._updates for hook in self._hooks(layer, index)]):
+        with hooked(self.model, [hook for place in self._updates for hook in self._hooks(place, index)]):
             yield self.model
 
-    def _hooks(self, layer: int, index: Int[Tensor, " batch"]) -> Hooks:
-        """The hooks that add what the edits change at one layer."""
-        updates, keys = self._updates[layer], list[Tensor]()
-        rows = index.to(updates.u.device)
+    def _hooks(self, place: MlpMatrix, rows: Int[Tensor, " batch"]) -> Hooks:
+        """The hooks that add what the edits change at one matrix."""
+        updates, inputs = self._updates[place].for_rows(rows), list[Tensor]()
+        dtype = self._updates[place].left.dtype
 
-        def note(key: Tensor, hook: object) -> None:
-            if len(key) != len(rows):
-                raise InputError(f"a batch of {len(key)} rows ran, but edits were given to {len(rows)} rows")
-            keys[:] = [key]
+        def note(value: Tensor) -> None:
+            if len(value) != len(rows):
+                raise InputError(f"a batch of {len(value)} rows ran, but edits were given to {len(rows)} rows")
+            inputs[:] = [value]
 
         def add(output: Tensor) -> Tensor:
-            return (output + updates(keys.pop().to(updates.u.dtype), rows)).to(output.dtype)
+            return (output + updates(inputs.pop().to(dtype))).to(output.dtype)
 
-        return [(key_hook(layer), note), value_hook(self.model, layer, add)]
+        return [input_hook(self.model, place, note), output_hook(self.model, place, add)]
 
 
 @reliable

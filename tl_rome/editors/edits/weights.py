@@ -1,7 +1,8 @@
-"""Whether edits are put on the weights that they were made on, by digests of W_out.
+"""Whether edits are put on the weights that they were made on, by digests of the matrices that they change.
 
-The fingerprint of a model leaves W_out out, so that an edited model still has it. So each edit keeps a digest of W_out
-without and with it: one that is applied again to a copy of an edited model, or to an export of one, is noticed.
+The fingerprint of a model leaves MLPs out, so that an edited model still has it. So each edit keeps digests of its
+matrices without and with it: one that is applied again to a copy of an edited model, or to an export of one, is
+noticed.
 """
 
 import hashlib
@@ -12,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_rome.editors.edits.update import Update, check_shape
+from tl_rome.editors.edits.update import Update, check_shape, with_updates
 from tl_rome.errors import EditStateError, ModelMismatchError
-from tl_rome.sites import HookedModel, w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.sites import HookedModel
 
 
 @runtime_checkable
@@ -23,12 +25,12 @@ class Digested(Protocol):
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """At most one per layer."""
+        """At most one per matrix."""
         ...
 
     @property
-    def digests(self) -> Mapping[int, tuple[str, str]]:
-        """For each layer `weight_digest` without the edit and with it."""
+    def digests(self) -> Mapping[MlpMatrix, tuple[str, str]]:
+        """For each matrix `weight_digest` without the edit and with it."""
         ...
 
     @property
@@ -37,12 +39,12 @@ class Digested(Protocol):
         ...
 
 
-def weight_digest(model: HookedModel, layer: int) -> str:
-    """16 hexadecimal digits of every bit of a layer's W_out, the same in both classes and on all devices."""
-    return _digest(w_out(model, layer).detach())
+def weight_digest(model: HookedModel, place: MlpMatrix) -> str:
+    """16 hexadecimal digits of every bit of a matrix, the same in both classes and on all devices."""
+    return _digest(place.weight(model).detach())
 
 
-def _digest(weight: Float[Tensor, "d_mlp d_model"]) -> str:
+def _digest(weight: Float[Tensor, "d_in d_out"]) -> str:
     return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
@@ -52,7 +54,7 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -
     Within a sequence an edit may have been made on the model as it is, or on top of those before it.
 
     Args:
-        model: Only looked at; a digest of each edited layer is taken once.
+        model: Only looked at; a digest of each edited matrix is taken once.
         sequences: Edits that are to be put on the model as it is, each sequence by itself.
 
     Raises:
@@ -61,30 +63,30 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -
     """
     sequences = list(sequences)
     for update in (update for edits in sequences for edit in edits for update in edit.updates):
-        check_shape(update, w_out(model, update.layer))
-    found: dict[int, str] = {}
+        check_shape(update, update.place.weight(model))
+    found: dict[MlpMatrix, str] = {}
     for edits in sequences:
-        for layer in sorted({layer for edit in edits for layer in edit.digests}):
-            if layer not in found:
-                found[layer] = weight_digest(model, layer)
-            _check_layer(model, layer, found[layer], edits)
+        for place in sorted({place for edit in edits for place in edit.digests}):
+            if place not in found:
+                found[place] = weight_digest(model, place)
+            _check_matrix(model, place, found[place], edits)
 
 
-def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence[Digested]) -> None:
+def _check_matrix(model: HookedModel, place: MlpMatrix, found: str, edits: Sequence[Digested]) -> None:
     known, seen = {found}, set()
-    for place, edit in enumerate(edits):
-        if layer not in edit.digests:
+    for index, edit in enumerate(edits):
+        if place not in edit.digests:
             continue
-        before, after = edit.digests[layer]
-        if before not in known and before != _digest(_with(model, layer, edits[:place])):
-            if any(found == other.digests.get(layer, ("", ""))[1] for other in edits):
+        before, after = edit.digests[place]
+        if before not in known and before != _digest(_with(model, place, edits[:index])):
+            if any(found == other.digests.get(place, ("", ""))[1] for other in edits):
                 raise EditStateError(
-                    f"{edit.label} is already applied: W_out of layer {layer} is as that edit leaves it; "
+                    f"{edit.label} is already applied: {place} is as that edit leaves it; "
                     "load the unedited model, or go on without applying it"
                 )
             raise ModelMismatchError(
-                f"{edit.label} was made on other weights: W_out of layer {layer} has digest {found}, it had {before}; "
-                "apply the edits that were in the model when it was made, and no others of this layer, or put edits "
+                f"{edit.label} was made on other weights: {place} has digest {found}, it had {before}; "
+                "apply the edits that were in the model when it was made, and no others of this matrix, or put edits "
                 "of one model together with compose([...])"
             )
         if (before, after) in seen and before != after:
@@ -93,9 +95,7 @@ def _check_layer(model: HookedModel, layer: int, found: str, edits: Sequence[Dig
         known.add(after)
 
 
-def _with(model: HookedModel, layer: int, edits: Sequence[Digested]) -> Float[Tensor, "d_mlp d_model"]:
-    """W_out with some edits, as applying them one after another gives it."""
-    weight = w_out(model, layer).detach()
-    for update in (update for edit in edits for update in edit.updates if update.layer == layer):
-        weight = (weight.double() + update.delta.to(weight.device)).to(weight.dtype)
-    return weight
+def _with(model: HookedModel, place: MlpMatrix, edits: Sequence[Digested]) -> Float[Tensor, "d_in d_out"]:
+    """A matrix with some edits, as applying them one after another gives it."""
+    updates = (update for edit in edits for update in edit.updates if update.place == place)
+    return with_updates(place.weight(model).detach(), updates)

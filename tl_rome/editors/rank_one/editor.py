@@ -19,7 +19,7 @@ from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
-from tl_rome.editors.edits.update import RankOneUpdate
+from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import insert
@@ -30,7 +30,11 @@ from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest, check_requests
-from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
+from tl_rome.running.matrices import b_out, w_out
+from tl_rome.sites import HookedModel, is_hooked_transformer
+
+_REMEDY = "another layer, more evaluations (extra_evaluations), or a larger clamp"
+_AFTER_TEXT = ", or preset 'r_rome', since texts before the prompt pull the key away"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,12 +192,13 @@ class Rome:
             started = time.perf_counter() - shared
             update, figures = self.update_for(model, request, value)
             made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
-            edits.append(finish_edit(model, request, update, figures, before=before, cautions=caution, **made))
+            made |= {"remedy": _REMEDY, "after_text": _AFTER_TEXT, "cautions": caution}
+            edits.append(finish_edit(model, request, [update], figures, before=before, **made))
         return edits
 
     def update_for(
         self, model: HookedModel, request: EditRequest, found: OptimisedValue
-    ) -> tuple[RankOneUpdate, UpdateFigures]:
+    ) -> tuple[LowRankUpdate, UpdateFigures]:
         """The update that stores a given v*, and what is known about it before it is applied.
 
         Args:
@@ -217,19 +222,17 @@ class Rome:
         figures = UpdateFigures(
             preset=config.preset,
             departures=departures_on(model, config),
-            layer=layer,
             layer_choice=self.layer_choice,
             contexts=len(self.contexts),
             contexts_choice=self.contexts_choice,
             covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
-            relative_change=(inserted.v.norm() / weight.norm()).item(),
             divisor=inserted.divisor,
             divisor_ratio=inserted.divisor_ratio,
             disturbance=inserted.disturbance,
             key_norm=direction.norm().item(),
             losses=tuple(step["loss"] for step in found.losses),
         )
-        return RankOneUpdate(layer, inserted.u, inserted.v), figures
+        return LowRankUpdate.rank_one(layer, inserted.u, inserted.v), figures
 
     def _provenance(self, model: HookedModel, found: OptimisedValue) -> dict[str, Any]:
         return {

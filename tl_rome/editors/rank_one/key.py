@@ -14,7 +14,8 @@ from torch import Tensor
 from tl_rome.editors.rank_one.presets import KeyChoice
 from tl_rome.facts import Fact
 from tl_rome.running.forward import read
-from tl_rome.sites import HookedModel, key_hook
+from tl_rome.running.matrices import key_hook
+from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode_fact, pad
 
 _log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """What a training did: kept with the editor, so that every figure of it can be traced."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -35,7 +35,10 @@ class TrainingLog:
     """Why it ended, in words."""
     curve: tuple[Validation, ...]
     """Validations, in order; the first is of the untrained network."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the training; JSON-serialisable."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained on: names of the records, counts, digests; JSON-serialisable."""
+    data: Mapping[str, Any]
+    """What it was of: numbers of examples and texts, names of records, a digest of all tokens; JSON-serialisable."""
+
+    @property
+    def best(self) -> Validation:
+        """The validation of the network that was kept."""
+        return next(point for point in self.curve if point.step == self.best_step)

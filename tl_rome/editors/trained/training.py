@@ -11,7 +11,7 @@ loss or gradient is not finite is left out and counted. Dropout is off; the rele
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class Training:
                     state.save(checkpoint, about)
         self.network.load_state_dict(state.best)
         return TrainingLog(
-            state.step, state.best_point.step, state.skipped, ended, tuple(state.curve), asdict(config), dict(about)
+            state.step, state.best_point.step, state.skipped, ended, tuple(state.curve), dict(about["data"])
         )
 
     def _ended(self) -> str | None:

@@ -1,8 +1,9 @@
 """Mean and spread of every coordinate of the rows that a transform has seen in training.
 
 Welford's recursion over rows, k <- k + 1, mu <- mu + (z - mu) / k, S <- S + (z - mu_before)(z - mu), with the standard
-deviation sqrt(S / (k - 1)), a whole batch at a time by Chan's merge, which is the same up to rounding. The released code counts in float32, where
-1 + 2^24 = 2^24, and forgets its statistics when it is loaded, so that the first edits at test time replace them.
+deviation sqrt(S / (k - 1)), a whole batch at a time by Chan's merge, which is the same up to rounding. The released
+code counts in float32, where 1 + 2^24 = 2^24, and forgets its statistics when it is loaded, so that the first edits at
+test time replace them.
 """
 
 import torch
