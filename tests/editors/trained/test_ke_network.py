@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.families import KINDS
 from support.golden import golden_arrays
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -23,7 +24,7 @@ def golden(shared_data):
 @pytest.fixture(scope="module")
 def network(golden):
     config = replace(KE, hidden=6, condition=5, own_embedding=True)
-    made = KeNetwork(SIZES, golden["embedding"].__getitem__, 40, config, torch.Generator()).double()
+    made = KeNetwork(SIZES, 8, config, torch.Generator(), golden["embedding"]).double()
     parts = {name: golden[name] for name in golden if name.startswith(("lstm.", "linear."))}
     for place, name in enumerate(MATRICES):
         for layer in (0, 1):
@@ -110,15 +111,12 @@ def gradients_of_three(rng):
     return OuterProducts(left, right, owners)
 
 
-def random_embed(tokens):
-    return torch.randn(600, 4, generator=torch.Generator().manual_seed(0))[tokens]
-
-
 @pytest.mark.parametrize("side", ["d_in", "d_out"])
 def test_rows_are_the_dense_formula(side):
     rng = torch.Generator().manual_seed(0)
-    config = replace(KE, hidden=6, condition=7, softmax_over=side, max_scale=0.7)
-    network = KeNetwork([(5, 3)], random_embed, 600, config, rng).double()
+    config = replace(KE, hidden=6, condition=7, softmax_over=side, max_scale=0.7, own_embedding=True)
+    table = torch.randn(600, 4, generator=rng)
+    network = KeNetwork([(5, 3)], 4, config, rng, table).double()
     gradient, texts = gradients_of_three(rng), [torch.tensor(ids) for ids in ([5, 9, 0], [7], [3, 4])]
     (change,) = network([gradient], texts)
     assert change.owners.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
@@ -131,17 +129,23 @@ def test_rows_are_the_dense_formula(side):
         close(left.T @ right, 0.7 * torch.sigmoid(e) * (x.T @ delta * gates[0] + gates[1]))
 
 
-def test_the_models_embeddings_are_read_and_not_kept():
-    network = KeNetwork([(5, 3)], random_embed, 600, replace(KE, hidden=6), torch.Generator().manual_seed(0))
-    own = KeNetwork([(5, 3)], random_embed, 600, replace(KE, hidden=6, own_embedding=True), torch.Generator())
+def test_the_models_embeddings_are_read_and_not_kept(tiny):
+    model, config = tiny("gpt2", KINDS[0]), replace(KE, hidden=6)
+    table = model.embed(torch.arange(600)[None])[0]
+    network = KeNetwork([(5, 3)], 32, config, torch.Generator().manual_seed(0))
+    own = KeNetwork([(5, 3)], 32, replace(config, own_embedding=True), torch.Generator(), table)
     assert own.state_dict().keys() - network.state_dict().keys() == {"embedding"}
     own.load_state_dict(network.state_dict(), strict=False)
     texts = [torch.tensor([3, 0, 599]), torch.tensor([2])]
-    assert torch.equal(own.condition(texts), network.condition(texts))
+    found = network.reading(model).condition(texts)
+    assert torch.equal(own.condition(texts), found)
+    found.sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert network.linear.weight.grad.any(), "both names are one network"
 
 
 def test_starts_as_torch_does_and_follows_the_generator():
-    made = [KeNetwork([(5, 3)], random_embed, 600, KE, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    made = [KeNetwork([(5, 3)], 4, KE, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     first, again, other = (network.state_dict() for network in made)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)

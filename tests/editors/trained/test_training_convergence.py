@@ -4,15 +4,17 @@ from itertools import pairwise
 
 import pytest
 
+from tl_rome.editors.trained.config import TrainingConfig
 from tl_rome.editors.trained.convergence import training_doubt
 from tl_rome.editors.trained.log import TrainingLog, Validation
 
 
-def log(*points, every=25, patience=100):
+def doubt_of(*points, every=25):
     """A training with these l_edit at its validations, without any divergence."""
     curve = tuple(Validation(every * index, edit, 0.0, 0.5, 0.1 * edit) for index, edit in enumerate(points))
     best = min(curve, key=lambda point: point.loss)
-    return TrainingLog(curve[-1].step, best.step, 0, "", curve, {"patience": patience})
+    log = TrainingLog(curve[-1].step, best.step, 0, "", curve, {})
+    return training_doubt(log, TrainingConfig(preset="", learning_rate=1.0, patience=100))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def log(*points, every=25, patience=100):
     ],
 )
 def test_doubts(points, doubt):
-    found = training_doubt(log(*points))
+    found = doubt_of(*points)
     assert doubt in found
     assert bool(doubt) == bool(found)
 
@@ -35,5 +37,5 @@ def test_doubts(points, doubt):
 def test_slow_learning_that_goes_on_is_not_the_end():
     points = [8.0 * 0.97**index for index in range(60)]
     assert all(later < earlier for earlier, later in pairwise(points))
-    assert "still fell" in training_doubt(log(*points[:25]))
-    assert training_doubt(log(*points, *points[-1:] * 30)) == ""
+    assert "still fell" in doubt_of(*points[:25])
+    assert doubt_of(*points, *points[-1:] * 30) == ""

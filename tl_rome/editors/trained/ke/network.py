@@ -16,6 +16,7 @@ is stored with: d_in for GPT-2, d_out for a `Linear`, as Llama has them. Here it
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -27,10 +28,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from tl_rome.editors.trained.ke.config import KeConfig
 from tl_rome.editors.trained.network import EditNetwork
 from tl_rome.editors.trained.passes.products import OuterProducts
+from tl_rome.running.forward import device_of
+from tl_rome.sites import HookedModel
 from tl_rome.tokens import pad
-
-Embed = Callable[[Int[Tensor, "texts pos"]], Float[Tensor, "texts pos d_model"]]
-"""Embeddings of tokens, as a model's `embed` gives them."""
 
 
 class KeNetwork(EditNetwork):
@@ -38,28 +38,28 @@ class KeNetwork(EditNetwork):
 
     Args:
         matrices: (d_in, d_out) of each edited matrix, in the order of the edit.
-        embed: The model's, of tokens on the CPU; read without gradients. Where the network has embeddings of its own they start as
-            these; token 0 then keeps its value, since the released code takes it for padding.
-        tokens: Size of the model's vocabulary.
+        d_model: Width of token embeddings.
         config: Settings.
         generator: Source of the initial values, drawn on the CPU.
+        embeddings: Start of the network's own embeddings, for the settings that ask for them. Token 0 keeps its value,
+            since the released code takes it for padding.
     """
 
     def __init__(
         self,
         matrices: Sequence[tuple[int, int]],
-        embed: Embed,
-        tokens: int,
+        d_model: int,
         config: KeConfig,
         generator: torch.Generator,
+        embeddings: Float[Tensor, "d_vocab d_model"] | None = None,
     ) -> None:
         super().__init__()
+        assert config.own_embedding == (embeddings is not None)
         self._config, self._matrices = config, tuple(matrices)
-        self._embed = lambda ids: embed(ids).detach()  # a module would become a part of this one
-        start = self._embed(torch.arange(tokens if config.own_embedding else 1)[None])[0]
-        self.embedding = nn.Parameter(start.float().clone()) if config.own_embedding else None
+        self._embed: Callable[[Tensor], Tensor] | None = None
+        self.embedding = None if embeddings is None else nn.Parameter(embeddings.float().clone())
         with torch.device("meta"):  # torch would draw from its global state
-            lstm = nn.LSTM(start.shape[1], config.hidden, batch_first=True, bidirectional=True)
+            lstm = nn.LSTM(d_model, config.hidden, batch_first=True, bidirectional=True)
             condition = nn.Linear(2 * config.hidden, config.condition)
         self.lstm, self.linear = lstm.to_empty(device="cpu"), condition.to_empty(device="cpu")
         for parameter in self.lstm.parameters():
@@ -75,13 +75,20 @@ class KeNetwork(EditNetwork):
             for d_in, d_out in self._matrices
         )
 
+    def reading(self, model: HookedModel) -> "KeNetwork":
+        """The same network, not a copy of its parameters, with a model to read token embeddings from."""
+        bound, device = copy(self), device_of(model)
+        bound._embed = lambda tokens: model.embed(tokens.to(device)).detach()
+        return bound
+
     def condition(self, texts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "texts condition"]:
         """The condition of each text, given by its tokens."""
         batch = pad(texts)
-        if self.embedding is None:
-            embedded = self._embed(batch.tokens)
-        else:
+        if self.embedding is not None:
             embedded = embedding(batch.tokens.to(self.embedding.device), self.embedding, padding_idx=0)
+        else:
+            assert self._embed is not None, "a network without embeddings of its own is asked by way of `reading`"
+            embedded = self._embed(batch.tokens)
         embedded = embedded.to(self.linear.weight)
         packed = pack_padded_sequence(embedded, batch.lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (final, _) = self.lstm(packed)
