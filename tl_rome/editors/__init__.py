@@ -36,5 +36,14 @@ from tl_rome.editors.rank_one.presets import R_ROME as R_ROME
 from tl_rome.editors.rank_one.presets import RELEASED as RELEASED
 from tl_rome.editors.rank_one.presets import RomeConfig as RomeConfig
 from tl_rome.editors.rank_one.shared_values import SharedValues as SharedValues
+from tl_rome.editors.trained.examples import TrainingExample as TrainingExample
+from tl_rome.editors.trained.log import TrainingLog as TrainingLog
+from tl_rome.editors.trained.log import Validation as Validation
+from tl_rome.editors.trained.mend.config import MEND as MEND
+from tl_rome.editors.trained.mend.config import MEND_CF as MEND_CF
+from tl_rome.editors.trained.mend.config import MEND_RELEASED as MEND_RELEASED
+from tl_rome.editors.trained.mend.config import MendConfig as MendConfig
+from tl_rome.editors.trained.mend.editor import Mend as Mend
+from tl_rome.editors.trained.mend.editor import train_mend as train_mend
 
 guard(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,8 @@ from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 from tl_rome.storage.parts import read_as, reading
+
+_Editor = TypeVar("_Editor", bound="TrainedEditor")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,7 +191,8 @@ class TrainedEditor(ABC):
         updates = []
         for matrix, change in zip(self.matrices, changes, strict=True):
             left, right = (part.T.contiguous().cpu() for part in change.of(edit))
-            updates.append(LowRankUpdate(matrix.layer, left, right, matrix.name))
+            if left.shape[1]:  # where the target is certain already, nothing is to be changed
+                updates.append(LowRankUpdate(matrix.layer, left, right, matrix.name))
         return updates
 
     def _figures(self, loss: float) -> UpdateFigures:
@@ -220,7 +223,7 @@ class TrainedEditor(ABC):
         return save(path, self.kind, self.network.state_dict(), header)
 
     @classmethod
-    def load(cls, path: str | Path, model: HookedModel) -> Self:
+    def load(cls: type[_Editor], path: str | Path, model: HookedModel) -> _Editor:
         """Read an editor that `save` wrote.
 
         Args:
