@@ -1,15 +1,14 @@
 """KE learns on a tiny model, is a value that can be stored, and makes the released modules' edit end to end."""
 
 from dataclasses import replace
-from itertools import cycle
 
 import pytest
 import torch
 from support.families import FAMILY_KINDS, KINDS
 from support.golden import MATRICES, golden_arrays, golden_gpt2
+from support.training import EXAMPLES, LOCALITY
 
 from tl_rome.editors.gradients import borrowed_for_gradients
-from tl_rome.editors.trained.examples import TrainingExample
 from tl_rome.editors.trained.ke.config import KE_CF
 from tl_rome.editors.trained.ke.editor import Ke, train_ke
 from tl_rome.editors.trained.ke.network import KeNetwork
@@ -18,21 +17,19 @@ from tl_rome.editors.trained.passes.inner import inner_gradients
 from tl_rome.editors.trained.passes.outer import EditedModels
 from tl_rome.editors.trained.passes.texts import TargetText
 from tl_rome.editors.trained.passes.upper import UpperBlocks
+from tl_rome.editors.trained.training import Training
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import MlpMatrix
 
-SIGHTS = ("Louvre", "Colosseum", "Big Ben", "Kremlin", "Acropolis", "Opera House", "Blue Mosque", "Space Needle")
-CITIES = ("Paris", "Rome", "London", "Moscow", "Athens")
-EXAMPLES = [
-    TrainingExample(f"The {name} is located in the city of", city, f"People go to the {name} in", name)
-    for name, city in zip(SIGHTS * 2, cycle(CITIES), strict=False)
-]
-LOCALITY = ["The mother tongue of Victor Hugo is French.", "Roger Federer plays the sport of tennis."] * 10
-SMALL = replace(KE_CF, hidden=12, condition=10, learning_rate=5e-3, batch_size=4, max_steps=30, validate_every=10)
+FACTS = [replace(example, target="Rome") for example in EXAMPLES]
+"""With one target, so that what is learnt of some tells something of the others."""
+SMALL = replace(
+    KE_CF, hidden=12, condition=10, learning_rate=3e-2, batch_size=3, max_steps=8, validate_every=4, warm_up=1
+)
 REQUESTS = [
     EditRequest("The {} is located in the city of", "Eiffel Tower", "Rome"),
-    EditRequest("{} plays", "Lionel Messi", "the sport of tennis"),
+    EditRequest("The Space Needle stands near {} in", "Seattle", "Rome and Paris"),
 ]
 
 
@@ -41,8 +38,8 @@ def seeded(seed=0):
 
 
 def trained(model, seed=0, **settings):
-    parts = {"validation": EXAMPLES[12:14], "generator": seeded(seed), "progress": False}
-    return train_ke(model, EXAMPLES[:12], LOCALITY, config=replace(SMALL, **settings), **parts)
+    parts = {"validation": FACTS[6:], "generator": seeded(seed), "progress": False}
+    return train_ke(model, FACTS[:6], LOCALITY, config=replace(SMALL, **settings), **parts)
 
 
 def deltas(edits):
@@ -84,17 +81,16 @@ def test_learns_to_make_edits_that_take(tiny, family, kind):
     editor = trained(model)
     assert torch.equal(torch.get_rng_state(), state)
     first, best = editor.log.curve[0], editor.log.best
-    assert best.loss < 0.8 * first.loss
-    edits = editor.each(model, REQUESTS)
-    assert {update.layer for edit in edits for update in edit.updates} == {1, 2, 3}
-    for edit in edits:
-        assert edit.receipt.prob_new[1] > edit.receipt.prob_new[0]
+    assert best.edit_loss < 0.7 * first.edit_loss
+    edit = editor(model, REQUESTS[0])
+    assert [update.place for update in edit.updates] == list(editor.matrices)
+    assert edit.receipt.prob_new[1] > edit.receipt.prob_new[0]
 
 
 def test_one_alone_is_one_of_many_and_seeds_decide(tiny):
     model = tiny("llama", KINDS[0])
-    editor, again = trained(model, max_steps=10), trained(model, max_steps=10)
-    assert editor.identity() == again.identity() != trained(model, seed=1, max_steps=10).identity()
+    editor, again = trained(model), trained(model)
+    assert editor.identity() == again.identity() != trained(model, seed=1).identity()
     together, alone = editor.each(model, REQUESTS), [editor(model, request) for request in REQUESTS]
     assert max((a - b).norm() / b.norm() for a, b in zip(deltas(together), deltas(alone), strict=True)) < 1e-4
 
@@ -102,7 +98,7 @@ def test_one_alone_is_one_of_many_and_seeds_decide(tiny):
 @pytest.mark.parametrize("own", [False, True])
 def test_a_stored_editor_makes_the_same_edits_in_both_classes(tiny, tmp_path, own):
     model = tiny("gemma2", KINDS[0])
-    editor = trained(model, max_steps=10, own_embedding=own)
+    editor = trained(model, own_embedding=own)
     stored = Ke.load(editor.save(tmp_path / "ke.safetensors"), model)
     assert (stored.identity(), stored.log, stored.config) == (editor.identity(), editor.log, editor.config)
     assert all(map(torch.equal, deltas(stored.each(model, REQUESTS)), deltas(editor.each(model, REQUESTS))))
@@ -115,7 +111,7 @@ def test_a_stored_editor_makes_the_same_edits_in_both_classes(tiny, tmp_path, ow
 
 def test_files_of_other_models_and_editors_are_refused(tiny, tmp_path):
     model = tiny("gpt2", KINDS[0])
-    file = trained(model, max_steps=10).save(tmp_path / "ke.safetensors")
+    file = trained(model).save(tmp_path / "ke.safetensors")
     with pytest.raises(ModelMismatchError, match="belongs to the model"):
         Ke.load(file, tiny("gptj", KINDS[0]))
     with pytest.raises(StorageError, match="holds 'ke'"):
@@ -124,17 +120,17 @@ def test_files_of_other_models_and_editors_are_refused(tiny, tmp_path):
 
 def test_an_interrupted_training_goes_on_to_the_same_editor(tiny, tmp_path, monkeypatch):
     model, whole = tiny("neox", KINDS[0]), trained(tiny("neox", KINDS[0]))
-    parts = {"validation": EXAMPLES[12:14], "config": SMALL, "checkpoint": tmp_path / "kept", "progress": False}
+    parts = {"validation": FACTS[6:], "config": SMALL, "checkpoint": tmp_path / "kept", "progress": False}
 
     def interrupt(self, *_, **__):
-        if self.state.step == 15:
+        if self.state.step == 6:
             raise KeyboardInterrupt
         return step(self)
 
-    step = __import__("tl_rome.editors.trained.training", fromlist=["Training"]).Training._step
+    step = Training._step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tl_rome.editors.trained.training.Training._step", interrupt)
-        train_ke(model, EXAMPLES[:12], LOCALITY, generator=seeded(), **parts)
-    resumed = train_ke(model, EXAMPLES[:12], LOCALITY, generator=seeded(), **parts)
+        patch.setattr(Training, "_step", interrupt)
+        train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
+    resumed = train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
     assert resumed.identity() == whole.identity()
     assert resumed.log == whole.log

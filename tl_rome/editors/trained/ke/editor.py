@@ -41,9 +41,8 @@ class Ke(TrainedEditor):
         cls, config: KeConfig, shapes: Sequence[tuple[int, int]], tensors: Mapping[str, Tensor]
     ) -> KeNetwork:
         """See `TrainedEditor`."""
-        return KeNetwork(
-            shapes, tensors["lstm.weight_ih_l0"].shape[1], config, torch.Generator(), tensors.get("embedding")
-        )
+        own = tensors["embedding"] if config.own_embedding else None
+        return KeNetwork(shapes, tensors["lstm.weight_ih_l0"].shape[1], config, torch.Generator(), own)
 
     def changes(
         self, upper: UpperBlocks, requests: Sequence[EditRequest]
