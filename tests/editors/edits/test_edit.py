@@ -1,17 +1,24 @@
 import copy
+import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS
 
-from tl_rome.editors import Edit, LowRankUpdate
-from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError
-from tl_rome.running.matrices import MlpMatrix, w_out
-from tl_rome.storage.files import _digest, _former
+from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate
+from tl_rome.editors.edits.finish import finish_edit
+from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
+from tl_rome.running.matrices import MlpMatrix, editable_matrices, mlp_matrices, w_out
+from tl_rome.storage.files import _digest, _former, fingerprint
 
 KIND = KINDS[0]
 
@@ -271,3 +278,37 @@ def test_edits_of_the_former_fingerprint_are_applied(edit, fresh_tiny):
         MlpMatrix(0, "W_in").weight(model).mul_(1.01)
     with pytest.raises(ModelMismatchError, match="belongs to the model with fingerprint"):
         former.apply(model)
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+def test_edits_of_several_matrices_are_applied_saved_and_undone(fresh_tiny, tmp_path, family, kind):
+    model, generator = fresh_tiny(family, kind), torch.Generator().manual_seed(0)
+    updates = []
+    for place in (*mlp_matrices(model, 1), MlpMatrix(2, "W_in")):
+        d_in, d_out = place.weight(model).shape
+        left, right = (torch.randn(size, 2, generator=generator) / size**0.5 for size in (d_in, d_out))
+        low = LowRankUpdate(place.layer, left, right, place.name)
+        updates.append(low if place.layer == 1 else DenseUpdate(2, low.delta.float(), "W_in"))
+    before = {place: place.weight(model).detach().clone() for place in editable_matrices(model)}
+    figures = UpdateFigures(preset="random", layer_choice="given", losses=(1.0,))
+    made = {"before": probe_model(model, REQUEST), "provenance": {}, "started": 0.0, "remedy": "another seed"}
+    path = finish_edit(model, REQUEST, updates, figures, **made).save(tmp_path / "edit.safetensors")
+    assert all(torch.equal(place.weight(model), weight) for place, weight in before.items())
+    edit = Edit.load(path, model)
+    assert [update.place for update in edit.updates] == [update.place for update in updates]
+    assert edit.receipt.layers == (1, 2)
+    for update, change in zip(updates, edit.receipt.changes, strict=True):
+        size = update.delta.norm() / before[update.place].norm()
+        assert (change.layer, change.matrix, change.relative) == (
+            update.layer,
+            update.matrix,
+            pytest.approx(size.item()),
+        )
+    with edit.applied(model):
+        for update in updates:
+            expected = before[update.place].double() + update.delta
+            torch.testing.assert_close(update.place.weight(model).double(), expected, rtol=1e-5, atol=1e-6)
+        assert fingerprint(model) == edit.model
+        with pytest.raises(EditStateError, match="already applied"):
+            edit.apply(copy.deepcopy(model))
+    assert all(torch.equal(place.weight(model), weight) for place, weight in before.items())
