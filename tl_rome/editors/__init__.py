@@ -24,6 +24,15 @@ from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune
 from tl_rome.editors.finetune import FineTuneConfig as FineTuneConfig
+from tl_rome.editors.knowledge_neurons.attribution import attribute_neurons as attribute_neurons
+from tl_rome.editors.knowledge_neurons.editor import KnowledgeNeurons as KnowledgeNeurons
+from tl_rome.editors.knowledge_neurons.plot import plot_neurons as plot_neurons
+from tl_rome.editors.knowledge_neurons.presets import KN as KN
+from tl_rome.editors.knowledge_neurons.presets import KN_CORRECTED as KN_CORRECTED
+from tl_rome.editors.knowledge_neurons.presets import KnowledgeNeuronsConfig as KnowledgeNeuronsConfig
+from tl_rome.editors.knowledge_neurons.scores import Neuron as Neuron
+from tl_rome.editors.knowledge_neurons.scores import NeuronScores as NeuronScores
+from tl_rome.editors.knowledge_neurons.scores import shared_neurons as shared_neurons
 from tl_rome.editors.layers import default_layer as default_layer
 from tl_rome.editors.rank_one.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.rank_one.editor import Rome as Rome
