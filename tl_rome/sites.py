@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_rome.errors import InputError, UnsupportedModelError
@@ -178,3 +180,20 @@ class Site:
         """
         check_layer(model, self.layer)
         return check_hooks(model, [self.hook])[0]
+
+
+@torch.no_grad()
+def token_embeddings(model: HookedModel, tokens: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens d_model"]:
+    """Rows of the token embedding W_E as the checkpoint has them, whether the unembedding is tied to it or not.
+
+    Gemma models multiply what they look up by sqrt(d_model); a HookedTransformer of one holds W_E with that factor in
+    it, a bridge without. Here it is left out.
+
+    Returns:
+        float64, on the CPU.
+    """
+    weight = model.W_E
+    rows = weight[tokens.to(weight.device)].double().cpu()
+    architecture = getattr(model.cfg, "original_architecture", None) or ""
+    scaled = is_hooked_transformer(model) and architecture.startswith("Gemma")
+    return rows / model.cfg.d_model**0.5 if scaled else rows

@@ -73,6 +73,9 @@ class World:
         yield from (ed.Convergence((10, 20), torch.rand(2, 1), torch.rand(2, 1)), cf.ReferenceTexts.from_rows([ROW]))
         yield from (cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), {}), cf.SideBySide(("In",), {"ft": (" x",)}))
         yield from (pa.suggest_layer(average, resamples=20), pa.KnownFact(FACT, FACT, " Paris", 0.5), SubjectSpan(0, 2))
+        quick = replace(ed.KN_CORRECTED, steps=2)
+        yield from (quick, ed.KnowledgeNeurons(quick), ed.attribute_neurons(model, "In", "Paris", steps=2))
+        yield ed.Neuron(0, 1)
         yield cf.WikiDataNeighbors(cache=self.folder / "wikidata", endpoint=NOWHERE, interval=0.0, retries=0)
         yield score_targets(model, ["In"], ["Paris"])
 
@@ -113,7 +116,8 @@ class World:
             **{"sweep_editors.editors": {1: RandomEdit(1)}, "continue_side_by_side.edits": {"x": edit}, "ax": None},
             **{"evaluate_in_processes.editors": None, "Curve.from_dict.data": Each(objects[cf.Curve].to_dict)},
             **{"SequentialResult.from_dict.data": Each(objects[cf.SequentialResult].to_dict)},
-            **{"summary": objects[cf.Summary]},
+            **{"summary": objects[cf.Summary], "shared_neurons.several": [objects[ed.NeuronScores]]},
+            **{"plot_neurons.scores": objects[ed.NeuronScores]},
             **{"CaseResult.from_dict.data": Each(RESULTS[0].to_dict), "ReferenceTexts.from_rows.rows": [ROW]},
             **{"CounterFactRecord.from_dict.data": Each(RECORDS[0].to_dict), "rewrite": RECORDS[0].requested_rewrite},
             **{"Edit.from_file.tensors": Each(lambda: edit.to_file()[0])},

@@ -9,6 +9,8 @@ from tl_rome.storage.description import describe, undescribed
 from tl_rome.storage.files import digest
 
 _log = logging.getLogger(__name__)
+_NAMED_BY_PRESET = ("finetune", "knowledgeneurons")
+"""Classes whose presets are the names of editors."""
 
 
 def describe_editor(editor: Any) -> Any:
@@ -55,4 +57,4 @@ def editor_name(editor: Any) -> str:
     name = getattr(editor, "__name__", None) or type(editor).__name__.lower()
     if preset is None or preset == "released":
         return name
-    return preset if name == "finetune" or name in preset else f"{name} ({preset})"
+    return preset if name in _NAMED_BY_PRESET or name in preset else f"{name} ({preset})"

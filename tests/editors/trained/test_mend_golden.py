@@ -8,6 +8,7 @@ from support.golden import MATRICES, golden_arrays, golden_gpt2
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.mend.config import MEND_RELEASED
 from tl_rome.editors.trained.mend.network import MendNetwork
+from tl_rome.editors.trained.mend.transform import LowRankLayer
 from tl_rome.editors.trained.passes.inner import inner_gradients
 from tl_rome.editors.trained.passes.outer import EditedModels
 from tl_rome.editors.trained.passes.texts import TargetText
@@ -54,7 +55,7 @@ def edit(golden, model):
         for index in range(2):
             for part in ("U", "V", "b", "scale", "shift"):
                 state[f"transforms.{name}.layers.{index}.{part}"] = golden[f"P.{short}{index}.{part}"]
-    for layer in [layer for transform in network.transforms.values() for layer in transform.layers]:
+    for layer in [part for part in network.modules() if isinstance(part, LowRankLayer)]:
         layer.U.data, layer.V.data = layer.U.data[:, :6], layer.V.data[:6]
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected

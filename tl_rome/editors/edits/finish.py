@@ -78,7 +78,7 @@ def finish_edit(
         text_nll=(before.text_nll, after.text_nll),
         text_entropy=(before.text_entropy, after.text_entropy),
         evaluations=len(figures.losses),
-        final_loss=figures.losses[-1],
+        final_loss=figures.losses[-1] if figures.losses else None,
         seconds=time.perf_counter() - started,
         verdict=taken.verdict,
         **asdict(taken),

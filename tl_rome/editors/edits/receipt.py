@@ -76,8 +76,8 @@ class Receipt(UpdateFigures):
     """Entropy of the next token in those sentences before and after, in nats."""
     evaluations: int
     """Loss evaluations that the edit took."""
-    final_loss: float
-    """Loss at the last of them, in nats."""
+    final_loss: float | None
+    """Loss at the last of them, in nats; None where there was none."""
     seconds: float
     """Wall-clock time of the edit, without covariance and contexts."""
     verdict: Verdict | None = None
@@ -124,7 +124,8 @@ class Receipt(UpdateFigures):
         rows.append(("|dW| / |W|", self._sizes()))
         if self.disturbance is not None:
             rows.append(("disturbance", f"{self.disturbance:.1%} of the layer's output on ordinary text"))
-        rows.append(("loss", f"{self.final_loss:.3f} after {self.evaluations} evaluations"))
+        if self.final_loss is not None:
+            rows.append(("loss", f"{self.final_loss:.3f} after {self.evaluations} evaluations"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
         rows += [("WARNING", warning) for warning in self.warnings]
         return [(_in_line(name), _in_line(figures)) for name, figures in rows]

@@ -6,10 +6,11 @@ arXiv 2403.07175), which found that the code divides by another key than the one
 nothing, the release is followed.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tl_rome.arguments import Count, Finite, NotNegative, Positive, Whole
+from tl_rome.editors.departures import departures_from
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
@@ -71,9 +72,7 @@ class RomeConfig:
     @property
     def departures(self) -> str:
         """Settings in which this is not the preset it names, such as "clamp=3.0"; for the receipt."""
-        preset = PRESETS.get(self.preset, self)
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return ", ".join(f"{name}={value!r}" for name, value in pairs if value != getattr(preset, name))
+        return departures_from(self, PRESETS.get(self.preset, self))
 
     @property
     def contexts_choice(self) -> str:

@@ -30,6 +30,7 @@ from tl_rome.editors.trained.passes.texts import TargetText
 from tl_rome.editors.trained.passes.upper import UpperBlocks
 from tl_rome.errors import ModelMismatchError
 from tl_rome.facts import EditRequest, check_requests
+from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of
 from tl_rome.running.matrices import MlpMatrix
 from tl_rome.sites import HookedModel
@@ -147,6 +148,7 @@ class TrainedEditor(ABC):
         with (
             borrowed_for_gradients(model),
             torch.no_grad(),
+            frozen(model),
             tqdm(total=len(requests), desc=self.config.preset, unit="edit", disable=not progress) as bar,
         ):
             upper = UpperBlocks(model, min(matrix.layer for matrix in self.matrices))

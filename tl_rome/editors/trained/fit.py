@@ -17,6 +17,7 @@ from tl_rome.editors.trained.passes.upper import UpperBlocks
 from tl_rome.editors.trained.state import generator_digest
 from tl_rome.editors.trained.training import Lessons, Training
 from tl_rome.errors import InputError
+from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of
 from tl_rome.running.matrices import MlpMatrix
 from tl_rome.sites import HookedModel
@@ -80,7 +81,7 @@ def fit(
         },
     }
     network.to(device_of(model))
-    with torch.enable_grad():
+    with torch.enable_grad(), frozen(model):
         upper = UpperBlocks(model, min(matrix.layer for matrix in matrices))
         training = Training(upper, matrices, network, learn, check, config, generator)
         log = training.run(about=about, checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)

@@ -31,7 +31,7 @@ class MendNetwork(EditNetwork):
 
     def __init__(self, shapes: Sequence[tuple[int, int]], config: MendConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self._config, self._shapes = config, [tuple(shape) for shape in shapes]
+        self._config, self._shapes = config, [(d_in, d_out) for d_in, d_out in shapes]
         self.transforms = nn.ModuleDict(
             {
                 _name(shape): GradientTransform(
@@ -83,9 +83,9 @@ class MendNetwork(EditNetwork):
             {"params": [self.rates], "lr": self._config.rates_learning_rate},
         ]
 
-    def _transform(self, shape: tuple[int, ...]) -> GradientTransform:
+    def _transform(self, shape: tuple[int, int]) -> GradientTransform:
         return cast(GradientTransform, self.transforms[_name(shape)])
 
 
-def _name(shape: tuple[int, ...]) -> str:
+def _name(shape: tuple[int, int]) -> str:
     return "x".join(map(str, shape))

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from tl_rome.editors.trained.passes.products import OuterProducts
 from tl_rome.editors.trained.passes.texts import TargetText
 from tl_rome.editors.trained.passes.upper import UpperBlocks, stack
-from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
 from tl_rome.running.hooks import Hook, hooked
 from tl_rome.running.matrices import MlpMatrix, input_hook, output_hook
@@ -41,7 +40,7 @@ def inner_gradients(
     """
     watched = [_Watched() for _ in matrices]
     hooks = [hook for matrix, seen in zip(matrices, watched, strict=True) for hook in seen.hooks(upper, matrix)]
-    with frozen(upper.model), torch.enable_grad(), hooked(upper.model, hooks):
+    with torch.enable_grad(), hooked(upper.model, hooks):
         losses, _ = target_losses(upper, texts, upper(stack(streams)))
         deltas = torch.autograd.grad(losses.sum(), [seen.added for seen in watched])
     gradients = []

@@ -17,7 +17,6 @@ from tl_rome.editors.trained.passes.inner import target_losses
 from tl_rome.editors.trained.passes.products import OuterProducts
 from tl_rome.editors.trained.passes.texts import TargetText
 from tl_rome.editors.trained.passes.upper import UpperBlocks, stack
-from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
 from tl_rome.running.hooks import Hook, hooked
 from tl_rome.running.matrices import MlpMatrix, input_hook, output_hook
@@ -44,7 +43,7 @@ class EditedModels:
         for matrix, change in zip(self.matrices, self.changes, strict=True):
             left, right = change.padded(self.count)
             hooks += _low_rank_hooks(self.upper, matrix, left[edits], right[edits])
-        with frozen(self.upper.model), hooked(self.upper.model, hooks):
+        with hooked(self.upper.model, hooks):
             return self.upper(stack(streams))
 
     def edit_losses(
@@ -67,7 +66,7 @@ class EditedModels:
         sizes = [len(chosen) for chosen in positions]
         rows = torch.arange(len(streams)).repeat_interleave(torch.tensor(sizes))
         chosen = torch.cat(list(positions))
-        with torch.no_grad(), frozen(self.upper.model):
+        with torch.no_grad():
             before = self._logits(self.upper(stack(streams))[rows, chosen])
         after = self._logits(self.run(streams, self._each(len(streams) // self.count))[rows, chosen])
         texts = torch.stack([found.mean() for found in _divergence(before, after).split(sizes)])

@@ -21,7 +21,7 @@ class UpperBlocks:
     """Runs the blocks from one layer up, differentiably and with whatever hooks are on them.
 
     Args:
-        model: Borrowed, and left as found.
+        model: Borrowed and left as found; its parameters should be `frozen`, or gradients are dear.
         lowest: The first of these blocks.
 
     Raises:
