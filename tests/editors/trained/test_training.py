@@ -88,7 +88,7 @@ def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="another training: data differ"):
         trained(model, TWO, checkpoint=checkpoint, locality=LOCALITY[::-1])
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9] + b"123456789")
-    with pytest.raises(StorageError, match="training.safetensors is damaged"):
+    with pytest.raises(StorageError, match=r"training\.safetensors is damaged"):
         trained(model, TWO, checkpoint=checkpoint)
 
 
@@ -150,14 +150,12 @@ def test_bad_input_is_refused(tiny):
     model = tiny("llama", KIND)
     with pytest.raises(InputError, match="0 examples, 2 for validation and 20 locality texts are too few"):
         trained(model, examples=[])
-    with pytest.raises(InputError, match="1 subjects are in both .* 'acropolis' among them; split them by subject"):
+    with pytest.raises(InputError, match=r"1 subjects are in both .* 'acropolis' among them; split them by subject"):
         trained(model, validation=[replace(EXAMPLES[5], subject=" ACROPOLIS ")])
     with pytest.raises(InputError, match="the model's context only 128"):
         trained(model, examples=[replace(EXAMPLES[0], prompt="In Paris " * 100)])
 
 
-def test_a_model_without_plain_mlps_is_refused(tiny, monkeypatch):
-    model = tiny("llama", KIND)
-    monkeypatch.setattr(type(model.blocks[3].mlp), "W_in", None, raising=False)
-    with pytest.raises(UnsupportedModelError, match="no plain MLP"):
-        trained(model)
+def test_a_model_of_experts_is_refused(fresh_tiny):
+    with pytest.raises(UnsupportedModelError, match="layer 1 has no plain MLP"):
+        trained(fresh_tiny("mixtral", "bridge"))
