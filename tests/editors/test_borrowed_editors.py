@@ -12,7 +12,7 @@ from support.families import KINDS, SENTENCES
 from tl_rome.editors import FT, RELEASED, FineTune, Rome, estimate_covariance, rome, sample_contexts, score_edited
 from tl_rome.editors.covariance.convergence import measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples
-from tl_rome.editors.edits.hugging_face import export_model
+from tl_rome.editors.export.hugging_face import export_model
 from tl_rome.editors.rank_one.key import subject_keys
 from tl_rome.errors import InputError
 

@@ -10,6 +10,7 @@ from tl_rome.counterfact import CaseResult, evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
 from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, Receipt
+from tl_rome.editors.edits.receipt import MatrixChange
 from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import w_out
@@ -78,13 +79,8 @@ class RandomEdit:
             prob_new=(0.0, 0.0),
             prob_true=None,
             preset="random",
-            layer=self.layer,
+            changes=(MatrixChange(self.layer, "W_out", None if self.dense else 1, 0.0),),
             layer_choice="given",
-            contexts=0,
-            covariance=None,
-            relative_change=0.0,
-            divisor=None,
-            key_norm=None,
             evaluations=0,
             final_loss=0.0,
             seconds=1.5,

@@ -10,7 +10,6 @@ from tl_rome.editors.covariance.estimation import estimate_covariances as estima
 from tl_rome.editors.covariance.key_covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.covariance.npz import import_npz as import_npz
 from tl_rome.editors.edits.edit import Edit as Edit
-from tl_rome.editors.edits.hugging_face import export_model as export_model
 from tl_rome.editors.edits.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence
 from tl_rome.editors.edits.sequence import compose as compose
@@ -20,6 +19,7 @@ from tl_rome.editors.edits.virtual import VirtualEdits as VirtualEdits
 from tl_rome.editors.edits.virtual import continue_edited as continue_edited
 from tl_rome.editors.edits.virtual import edited_rows as edited_rows
 from tl_rome.editors.edits.virtual import score_edited as score_edited
+from tl_rome.editors.export.hugging_face import export_model as export_model
 from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune
@@ -45,5 +45,29 @@ from tl_rome.editors.rank_one.presets import R_ROME as R_ROME
 from tl_rome.editors.rank_one.presets import RELEASED as RELEASED
 from tl_rome.editors.rank_one.presets import RomeConfig as RomeConfig
 from tl_rome.editors.rank_one.shared_values import SharedValues as SharedValues
+from tl_rome.editors.trained.convergence import training_doubt as training_doubt
+from tl_rome.editors.trained.data.locality import locality_texts as locality_texts
+from tl_rome.editors.trained.data.parts import TrainingParts as TrainingParts
+from tl_rome.editors.trained.data.parts import refuse_subjects as refuse_subjects
+from tl_rome.editors.trained.data.parts import split_examples as split_examples
+from tl_rome.editors.trained.data.parts import without_subjects as without_subjects
+from tl_rome.editors.trained.data.passages import Passages as Passages
+from tl_rome.editors.trained.data.passages import passage_examples as passage_examples
+from tl_rome.editors.trained.data.samples import sampled_texts as sampled_texts
+from tl_rome.editors.trained.examples import TrainingExample as TrainingExample
+from tl_rome.editors.trained.ke.config import KE as KE
+from tl_rome.editors.trained.ke.config import KE_CF as KE_CF
+from tl_rome.editors.trained.ke.config import KE_RELEASED as KE_RELEASED
+from tl_rome.editors.trained.ke.config import KeConfig as KeConfig
+from tl_rome.editors.trained.ke.editor import Ke as Ke
+from tl_rome.editors.trained.ke.editor import train_ke as train_ke
+from tl_rome.editors.trained.log import TrainingLog as TrainingLog
+from tl_rome.editors.trained.log import Validation as Validation
+from tl_rome.editors.trained.mend.config import MEND as MEND
+from tl_rome.editors.trained.mend.config import MEND_CF as MEND_CF
+from tl_rome.editors.trained.mend.config import MEND_RELEASED as MEND_RELEASED
+from tl_rome.editors.trained.mend.config import MendConfig as MendConfig
+from tl_rome.editors.trained.mend.editor import Mend as Mend
+from tl_rome.editors.trained.mend.editor import train_mend as train_mend
 
 guard(__name__)

@@ -55,8 +55,8 @@ class MlpMatrix:
         if not whole or key_hook(self.layer) not in hook_points(model):
             seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UnsupportedModelError(
-                f"layer {self.layer} has no plain MLP with {self.name} of shape {shape} (found {seen}), so it cannot be "
-                "edited; dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
+                f"layer {self.layer} has no plain MLP with {self.name} of shape {shape} (found {seen}), so it cannot "
+                "be edited; dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
             )
         return found
 

@@ -12,9 +12,13 @@ from support.compare import same, weights
 from support.edits import REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS
 
-from tl_rome.editors import Edit, LowRankUpdate
+from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate
+from tl_rome.editors.edits.finish import finish_edit
+from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix, editable_matrices, mlp_matrices, w_out
+from tl_rome.storage.files import _digest, _former, fingerprint
 
 KIND = KINDS[0]
 
@@ -52,15 +56,15 @@ def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monk
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     both = Edit((edit.updates[0], random_edit(edit, 2, 1).updates[0]), edit.request, edit.receipt, edit.model, {})
-    calls = []
+    calls, weight = [], MlpMatrix.weight
 
-    def interrupted(model, layer):
-        calls.append(layer)
-        if len(calls) == len(both.updates) + moment:  # the first calls read; then each layer is written and read back
+    def interrupted(place, model):
+        calls.append(place)
+        if len(calls) == 2 * len(both.updates) + moment:  # those before look; then each matrix is written and read back
             raise KeyboardInterrupt
-        return w_out(model, layer)
+        return weight(place, model)
 
-    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", interrupted)
+    monkeypatch.setattr(MlpMatrix, "weight", interrupted)
     with pytest.raises(KeyboardInterrupt), both.applied(model):
         pytest.fail("the block must not be entered")
     assert same(weights(model), before)
@@ -69,13 +73,14 @@ def test_an_interruption_while_writing_leaves_the_weights(fresh_tiny, edit, monk
 
 def test_weights_that_do_not_keep_what_is_written_are_noticed(fresh_tiny, edit, monkeypatch):
     model = fresh_tiny("llama", KIND)
-    monkeypatch.setattr("tl_rome.editors.edits.edit.w_out", lambda model, layer: w_out(model, layer).clone())
+    weight = MlpMatrix.weight
+    monkeypatch.setattr(MlpMatrix, "weight", lambda place, model: weight(place, model).clone())
     with pytest.raises(EditStateError, match="layer 1 does not keep what is written"):
         edit.apply(model)
 
 
-def test_two_updates_of_one_layer_are_refused(edit):
-    with pytest.raises(InputError, match=r"one update per layer at most, got layers \[1, 1\]"):
+def test_two_updates_of_one_matrix_are_refused(edit):
+    with pytest.raises(InputError, match=r"one update per matrix at most, got several of W_out of layer 1"):
         Edit(edit.updates * 2, edit.request, edit.receipt, edit.model, {})
 
 
@@ -162,13 +167,8 @@ def test_not_finite_edits_are_refused(fresh_tiny, edit):
         LowRankUpdate.rank_one(1, good.left[:, 0] * float("nan"), good.right[:, 0])
     model = fresh_tiny("llama", KIND)
     before = weights(model)
-    huge = Edit(
-        (LowRankUpdate.rank_one(1, good.left[:, 0], good.right[:, 0] * 1e300),),
-        edit.request,
-        edit.receipt,
-        edit.model,
-        {},
-    )
+    update = LowRankUpdate(1, good.left, good.right * 1e300)
+    huge = Edit((update,), edit.request, edit.receipt, edit.model, {})
     with pytest.raises(NumericsError, match=r"not finite in torch\.float32"):
         huge.apply(model)
     assert same(weights(model), before)
@@ -232,9 +232,7 @@ def test_layer_out_of_range_writes_nothing(fresh_tiny, edit):
     model = fresh_tiny("llama", KIND)
     before = weights(model)
     good = edit.updates[0]
-    both = Edit(
-        (good, LowRankUpdate.rank_one(9, good.left[:, 0], good.right[:, 0])), edit.request, edit.receipt, edit.model, {}
-    )
+    both = Edit((good, LowRankUpdate(9, good.left, good.right)), edit.request, edit.receipt, edit.model, {})
     with pytest.raises(InputError, match="layer 9 is out of range"):
         both.apply(model)
     assert same(weights(model), before)
@@ -251,3 +249,66 @@ def test_a_copy_of_an_applied_edit_is_applied_to_nothing(fresh_tiny):
             assert str(twin) == str(made)
         assert made.is_applied(model)
     assert not made.is_applied(model)
+
+
+def test_files_of_edits_from_before_an_edit_had_several_matrices_are_read(edit, fresh_tiny):
+    tensors, header = edit.to_file()
+    old = {"1.u": tensors["1.W_out.left"][:, 0], "1.v": tensors["1.W_out.right"][:, 0]}
+    change = header["receipt"].pop("changes")[0]
+    header["receipt"] |= {"layer": 1, "relative_change": change["relative"]}
+    header["digests"] = {"1": header["digests"]["1.W_out"]}
+    header["layers"] = [1]
+    del header["matrices"]
+    found, model = Edit.from_file(old, header, "old"), fresh_tiny("llama", KIND)
+    assert found.receipt == edit.receipt
+    assert found.digests == edit.digests
+    with edit.applied(model):
+        expected = weights(model)
+    with found.applied(model):
+        assert same(weights(model), expected)
+
+
+def test_edits_of_the_former_fingerprint_are_applied(edit, fresh_tiny):
+    model = fresh_tiny("llama", KIND)
+    former = replace(edit, model=_digest(model, _former))
+    assert former.model != edit.model
+    with former.applied(model):
+        pass
+    with torch.no_grad():
+        MlpMatrix(0, "W_in").weight(model).mul_(1.01)
+    with pytest.raises(ModelMismatchError, match="belongs to the model with fingerprint"):
+        former.apply(model)
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
+def test_edits_of_several_matrices_are_applied_saved_and_undone(fresh_tiny, tmp_path, family, kind):
+    model, generator = fresh_tiny(family, kind), torch.Generator().manual_seed(0)
+    updates = []
+    for place in (*mlp_matrices(model, 1), MlpMatrix(2, "W_in")):
+        d_in, d_out = place.weight(model).shape
+        left, right = (torch.randn(size, 2, generator=generator) / size**0.5 for size in (d_in, d_out))
+        low = LowRankUpdate(place.layer, left, right, place.name)
+        updates.append(low if place.layer == 1 else DenseUpdate(2, low.delta.float(), "W_in"))
+    before = {place: place.weight(model).detach().clone() for place in editable_matrices(model)}
+    figures = UpdateFigures(preset="random", layer_choice="given", losses=(1.0,))
+    made = {"before": probe_model(model, REQUEST), "provenance": {}, "started": 0.0, "remedy": "another seed"}
+    path = finish_edit(model, REQUEST, updates, figures, **made).save(tmp_path / "edit.safetensors")
+    assert all(torch.equal(place.weight(model), weight) for place, weight in before.items())
+    edit = Edit.load(path, model)
+    assert [update.place for update in edit.updates] == [update.place for update in updates]
+    assert edit.receipt.layers == (1, 2)
+    for update, change in zip(updates, edit.receipt.changes, strict=True):
+        size = update.delta.norm() / before[update.place].norm()
+        assert (change.layer, change.matrix, change.relative) == (
+            update.layer,
+            update.matrix,
+            pytest.approx(size.item()),
+        )
+    with edit.applied(model):
+        for update in updates:
+            expected = before[update.place].double() + update.delta
+            torch.testing.assert_close(update.place.weight(model).double(), expected, rtol=1e-5, atol=1e-6)
+        assert fingerprint(model) == edit.model
+        with pytest.raises(EditStateError, match="already applied"):
+            edit.apply(copy.deepcopy(model))
+    assert all(torch.equal(place.weight(model), weight) for place, weight in before.items())

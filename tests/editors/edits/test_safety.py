@@ -44,9 +44,9 @@ def test_an_edit_that_disables_the_model_is_warned_of_before_it_is_used(tiny, ca
     found = optimise_value(model, ready.layer, REQUEST.fact, CONTEXTS, ready.config)
     huge = OptimisedValue(found.initial + 300 * (found.value - found.initial), found.initial, found.losses)
     update, figures = ready.update_for(model, REQUEST, huge)
-    before, options = probe_model(model, REQUEST), {"provenance": {}, "started": 0.0}
+    before, options = probe_model(model, REQUEST), {"provenance": {}, "started": 0.0, "remedy": "another layer"}
     with caplog.at_level(logging.WARNING):
-        receipt = finish_edit(model, REQUEST, update, figures, before=before, **options).receipt
+        receipt = finish_edit(model, REQUEST, [update], figures, before=before, **options).receipt
     assert any("output on ordinary text" in warning for warning in receipt.warnings)
     assert str(receipt).count("WARNING") == len(receipt.warnings) == len(caplog.records)
 

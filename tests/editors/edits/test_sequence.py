@@ -94,7 +94,7 @@ def test_round_trip(fresh_tiny, edits, tmp_path, kind):
 
 def test_a_sequence_is_named_in_one_line(edits):
     assert repr(compose(edits)).startswith(
-        "<sequence of 3, layer 1, 2: 'The Eiffel Tower is located in the city of' -> "
+        "<sequence of 3, layers 1, 2: 'The Eiffel Tower is located in the city of' -> "
     )
     assert repr(compose([*edits, edits[0]])).endswith(", ...>")
     assert "\n" not in repr(compose(edits))

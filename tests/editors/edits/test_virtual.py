@@ -11,7 +11,7 @@ from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, Receipt, compose
 from tl_rome.editors.edits.virtual import continue_edited, edited_rows, score_edited
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.generation import continue_texts, sample_tokens
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import mlp_matrices, w_out
 from tl_rome.scoring import score_targets
 from tl_rome.storage.files import fingerprint
 
@@ -39,13 +39,8 @@ def edit_of(model, *updates):
         prob_new=(0.0, 0.0),
         prob_true=None,
         preset="random",
-        layer=updates[0].layer,
+        changes=(),
         layer_choice="given",
-        contexts=0,
-        covariance=None,
-        relative_change=0.0,
-        divisor=None,
-        key_norm=None,
         evaluations=0,
         final_loss=0.0,
         seconds=0.0,
@@ -54,16 +49,24 @@ def edit_of(model, *updates):
 
 
 def random_edits(model):
-    """Three edits: of one layer, of two, and of one by any matrix; strong enough to be seen."""
+    """Four edits: of one layer, of two, of one densely, and of every matrix of a layer; strong enough to be seen."""
     generator = torch.Generator().manual_seed(1)
     d_mlp, d_model = w_out(model, 0).shape
+
+    def update(place, dense):
+        d_in, d_out = place.weight(model).shape
+        left, right = (torch.randn(size, 3, generator=generator) / size**0.5 for size in (d_in, d_out))
+        low = LowRankUpdate(place.layer, left, right, place.name)
+        return DenseUpdate(place.layer, low.delta.float(), place.name) if dense else low
 
     def rank_one(layer):
         u, v = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (d_mlp, d_model))
         return LowRankUpdate.rank_one(layer, u / u.norm(), 2 * v)
 
     dense = DenseUpdate(0, torch.randn(d_mlp, d_model, generator=generator) / d_mlp**0.5)
-    return [edit_of(model, rank_one(1)), edit_of(model, rank_one(0), rank_one(N_LAYERS - 1)), edit_of(model, dense)]
+    layer = [update(place, dense=place.name == "W_in") for place in mlp_matrices(model, 1)]
+    two = rank_one(0), rank_one(N_LAYERS - 1)
+    return [edit_of(model, rank_one(1)), edit_of(model, *two), edit_of(model, dense), edit_of(model, *layer)]
 
 
 def one_by_one(model, edits, rows, function):
@@ -152,7 +155,7 @@ def test_one_row_per_edit_by_default_and_a_dense_update_equals_the_rank_one_upda
 
 def test_composed_edits_are_one(fresh_tiny):
     model = fresh_tiny("llama", KIND)
-    first, second, _ = random_edits(model)
+    first, second, *_ = random_edits(model)
     other = edit_of(model, replace(rank_one(second), layer=1))
     with edited_rows(model, [compose([first, other])], [0] * len(TOKENS)):
         found = model(TOKENS)
@@ -172,8 +175,8 @@ def test_wrong_rows_and_wrong_models_are_refused_and_hooks_are_removed(tiny, kin
     model = tiny("llama", kind)
     edits = random_edits(model)
     with (
-        pytest.raises(InputError, match=r"rows name edits \[0, 3\]; use 0 to 2, or -1"),
-        edited_rows(model, edits, [0, 3]),
+        pytest.raises(InputError, match=r"rows name edits \[0, 4\]; use 0 to 3, or -1"),
+        edited_rows(model, edits, [0, 4]),
     ):
         pass
     with (

@@ -13,7 +13,7 @@ from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.facts import EditRequest
 from tl_rome.models.loading import load_model
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix, w_out
 
 KIND = KINDS[0]
 OTHERS = [EditRequest(REQUEST.template, name, "Paris") for name in ("Big Ben", "The Kremlin")]
@@ -41,10 +41,10 @@ def test_digests_are_those_of_the_weights_without_and_with_the_edit(fresh_tiny, 
     loaded = Edit.load(apart[0].save(tmp_path / "edit.safetensors"))
     assert loaded.digests == apart[0].digests
     ((before, after),) = loaded.digests.values()
-    assert weight_digest(model, 1) == before
+    assert weight_digest(model, MlpMatrix(1)) == before
     with loaded.applied(model):
-        assert weight_digest(model, 1) == after != before
-        assert weight_digest(model, 2) == weight_digest(fresh_tiny("llama", KIND), 2)
+        assert weight_digest(model, MlpMatrix(1)) == after != before
+        assert weight_digest(model, MlpMatrix(2)) == weight_digest(fresh_tiny("llama", KIND), MlpMatrix(2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

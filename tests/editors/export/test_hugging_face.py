@@ -7,7 +7,7 @@ from support.families import FAMILY_KINDS, KINDS, build_family
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tl_rome.editors import export_model
-from tl_rome.editors.edits.hugging_face import _stored
+from tl_rome.editors.export.hugging_face import _stored
 from tl_rome.errors import ModelMismatchError, ModelUnavailableError, StorageError, UnsupportedModelError
 from tl_rome.models.loading import load_model
 from tl_rome.running.matrices import MlpMatrix, editable_matrices

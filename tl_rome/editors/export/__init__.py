@@ -1,0 +1,1 @@
+"""Edits as other libraries take them."""

@@ -1,0 +1,1 @@
+"""What trained editors learn from: passages of text, unrelated text, and parts that share no subject."""

@@ -1,0 +1,1 @@
+"""KE: a network that reads the new fact and gates the gradient of each matrix."""
