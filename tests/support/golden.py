@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from support.families import save_tokenizer
-
 MATRICES = {"c_fc": "W_in", "c_proj": "W_out"}
 """GPT-2's names of matrices, and those of TransformerLens."""
 
@@ -20,7 +18,7 @@ def golden_arrays(shared_data: Path, name: str) -> dict[str, Tensor]:
 
 
 def golden_gpt2(arrays: dict[str, Tensor], kind: str, folder: Path) -> Any:
-    """The model whose weights are the arrays `W.*`; a tokenizer is saved in the folder, and means nothing to it."""
+    """The model whose weights are the arrays `W.*`; its texts are token ids written as words, see `as_text`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tl_rome.models.conversion import convert
@@ -37,8 +35,25 @@ def golden_gpt2(arrays: dict[str, Tensor], kind: str, folder: Path) -> Any:
     missing, unexpected = hf.transformer.load_state_dict(weights, strict=False)
     assert not [*unexpected, *(name for name in missing if not name.endswith("attn.bias"))]
     with quiet(progress=False):
-        model = convert(hf, save_tokenizer(folder, adds_bos=False), "golden", kind)
+        model = convert(hf, _save_words(vocabulary, folder), "golden", kind)
     model.cfg.default_prepend_bos = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def as_text(ids: Tensor) -> str:
+    """The text of token ids: "w7 w31" is [7, 31]."""
+    return " ".join(f"w{token}" for token in ids.reshape(-1).tolist())
+
+
+def _save_words(vocabulary: int, folder: Path) -> Any:
+    """A tokenizer whose token n is the word "wn", saved and returned."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(vocabulary)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", unk_token="w0")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
