@@ -61,6 +61,7 @@ from tl_rome.editors.trained.ke.config import KE_RELEASED as KE_RELEASED
 from tl_rome.editors.trained.ke.config import KeConfig as KeConfig
 from tl_rome.editors.trained.ke.editor import Ke as Ke
 from tl_rome.editors.trained.ke.editor import train_ke as train_ke
+from tl_rome.editors.trained.load import load_trained as load_trained
 from tl_rome.editors.trained.log import TrainingLog as TrainingLog
 from tl_rome.editors.trained.log import Validation as Validation
 from tl_rome.editors.trained.mend.config import MEND as MEND
