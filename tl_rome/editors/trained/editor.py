@@ -27,7 +27,7 @@ from tl_rome.editors.trained.network import EditNetwork
 from tl_rome.editors.trained.passes.inner import inner_gradients
 from tl_rome.editors.trained.passes.products import OuterProducts
 from tl_rome.editors.trained.passes.texts import TargetText
-from tl_rome.editors.trained.passes.upper import UpperBlocks
+from tl_rome.editors.trained.passes.upper import RememberedTexts, UpperBlocks
 from tl_rome.errors import ModelMismatchError
 from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
@@ -152,11 +152,12 @@ class TrainedEditor(ABC):
             tqdm(total=len(requests), desc=self.config.preset, unit="edit", disable=not progress) as bar,
         ):
             upper = UpperBlocks(model, min(matrix.layer for matrix in self.matrices))
+            texts = RememberedTexts(upper)
             for first in range(0, len(requests), batch_size):
                 chunk = requests[first : first + batch_size]
                 started = time.perf_counter()
-                losses, changes = self.changes(upper, chunk)
-                outcomes = probe_requests(model, chunk)
+                outcomes = probe_requests(model, chunk, run=texts.run)
+                losses, changes = self.changes(upper, texts, chunk)
                 shared = (time.perf_counter() - started) / len(chunk)
                 for edit, (request, before) in enumerate(zip(chunk, outcomes, strict=True)):
                     started = time.perf_counter() - shared
@@ -170,23 +171,24 @@ class TrainedEditor(ABC):
                             provenance=self._provenance(),
                             started=started,
                             remedy="an editor that was trained for longer, or on facts that are more like this one",
+                            run=texts.run,
                         )
                     )
                     bar.update()
         return edits
 
     def changes(
-        self, upper: UpperBlocks, requests: Sequence[EditRequest]
+        self, upper: UpperBlocks, known: RememberedTexts, requests: Sequence[EditRequest]
     ) -> tuple[Float[Tensor, " edits"], list[OuterProducts]]:
         """The loss of each request in the unedited model, in nats, and what is added to each matrix.
 
         Args:
             upper: The blocks that have the matrices.
+            known: Of these blocks.
             requests: The facts to write.
         """
         texts = [TargetText.of(upper.model, each.fact.prompt, each.target_new, each.joiner) for each in requests]
-        streams = upper.enter([text.read for text in texts])
-        gradients, losses = inner_gradients(upper, self.matrices, texts, streams)
+        gradients, losses = inner_gradients(upper, self.matrices, texts, known.streams([text.read for text in texts]))
         return losses, self.network(gradients, [text.whole for text in texts])
 
     def _updates(self, changes: Sequence[OuterProducts], edit: int) -> list[LowRankUpdate]:
