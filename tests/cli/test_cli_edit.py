@@ -9,7 +9,7 @@ from tl_rome import Edit, Fact, FineTune, KeyCovariance, rome
 from tl_rome.cli.demo_run import FACT, NEW, ask
 from tl_rome.cli.editor_options import EditorName
 from tl_rome.editors import FT, FT_L, PRESETS, Receipt, sample_contexts
-from tl_rome.editors.by_name import EDITOR_NAMES, FINE_TUNING
+from tl_rome.editors.by_name import EDITOR_NAMES, ROME_CONFIGS, TRAINED_NAMES
 from tl_rome.facts import EditRequest
 
 TEMPLATE, SUBJECT = FACT.template, FACT.subject
@@ -46,7 +46,8 @@ def test_edit_writes_the_librarys_edit_and_shows_what_it_did(folder, tiny, stati
 
 def test_names_are_those_of_the_library():
     assert set(EditorName) == set(EDITOR_NAMES)
-    assert {name for name in EditorName if name.is_fine_tuning} == FINE_TUNING.keys()
+    assert {name for name in EditorName if name.is_rome} == ROME_CONFIGS.keys()
+    assert {name for name in EditorName if name.is_trained} == {*TRAINED_NAMES}
 
 
 @pytest.mark.parametrize("preset", ["draft", "p_rome"])

@@ -24,6 +24,7 @@ WORK = {
     "trace-many": (),
     "edit": (TEMPLATE, SUBJECT, NEW),
     "covariance": (),
+    "train": ("ke-cf",),
     "export": ("edit",),
     "compare": (),
     "sweep": (),
@@ -88,7 +89,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_
     file.write_text("mine")
     arguments = (command, *WORK[command], "--model", "./nowhere", "--out")
     assert f"{file} is not a folder" in fail(*arguments, file / "below" / "it")
-    if command in ("edit", "covariance"):
+    if command in ("edit", "covariance", "train"):
         assert "it is a folder; name a file" in fail(*arguments, tmp_path)
     else:
         assert "is not a folder" in fail(*arguments, file)

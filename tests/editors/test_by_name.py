@@ -5,16 +5,31 @@ from typing import Any
 
 import pytest
 from support.families import KINDS, SENTENCES
+from support.training import trained
 
-from tl_rome.editors import FT, FT_L, NEURIPS, PRESETS, R_ROME, Rome
-from tl_rome.editors.by_name import EDITOR_NAMES, editor_by_name, editors_by_name
+from tl_rome.counterfact import EDITOR_NAMES, editors_by_name
+from tl_rome.editors import (
+    FT,
+    FT_L,
+    KN,
+    KN_CORRECTED,
+    NEURIPS,
+    PRESETS,
+    R_ROME,
+    KnowledgeNeurons,
+    Rome,
+    TrainingLog,
+    Validation,
+)
+from tl_rome.editors.by_name import ROME_CONFIGS, TRAINED_NAMES, editor_by_name
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.rank_one import value as value_module
-from tl_rome.errors import InputError
+from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.facts import EditRequest
 
 KIND = KINDS[0]
+UNTRAINED = tuple(name for name in EDITOR_NAMES if name not in TRAINED_NAMES)
 REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", "Paris")
 
 
@@ -34,12 +49,13 @@ def covariance(model):
 
 
 def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, covariance):
-    names = EDITOR_NAMES[::-1]
+    names = UNTRAINED[::-1]
     found = named(model, names, covariance=covariance)
     assert tuple(found) == names
     assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
     presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
-    assert set(EDITOR_NAMES) == {"ft", "ft_l", *presets}
+    assert {*EDITOR_NAMES} == {"ft", "ft_l", "kn", "kn_corrected", *presets, *TRAINED_NAMES}
+    assert (found["kn"].config, found["kn_corrected"].config) == (KN, KN_CORRECTED)
     assert {name: found[name].config for name in presets} == presets
     assert all(found[name].covariance is covariance for name in presets)
     assert len({found[name].find_values for name in presets}) == 1
@@ -47,20 +63,24 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
     assert editor_name(found["ft_l"]) == "ft_l"
 
 
-@pytest.mark.parametrize("name", EDITOR_NAMES)
+@pytest.mark.parametrize("name", UNTRAINED)
 def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance, name):
-    fine_tuning = name.startswith("ft")
-    alone = editor_by_name(model, name, covariance=None if fine_tuning else covariance, seed=3, progress=False)
-    many = named(model, EDITOR_NAMES, covariance=covariance, seed=3, progress=False)[name]
+    given = covariance if name in ROME_CONFIGS else None
+    alone = editor_by_name(model, name, covariance=given, seed=3, progress=False)
+    many = named(model, UNTRAINED, covariance=covariance, seed=3, progress=False)[name]
     assert describe_editor(alone) == describe_editor(many)
-    assert (alone.layer_choice, editor_name(alone)) == (many.layer_choice, editor_name(many))
+    assert editor_name(alone) == editor_name(many)
+    if not isinstance(alone, KnowledgeNeurons):
+        assert alone.layer_choice == many.layer_choice
 
 
 def test_an_editor_by_name_takes_a_layer_and_only_what_it_uses(model, covariance):
     trained = editor_by_name(model, "ft_l", layer=2)
     assert (trained.layer, trained.layer_choice) == (2, "given")
-    with pytest.raises(InputError, match="'ft' fine-tunes on the prompt alone; leave out covariance and contexts"):
+    with pytest.raises(InputError, match="'ft' reads the prompt alone; leave out covariance and contexts"):
         editor_by_name(model, "ft", covariance=covariance)
+    with pytest.raises(InputError, match="'kn' finds its own layers; leave out layer"):
+        editor_by_name(model, "kn", layer=1)
     with pytest.raises(InputError, match="layer 9 is out of range"):
         editor_by_name(model, "ft", layer=9)
     with pytest.raises(InputError, match="no editor 'memit'"):
@@ -96,7 +116,13 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("rome", "memit"), "no editor 'memit'; choose from ft, ft_l, rome, r_rome"), ((), "no editor was named; choose")],
+    [
+        (
+            ("rome", "memit"),
+            "no editor 'memit'; choose from ft, ft_l, kn, kn_corrected, ke, ke_cf, mend, mend_cf, rome, r_rome",
+        ),
+        ((), "no editor was named; choose"),
+    ],
 )
 def test_unknown_names_are_refused_with_the_choices(model, names, message):
     with pytest.raises(InputError, match=message):
@@ -114,3 +140,19 @@ def test_fewer_contexts_keep_the_empty_one_and_all_lengths(model, covariance):
     assert named(model, ["rome"], covariance=covariance, max_contexts=1)["rome"].contexts == ("",)
     with pytest.raises(InputError, match="max_contexts is 0"):
         named(model, ["rome"], covariance=covariance, max_contexts=0)
+
+
+def test_trained_editors_are_given_and_doubtful_ones_named_so(model, tiny):
+    doubtful = trained(model, progress=False)
+    (label,) = named(model, ["mend_cf"], trained=[doubtful])
+    assert label == "mend_cf (not converged)"
+    first = Validation(0, 4.0, 0.0, 0.0, 0.4)
+    log = TrainingLog(100, 0, 0, "", (first, Validation(25, 1.0, 0.0, 1.0, 0.1)), {})
+    sound = replace(doubtful, log=replace(log, best_step=25, steps=200))
+    assert named(model, ["ft", "mend_cf"], trained=[sound])["mend_cf"] is sound
+    with pytest.raises(InputError, match=r"'mend' is trained first, by `tl-rome train mend --out FILE`; give what"):
+        named(model, ["mend"], trained=[sound])
+    with pytest.raises(InputError, match=r"'ke_cf' is trained first"):
+        editor_by_name(model, "ke_cf")
+    with pytest.raises(ModelMismatchError, match="this mend_cf editor belongs to the model"):
+        named(tiny("gpt2", KIND), ["mend_cf"], trained=[sound])

@@ -4,7 +4,8 @@ Torch and the library are imported inside the commands, so that `tl-rome --help`
 not at all, so that Ctrl-C leaves nothing half-written.
 
 Exit codes: 0 is success; 1 is an error of ours, with one line on stderr; 2 is a usage error, shown by typer; 3 means
-that `tl-rome edit` wrote its file but the edit did not take; 130 is Ctrl-C.
+that `tl-rome edit` wrote its file but the edit did not take, or `tl-rome train` but training did not converge; 130 is
+Ctrl-C.
 """
 
 from tl_rome.cli.app import app as app

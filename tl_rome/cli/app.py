@@ -16,12 +16,13 @@ from tl_rome.cli.commands.sequential import sequential
 from tl_rome.cli.commands.sweep import sweep
 from tl_rome.cli.commands.trace import trace
 from tl_rome.cli.commands.trace_many import trace_many
+from tl_rome.cli.commands.train import train
 from tl_rome.errors import TLRomeError
 
 _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, trace_many),
-    "Editing": (edit, covariance, export),
+    "Editing": (edit, covariance, train, export),
     "Measuring": (compare, sweep, sequential, generate),
 }
 _RESUMED = {"trace-many", "compare", "sweep", "sequential"}

@@ -22,6 +22,12 @@ class EditorName(StrEnum):
 
     ft = "ft"
     ft_l = "ft_l"
+    kn = "kn"
+    kn_corrected = "kn_corrected"
+    ke = "ke"
+    ke_cf = "ke_cf"
+    mend = "mend"
+    mend_cf = "mend_cf"
     rome = "rome"
     r_rome = "r_rome"
     p_rome = "p_rome"
@@ -29,9 +35,14 @@ class EditorName(StrEnum):
     neurips = "neurips"
 
     @property
-    def is_fine_tuning(self) -> bool:
-        """Whether it needs neither key statistics nor contexts."""
-        return self in (EditorName.ft, EditorName.ft_l)
+    def is_rome(self) -> bool:
+        """Whether it needs key statistics and contexts."""
+        return self in (EditorName.rome, EditorName.r_rome, EditorName.p_rome, EditorName.draft, EditorName.neurips)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it comes from a file."""
+        return self in (EditorName.ke, EditorName.ke_cf, EditorName.mend, EditorName.mend_cf)
 
 
 class EditorNames(tuple[EditorName, ...]):
@@ -73,6 +84,13 @@ CovarianceOption = Annotated[
         show_default="shipped, or sampled",
     ),
 ]
+TrainedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trained",
+        help="File of `tl-rome train`, or hf://owner/name/file, for a trained editor; repeatable.",
+    ),
+]
 COMPARED = EditorNames((EditorName.ft, EditorName.ft_l, EditorName.rome, EditorName.r_rome))
 """Editors that a command compares by default."""
 
@@ -105,6 +123,8 @@ class EditorMaker:
     """As `--layer` has it."""
     covariance: str | None = None
     """File of key statistics; each process reads it."""
+    trained: tuple[str, ...] = ()
+    """Files of trained editors; each process reads them."""
     max_contexts: int | None = None
     """Bound on ROME's contexts, see `editors_by_name`."""
     seed: int = 0
@@ -114,8 +134,8 @@ class EditorMaker:
         from tl_rome.editors import KeyCovariance
 
         layer_choice(self.layer)
-        if all(name.is_fine_tuning for name in self.names) and (self.layer, self.covariance) != (None, None):
-            what = f"{' and '.join(self.names)} train the first layer here, without key statistics"
+        if not any(name.is_rome for name in self.names) and (self.layer, self.covariance) != (None, None):
+            what = f"{' and '.join(self.names)} choose their layers themselves here, without key statistics"
             raise InputError(f"{what}; leave out --layer and --covariance, or name rome too")
         if self.covariance is not None:
             KeyCovariance.load(self.covariance)
@@ -126,7 +146,7 @@ class EditorMaker:
         Raises:
             TLRomeError: As `editors_by_name` does.
         """
-        from tl_rome.editors import KeyCovariance
+        from tl_rome.editors import KeyCovariance, load_trained
         from tl_rome.editors.by_name import editors_by_name
 
         return editors_by_name(
@@ -135,6 +155,7 @@ class EditorMaker:
             layer=layer_choice(self.layer),
             covariance=None if self.covariance is None else KeyCovariance.load(self.covariance),
             max_contexts=self.max_contexts,
+            trained=[load_trained(file, model) for file in self.trained],
             seed=self.seed,
             progress=console.shows_progress(),
         )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tl_rome.cli.console import visible
 from tl_rome.cli.demo_run import FACT, GROUPS, NEW, Answer, DemoResult
-from tl_rome.editors import Convergence, Receipt
+from tl_rome.editors import Convergence, Receipt, TrainingLog
 from tl_rome.editors.covariance.convergence import CONVERGENCE_COLUMNS
 from tl_rome.grid import Grid
 from tl_rome.patching import TraceResult
@@ -60,6 +60,17 @@ def convergence_table(report: Convergence, layer: int) -> Group:
     enough = report.enough()
     verdict = f"stays within a cosine of 0.99 from {enough} tokens on" if enough else "still turns; give more text"
     return Group(Text(f"C^-1 k* of {report.cosine.shape[1]} subjects at layer {layer} {verdict}"), table)
+
+
+def training_table(log: TrainingLog) -> Group:
+    """The validations of a training; the network of the starred one was kept."""
+    table = _table("step", "l_edit", "l_loc", "success", "loss")
+    for point in log.curve:
+        figures = (f"{figure:.3f}" for figure in (point.edit_loss, point.locality_loss))
+        star = "*" if point.step == log.best_step else ""
+        _add(table, f"{point.step}{star}", *figures, f"{point.success:.0%}", f"{point.loss:.4f}")
+    skipped = f", {log.skipped} edits left out" if log.skipped else ""
+    return Group(Text(f"{log.steps} steps, then {log.ended}{skipped}"), table)
 
 
 def answer_table(targets: Iterable[str], rows: Iterable[tuple[str, Answer, Answer]]) -> Table:

@@ -1,7 +1,7 @@
 """The editors that the paper and its successors compare, made by name; they share what is expensive.
 
 All ROME presets get one covariance. Those that differ in their keys alone get the same contexts and one `SharedValues`
-too, so that a request's v* is optimised once for them all.
+too, so that a request's v* is optimised once for them all. Trained editors are values that the caller has.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,9 @@ from typing import Literal
 from tl_rome.arguments import Count, Seed
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
-from tl_rome.editors.layers import LayerChoice, choose_layer
+from tl_rome.editors.knowledge_neurons.editor import KnowledgeNeurons
+from tl_rome.editors.knowledge_neurons.presets import KN, KN_CORRECTED
+from tl_rome.editors.layers import LayerChoice
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
@@ -25,6 +27,8 @@ from tl_rome.editors.rank_one.presets import (
     with_model_defaults,
 )
 from tl_rome.editors.rank_one.shared_values import SharedValues
+from tl_rome.editors.trained.convergence import training_doubt
+from tl_rome.editors.trained.editor import TrainedEditor
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
 
@@ -34,7 +38,13 @@ FINE_TUNING = {"ft": FT, "ft_l": FT_L}
 ROME_CONFIGS = {"rome": RELEASED, "r_rome": R_ROME, "p_rome": P_ROME, "draft": DRAFT, "neurips": NEURIPS}
 """Presets of ROME by name; "rome" is the released one."""
 
-EDITOR_NAMES = (*FINE_TUNING, *ROME_CONFIGS)
+KN_CONFIGS = {"kn": KN, "kn_corrected": KN_CORRECTED}
+"""Knowledge neurons by name: as released, and as they were meant."""
+
+TRAINED_NAMES = ("ke", "ke_cf", "mend", "mend_cf")
+"""Presets of trained editors, which have to be given."""
+
+EDITOR_NAMES = (*FINE_TUNING, *KN_CONFIGS, *TRAINED_NAMES, *ROME_CONFIGS)
 """Every name of an editor, for all that take one."""
 
 
@@ -47,30 +57,35 @@ def editor_by_name(
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     seed: Seed = 0,
     progress: bool = True,
-) -> Rome | FineTune:
-    """Make one editor.
+) -> Rome | FineTune | KnowledgeNeurons:
+    """Make one editor that needs no training.
 
     Args:
         model: Left as found.
-        name: Of `EDITOR_NAMES`.
-        layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default.
-        covariance: Key statistics, see `Rome.prepare`; not for fine-tuning.
-        contexts: Prefixes, see `Rome.prepare`; not for fine-tuning.
+        name: Of `EDITOR_NAMES`, without `TRAINED_NAMES`.
+        layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default, and KN finds its own.
+        covariance: Key statistics, see `Rome.prepare`; for ROME only.
+        contexts: Prefixes, see `Rome.prepare`; for ROME only.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
 
     Raises:
-        InputError: If the name is unknown, or fine-tuning is given what it does not use.
+        InputError: If the name is unknown or that of a trained editor, or another one is given what it does not use.
         TLRomeError: As `Rome.prepare` does.
     """
     check_names([name])
+    if name in TRAINED_NAMES:
+        raise InputError(_untrained(name))
     if name in ROME_CONFIGS:
         options = {"contexts": contexts, "seed": seed, "progress": progress}
         return Rome.prepare(model, layer=layer, covariance=covariance, config=ROME_CONFIGS[name], **options)
     if covariance is not None or contexts is not None:
-        raise InputError(f"{name!r} fine-tunes on the prompt alone; leave out covariance and contexts")
-    trained = None if layer is None else choose_layer(model, layer)[0]
-    return FineTune.prepare(model, config=FINE_TUNING[name], layer=trained)
+        raise InputError(f"{name!r} reads the prompt alone; leave out covariance and contexts")
+    if name in KN_CONFIGS:
+        if layer is not None:
+            raise InputError(f"{name!r} finds its own layers; leave out layer")
+        return KnowledgeNeurons.prepare(model, config=KN_CONFIGS[name])
+    return FineTune.prepare(model, config=FINE_TUNING[name], layer=layer)
 
 
 def editors_by_name(
@@ -81,10 +96,13 @@ def editors_by_name(
     covariance: KeyCovariance | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     max_contexts: Count | None = None,
+    trained: Iterable[TrainedEditor] = (),
     seed: Seed = 0,
     progress: bool = True,
 ) -> dict[str, Editor]:
     """Make editors for `evaluate`, in the order of the names; an editor does not depend on which others are asked for.
+
+    A trained one that has not converged is called so: it is "ke_cf (not converged)" in every table.
 
     Args:
         model: Left as found.
@@ -93,21 +111,31 @@ def editors_by_name(
         covariance: Key statistics, see `Rome.prepare`.
         contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
         max_contexts: Take this many of them at most, the empty one included; the cost of v* is proportional to it.
+        trained: Trained editors, which are known by their presets; one for each of those named.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
 
     Raises:
-        InputError: If a name is unknown or there is none.
+        InputError: If a name is unknown or there is none, or a trained editor is named but not given.
+        ModelMismatchError: If a trained editor is for another model.
         TLRomeError: As `Rome.prepare` does.
     """
     names = check_names(names)
     made: dict[str, Editor] = {name: FineTune.prepare(model, config=config) for name, config in FINE_TUNING.items()}
+    made |= {name: KnowledgeNeurons(config) for name, config in KN_CONFIGS.items()}
+    given = {editor.config.preset: editor for editor in trained}
+    for name in names:
+        if name in TRAINED_NAMES:
+            if name not in given:
+                raise InputError(_untrained(name))
+            given[name].check(model)
+            made[name] = given[name]
     chosen = [name for name in names if name in ROME_CONFIGS]
     if chosen:
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
         base = replace(base, find_values=SharedValues())
         made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
-    return {name: _shortened(made[name], max_contexts) for name in names}
+    return {_label(name, made[name]): _shortened(made[name], max_contexts) for name in names}
 
 
 def check_names(names: str | Iterable[str]) -> list[str]:
@@ -122,6 +150,17 @@ def check_names(names: str | Iterable[str]) -> list[str]:
         what = f"there is no editor {', '.join(map(repr, unknown))}" if unknown else "no editor was named"
         raise InputError(f"{what}; choose from {', '.join(EDITOR_NAMES)}")
     return names
+
+
+def _untrained(name: str) -> str:
+    command = name.replace("_", "-")
+    return f"{name!r} is trained first, by `tl-rome train {command} --out FILE`; give what load_trained reads there"
+
+
+def _label(name: str, editor: Editor) -> str:
+    """What an editor is called in tables."""
+    doubtful = isinstance(editor, TrainedEditor) and training_doubt(editor.log, editor.config)
+    return f"{name} (not converged)" if doubtful else name
 
 
 def _variant(

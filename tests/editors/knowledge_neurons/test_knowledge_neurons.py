@@ -12,7 +12,6 @@ from support.families import FAMILIES, FAMILY_KINDS, KINDS, build_family
 from support.golden_gpt2 import as_text
 
 from tl_rome.editors import KN, KN_CORRECTED, KnowledgeNeurons, attribute_neurons, edited_rows, shared_neurons
-from tl_rome.editors.identity import editor_name
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import EditRequest
 from tl_rome.models.loading import load_model

@@ -128,9 +128,10 @@ def test_an_interrupted_training_goes_on_to_the_same_editor(tiny, tmp_path, monk
         return step(self)
 
     step = Training._step
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Training, "_step", interrupt)
+    monkeypatch.setattr(Training, "_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
+    monkeypatch.setattr(Training, "_step", step)
     resumed = train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
     assert resumed.identity() == whole.identity()
     assert resumed.log == whole.log

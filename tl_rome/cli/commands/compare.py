@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.editor_options import COMPARED, CovarianceOption, EditorMaker, EditorsOption, LayerOption
+from tl_rome.cli.editor_options import (
+    COMPARED,
+    CovarianceOption,
+    EditorMaker,
+    EditorsOption,
+    LayerOption,
+    TrainedOption,
+)
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import BatchSizeOption, LimitOption, RecordsOption, ResultsOption, RetryOption, SeedOption
 
@@ -17,6 +24,7 @@ def compare(
     editors: EditorsOption = COMPARED,
     layer: LayerOption = None,
     covariance: CovarianceOption = None,
+    trained: TrainedOption = None,
     records: RecordsOption = "sample",
     limit: LimitOption = None,
     references: Annotated[
@@ -49,7 +57,7 @@ def compare(
     from tl_rome.cli.output import check_folder
 
     check_folder(out)
-    maker = EditorMaker(editors, layer, covariance, contexts, seed)
+    maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), contexts, seed)
     chosen = counterfact.load_counterfact(records)[:limit]
     about = counterfact.load_references(references) if generation_length else None
     workers = workers or _default_workers(load.device)

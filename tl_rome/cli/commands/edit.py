@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,15 +13,14 @@ from tl_rome.cli.options import SeedOption, SubjectArgument, TemplateArgument
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_rome.editors import FineTune, KeyCovariance, Rome
-    from tl_rome.editors.layers import LayerFinder
+    from tl_rome.editors import FineTune, Ke, KnowledgeNeurons, Mend, Rome
     from tl_rome.sites import HookedModel
-
 
 NOT_TAKEN = "did not take"
 """The receipt's verdict on an edit without effect."""
 NOT_TAKEN_CODE = 3
 """The exit code then."""
+_TRAINED = "edits the layers that it was trained on: give --trained FILE, made by `tl-rome train`, and no --layer"
 
 
 class Contexts(StrEnum):
@@ -43,6 +42,10 @@ def edit(
     ),
     layer: LayerOption = None,
     covariance: CovarianceOption = None,
+    trained: Annotated[
+        str | None,
+        typer.Option(help="File of `tl-rome train`, or hf://owner/name/file, for a trained editor."),
+    ] = None,
     contexts: Annotated[
         Contexts, typer.Option(help="The editor's recipe; auto: a better one where the model's samples are junk.")
     ] = Contexts.auto,
@@ -61,18 +64,19 @@ def edit(
 
     request = EditRequest(template, subject, target_new, target_true)
     output.check_file(out)
-    if editor.is_fine_tuning and (covariance is not None or contexts != Contexts.auto):
-        raise InputError(f"{editor} fine-tunes on the prompt alone; leave out --covariance and --contexts")
+    if not editor.is_rome and (covariance is not None or contexts != Contexts.auto):
+        raise InputError(f"{editor} reads the prompt alone; leave out --covariance and --contexts")
+    if editor.is_trained != (trained is not None) or (editor.is_trained and layer is not None):
+        raise InputError(f"{editor} {_TRAINED if editor.is_trained else 'is not trained; leave out --trained'}")
     chosen_layer = layer_choice(layer)
     statistics = editors.KeyCovariance.load(covariance) if covariance is not None else None
     model, progress = load(), console.shows_progress()
     targets = [target for target in (target_true, target_new) if target is not None]
     prompts = [request.fact.prompt, *(ask or [])]
     before = demo.ask(model, prompts, targets)
-    if editor.is_fine_tuning:
-        prepared = _fine_tuning(model, editor, chosen_layer)
-    else:
-        prepared = _rome(model, editor, chosen_layer, statistics, contexts, seed, progress)
+    options = {"layer": chosen_layer, "covariance": statistics, "seed": seed, "progress": progress}
+    options["contexts"] = "recipe" if contexts == Contexts.recipe else None
+    prepared = _prepare(model, editor, trained, **options)
     made = prepared(model, request, progress=progress)
     with made.applied(model):
         after = demo.ask(model, prompts, targets)
@@ -84,33 +88,15 @@ def edit(
         raise typer.Exit(NOT_TAKEN_CODE)
 
 
-def _fine_tuning(model: "HookedModel", name: EditorName, layer: "int | LayerFinder | None") -> "FineTune":
-    """Fine-tuning with the settings of that name, of another layer than the default one if it is given."""
-    from tl_rome.editors import FineTune
-    from tl_rome.editors.by_name import FINE_TUNING
+def _prepare(
+    model: "HookedModel", name: EditorName, trained: str | None, **options: Any
+) -> "Rome | FineTune | KnowledgeNeurons | Mend | Ke":
+    """The editor of that name; a trained one comes from its file."""
+    from tl_rome.editors.by_name import editor_by_name
 
-    return FineTune.prepare(model, config=FINE_TUNING[name.value], layer=layer)
-
-
-def _rome(
-    model: "HookedModel",
-    name: EditorName,
-    layer: "int | LayerFinder | None",
-    covariance: "KeyCovariance | None",
-    contexts: Contexts,
-    seed: int,
-    progress: bool,
-) -> "Rome":
-    """ROME with the settings of that name."""
-    from tl_rome.editors import Rome
-    from tl_rome.editors.by_name import ROME_CONFIGS
-
-    return Rome.prepare(
-        model,
-        layer=layer,
-        covariance=covariance,
-        contexts="recipe" if contexts == Contexts.recipe else None,
-        config=ROME_CONFIGS[name.value],
-        seed=seed,
-        progress=progress,
-    )
+    if trained is None:
+        return editor_by_name(model, name.value, **options)
+    editor = load_trained(trained, model)
+    if editor.config.preset != name:
+        raise InputError(f"{trained} holds {editor.config.preset!r}; name that as --editor, or another file")
+    return editor

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.editor_options import COMPARED, CovarianceOption, EditorMaker, EditorsOption, LayerOption
+from tl_rome.cli.editor_options import (
+    COMPARED,
+    CovarianceOption,
+    EditorMaker,
+    EditorsOption,
+    LayerOption,
+    TrainedOption,
+)
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import RecordsOption, SeedOption
 from tl_rome.errors import InputError
@@ -31,6 +38,7 @@ def generate(
     editors: EditorsOption = COMPARED,
     layer: LayerOption = None,
     covariance: CovarianceOption = None,
+    trained: TrainedOption = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; repeatable.", show_default="the record's, or the fact")
     ] = None,
@@ -55,7 +63,7 @@ def generate(
         request, prompts = _request(template, subject, target_new, target_true), []
     prompts = prompt or prompts or [request.fact.prompt]
     check_folder(out)
-    maker = EditorMaker(editors, layer, covariance, seed=seed)
+    maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), seed=seed)
     model = load()
     edits = {name: editor(model, request) for name, editor in maker(model).items()}
     rng = torch.Generator().manual_seed(seed)

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.editor_options import COMPARED, CovarianceOption, EditorMaker, EditorsOption, LayerOption
+from tl_rome.cli.editor_options import (
+    COMPARED,
+    CovarianceOption,
+    EditorMaker,
+    EditorsOption,
+    LayerOption,
+    TrainedOption,
+)
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import Integers, LimitOption, RecordsOption, ResultsOption, SeedOption, integers
 from tl_rome.errors import InputError
@@ -18,6 +25,7 @@ def sequential(
     editors: EditorsOption = COMPARED,
     layer: LayerOption = None,
     covariance: CovarianceOption = None,
+    trained: TrainedOption = None,
     counts: Annotated[
         Integers | None,
         typer.Option(
@@ -39,7 +47,7 @@ def sequential(
     from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 
     output.check_folder(out)
-    maker = EditorMaker(editors, layer, covariance, seed=seed)
+    maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), seed=seed)
     chosen = counterfact.load_counterfact(records)[:limit]
     wanted = counts or [count for count in COUNTS if count <= len(chosen)]
     if max(wanted) > len(chosen) or min(wanted) < 1:

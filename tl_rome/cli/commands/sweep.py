@@ -76,8 +76,10 @@ def sweep(
     chosen = counterfact.load_counterfact(records)[:limit]
     statistics = _statistics(covariances)
     for name in editors:
-        if not name.is_fine_tuning:
+        if name.is_rome:
             _check_statistics(name, layers, statistics)
+        elif name not in _FINE_TUNING:
+            raise InputError(f"{name} chooses its layers itself; sweep ft, ft_l or a preset of rome")
     model = load()
     swept = []
     for name, along, variants in _sweeps(model, editors, layers, epsilons, statistics, seed):

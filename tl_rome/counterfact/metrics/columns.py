@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, str] = {
     "KL+": "the same after CounterFact+ prompts, nats",
     "drift": "the same after the subject and 'is a': essence drift, nats",
     "PPL": "perplexity of a text about the subject: the authors' essence score",
+    "s/edit": "wall-clock seconds that an edit took, where several were made together their share",
 }
 """Every column, in the order of tables, with its meaning."""
 
@@ -60,7 +61,7 @@ PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
 
 def digits(column: str, conventions: Conventions) -> int:
     """Decimal places worth printing."""
-    return 3 if column in ("KL", "KL+", "drift") else 2 if (column, conventions) == ("GE", "draft") else 1
+    return 3 if column in ("KL", "KL+", "drift", "s/edit") else 2 if (column, conventions) == ("GE", "draft") else 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class RecordMetrics:
         rewrite: RequestedRewrite,
         moved: Divergence | None = None,
         verdict: str | None = None,
+        seconds: float | None = None,
     ) -> dict[str, float]:
         """Figures of one record, by column but for S; NaN where something was not measured.
 
@@ -88,9 +90,12 @@ class RecordMetrics:
             rewrite: What the record asks for.
             moved: Divergence from the unedited model; None for that model itself.
             verdict: See `CaseResult`.
+            seconds: See there too.
         """
         took = {"took": math.nan if verdict is None else 100 * float(verdict == TOOK)}
-        return {**self._probabilities(case), **self._generations(case, rewrite), **took, **self._drift(case, moved)}
+        cost = {"s/edit": seconds or math.nan}
+        drift = self._drift(case, moved)
+        return {**self._probabilities(case), **self._generations(case, rewrite), **took, **drift, **cost}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
         conventions, plus = self.conventions, case.neighborhood_plus

@@ -68,7 +68,8 @@ def _row(
     before = known[origin] if result.before is not None else {}
     after = {}
     if result.after is not None:
-        after = _figures(metrics.compute(result.after, result.rewrite, result.divergence, result.verdict))
+        told = result.divergence, result.verdict, result.seconds
+        after = _figures(metrics.compute(result.after, result.rewrite, *told))
     rewrite = plain.pop("rewrite")
     targets = {name: rewrite.pop(name)["str"] for name in ("target_new", "target_true")}
     figures = {name: after.get(name) for name in _FIGURES}

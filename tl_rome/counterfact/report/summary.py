@@ -98,6 +98,7 @@ def summarize(
         if result.after is None:
             failed[case] = result.error or "no reason was recorded"
         else:
-            rows[case] = metrics.compute(result.after, result.rewrite, result.divergence, result.verdict)
+            told = result.divergence, result.verdict, result.seconds
+            rows[case] = metrics.compute(result.after, result.rewrite, *told)
     measured = {name: rows for name, rows in figures.items() if rows}
     return Summary(conventions, measured, failures, confidence, resamples, seed)

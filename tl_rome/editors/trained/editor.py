@@ -108,19 +108,20 @@ class TrainedEditor(ABC):
                 f"{not self.prepend_bos}; load the model with the same policy, or train an editor for this one"
             )
 
-    def __call__(self, model: HookedModel, request: EditRequest) -> Edit:
+    def __call__(self, model: HookedModel, request: EditRequest, *, progress: bool = False) -> Edit:
         """Make an edit; the model is left as found.
 
         Args:
             model: The one that the editor was trained on, in any class.
             request: The fact to write.
+            progress: Whether to show a progress bar.
 
         Raises:
             InputError: If the prompt is longer than the context.
             ModelMismatchError: If the editor is for another model.
             NumericsError: If the edit is not finite.
         """
-        return self.each(model, [request])[0]
+        return self.each(model, [request], progress=progress)[0]
 
     def each(
         self, model: HookedModel, requests: Sequence[EditRequest], *, batch_size: Count = 16, progress: bool = False

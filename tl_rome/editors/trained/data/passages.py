@@ -28,6 +28,8 @@ from tl_rome.tokens import encode_target
 
 _FEWEST_DRAWN = 16
 """Passages that are drawn at once, so that some are continued by what can be written."""
+_MOST_LEFT_OUT = 100
+"""Passages left out for every one that is not, from which on the work is given up."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,6 @@ def passage_examples(
         drawn = list(islice(windows, max(_FEWEST_DRAWN, count - len(found))))
         usable = [window for window in drawn if window is not None]
         left_out["the window is not text of its own"] += len(drawn) - len(usable)
-        before = len(found)
         for window, target in _continued(model, usable, target_tokens, top_k, batch_size, generator):
             example = _example(model, window, target, generator)
             if example is None:
@@ -84,10 +85,10 @@ def passage_examples(
             elif len(found) < count:
                 found.append(example)
                 bar.update()
-        if len(found) == before:
+        if not drawn or left_out.total() > _MOST_LEFT_OUT * (1 + len(found)):
             raise InputError(
-                f"{len(lines)} texts gave {before} passages of {sizes[0]} to {sizes[1]} tokens with a continuation, "
-                f"{count} are asked for (left out: {dict(left_out)}); give more text"
+                f"{len(lines)} texts gave {len(found)} passages of {sizes[0]} to {sizes[1]} tokens with a continuation; "
+                f"{count} are asked for (left out: {dict(left_out)}), so give more text"
             )
     bar.close()
     return Passages(tuple(found), {reason: times for reason, times in left_out.items() if times})
