@@ -74,17 +74,16 @@ def probe_requests(
     asked = [(_questions(model, request), _behind(model, request, prefix)) for request in requests]
     rows = [torch.cat(question)[:-1] for parts in asked for questions in parts for question in questions]
     resid = (run or _whole(model))([*rows, *(text[:-1] for text in texts)])
-    losses, entropies = [], []
-    for row, text in zip(resid[len(rows) :], texts, strict=True):
-        logprobs = _logprobs(model, row[: len(text) - 1])
-        losses.append(-_picked(logprobs, text[1:]))
-        entropies.append(-(logprobs.exp() * logprobs).sum(-1))
-    nll, entropy = (torch.cat(figures).mean().item() for figures in (losses, entropies))
+    ends = [row[: len(text) - 1] for row, text in zip(resid[len(rows) :], texts, strict=True)]
+    logprobs = _logprobs(model, torch.cat(ends))
+    nll = -_picked(logprobs, torch.cat([text[1:] for text in texts])).mean().item()
+    entropy = -(logprobs.exp() * logprobs).sum(-1).mean().item()
     left, outcomes = iter(resid), []
     for questions, behind in asked:
-        probs, ranks, said = [], [], []
-        for prompt, target in (*questions, *behind):
-            logprobs = _logprobs(model, next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)])
+        probs, ranks, said, all_of = [], [], [], (*questions, *behind)
+        ends = [next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)] for prompt, target in all_of]
+        found = _logprobs(model, torch.cat(ends)).split([len(end) for end in ends])
+        for (_, target), logprobs in zip(all_of, found, strict=True):
             probs.append(_picked(logprobs, target).sum().exp().item())
             ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
             said.append(torch.equal(logprobs.argmax(-1), target))

@@ -69,7 +69,7 @@ class RememberedTexts:
     """Streams of texts below the upper blocks, each computed when it is first asked for; and runs to the top."""
 
     def __init__(self, upper: UpperBlocks) -> None:
-        self._upper = upper
+        self.upper = upper
         self._known: dict[tuple[int, ...], Tensor] = {}
 
     def streams(self, sequences: Sequence[Int[Tensor, " _"]]) -> list[Float[Tensor, "_ d_model"]]:
@@ -77,12 +77,12 @@ class RememberedTexts:
         keys = [tuple(sequence.tolist()) for sequence in sequences]
         new = {key: text for key, text in zip(keys, sequences, strict=True) if key not in self._known}
         if new:
-            self._known.update(zip(new, self._upper.enter(list(new.values())), strict=True))
+            self._known.update(zip(new, self.upper.enter(list(new.values())), strict=True))
         return [self._known[key] for key in keys]
 
     def run(self, sequences: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "rows pos d_model"]:
         """The last block's output for each text, with the upper blocks as they are now."""
-        return self._upper(stack(self.streams(sequences)))
+        return self.upper(stack(self.streams(sequences)))
 
 
 def stack(streams: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "rows pos d_model"]:
