@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from support.families import save_tokenizer
+from support.golden_gpt2 import save_golden_gpt2
+from tl_rome.models.loading import load_model
 
 MATRICES = {"c_fc": "W_in", "c_proj": "W_out"}
 """GPT-2's names of matrices, and those of TransformerLens."""
@@ -20,25 +21,6 @@ def golden_arrays(shared_data: Path, name: str) -> dict[str, Tensor]:
 
 
 def golden_gpt2(arrays: dict[str, Tensor], kind: str, folder: Path) -> Any:
-    """The model whose weights are the arrays `W.*`; a tokenizer is saved in the folder, and means nothing to it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tl_rome.models.conversion import convert
-    from tl_rome.models.loading import quiet
-
-    weights = {name.removeprefix("W."): value for name, value in arrays.items() if name.startswith("W.")}
-    vocabulary, size = weights["wte.weight"].shape
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
-    positions = len(weights["wpe.weight"])
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_embd=size, n_layer=layers, n_head=2, attn_implementation="eager"
-    )
-    hf = GPT2LMHeadModel(config).double().eval()
-    missing, unexpected = hf.transformer.load_state_dict(weights, strict=False)
-    assert not [*unexpected, *(name for name in missing if not name.endswith("attn.bias"))]
-    with quiet(progress=False):
-        model = convert(hf, save_tokenizer(folder, adds_bos=False), "golden", kind)
-    model.cfg.default_prepend_bos = False
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
+    """The model whose weights are the arrays `W.*`, saved in the folder first."""
+    path = save_golden_gpt2(arrays, folder)
+    return load_model(str(path), model_class=kind, dtype=torch.float64, device="cpu", progress=False)
