@@ -16,6 +16,7 @@ from tl_rome.editors import (
     NEURIPS,
     PRESETS,
     R_ROME,
+    FineTune,
     KnowledgeNeurons,
     Rome,
     TrainingLog,
@@ -75,8 +76,9 @@ def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance,
 
 
 def test_an_editor_by_name_takes_a_layer_and_only_what_it_uses(model, covariance):
-    trained = editor_by_name(model, "ft_l", layer=2)
-    assert (trained.layer, trained.layer_choice) == (2, "given")
+    tuned = editor_by_name(model, "ft_l", layer=2)
+    assert isinstance(tuned, FineTune)
+    assert (tuned.layer, tuned.layer_choice) == (2, "given")
     with pytest.raises(InputError, match="'ft' reads the prompt alone; leave out covariance and contexts"):
         editor_by_name(model, "ft", covariance=covariance)
     with pytest.raises(InputError, match="'kn' finds its own layers; leave out layer"):

@@ -92,6 +92,7 @@ def _prepare(
     model: "HookedModel", name: EditorName, trained: str | None, **options: Any
 ) -> "Rome | FineTune | KnowledgeNeurons | Mend | Ke":
     """The editor of that name; a trained one comes from its file."""
+    from tl_rome.editors import load_trained
     from tl_rome.editors.by_name import editor_by_name
 
     if trained is None:
