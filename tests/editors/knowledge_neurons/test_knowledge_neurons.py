@@ -9,7 +9,7 @@ from support import plain
 from support.compare import Found, relative_error
 from support.edits import REQUEST
 from support.families import FAMILIES, FAMILY_KINDS, KINDS, build_family
-from support.golden_gpt2 import as_text
+from support.golden import as_text
 
 from tl_rome.editors import KN, KN_CORRECTED, KnowledgeNeurons, attribute_neurons, edited_rows, shared_neurons
 from tl_rome.errors import InputError, UnsupportedModelError
