@@ -50,8 +50,9 @@ def plain_step(model: Any, examples: Sequence[TrainingExample], locality: Sequen
         tokens, target = tokens_of(model, example.prompt, example)
         changes = {matrix: torch.zeros_like(matrix.weight(model), requires_grad=True) for matrix in matrices}
         with frozen(model), hooked(model, added(model, changes)):
-            target_loss(model(tokens[None]), target).backward()
-        step = {matrix: (-1e-4 * change.grad).requires_grad_() for matrix, change in changes.items()}
+            loss = target_loss(model(tokens[None]), target)
+            gradients = torch.autograd.grad(loss, list(changes.values()))
+        step = {matrix: (-1e-4 * found).requires_grad_() for matrix, found in zip(changes, gradients, strict=True)}
         outer, target = tokens_of(model, example.outer_prompt, example)
         other = encode(model, text)[None]
         with torch.no_grad():
