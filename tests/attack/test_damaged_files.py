@@ -28,13 +28,14 @@ from support.families import KINDS
 from support.known import known_to
 from support.records import GAZI, changed
 from support.results import case, measurement
+from support.training import SMALL, trained
 
 from tl_rome.counterfact import load_counterfact, load_references
 from tl_rome.counterfact.dataset.relations import parse_relations
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors
 from tl_rome.counterfact.evaluation.store import RunStore, editor_line, load_results, unedited_line
 from tl_rome.counterfact.experiments.sequential import sequential_edits
-from tl_rome.editors import Edit, EditSequence, KeyCovariance, compose, import_npz
+from tl_rome.editors import Edit, EditSequence, KeyCovariance, Mend, compose, import_npz
 from tl_rome.editors.covariance.moments import KeyMoments
 from tl_rome.errors import NetworkError, StorageError, TLRomeError
 from tl_rome.fact_files import Target, load_facts, load_pararel
@@ -108,6 +109,18 @@ def make_results(folder, model):
         ledger.append(*map(unedited_line, cases))
     with store.open_editor("ft", "c1", {}) as ledger:
         ledger.append(*map(editor_line, cases))
+
+
+def briefly_trained(model, checkpoint=None):
+    return trained(model, replace(SMALL, rank=1, max_steps=1), checkpoint=checkpoint)
+
+
+def make_training(folder, model):
+    briefly_trained(model, folder / "x")
+
+
+def whole(editor):
+    return [editor.network.state_dict(), editor.matrices, editor.config, editor.log]
 
 
 def states(folder):
@@ -187,6 +200,8 @@ KINDS_OF_FILES = {
     ),
     "covariance": Kind(lambda f, m: statistics(m).save(f / "x"), lambda f, m: KeyCovariance.load(f / "x")),
     "checkpoint": Kind(make_moments, lambda f, m: KeyMoments.load(f / "x", m, [1], "texts")),
+    "trained editor": Kind(lambda f, m: briefly_trained(m).save(f / "x"), lambda f, m: whole(Mend.load(f / "x", m))),
+    "training": Kind(make_training, lambda f, m: whole(briefly_trained(m, f / "x"))),
     "states": Kind(lambda f, m: states(f).put_states(3, {"a": torch.ones(2, 3)}), lambda f, m: states(f).states(3)),
     "traces": Kind(make_traces, read_traces),
     "results": Kind(make_results, lambda f, m: load_results(f), lines=True),

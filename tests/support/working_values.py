@@ -19,6 +19,7 @@ from support.known import known_to
 from support.public_calls import PublicCall
 from support.results import case, measurement, scores
 from support.trace_example import RESULT
+from support.training import EXAMPLES, LOCALITY, SMALL, SMALL_KE, trained, trained_ke
 from tl_rome import counterfact as cf
 from tl_rome import editors as ed
 from tl_rome import patching as pa
@@ -76,6 +77,9 @@ class World:
         quick = replace(ed.KN_CORRECTED, steps=2)
         yield from (quick, ed.KnowledgeNeurons(quick), ed.attribute_neurons(model, "In", "Paris", steps=2))
         yield ed.Neuron(0, 1)
+        mend, ke = trained(model, replace(SMALL, max_steps=1)), trained_ke(model, replace(SMALL_KE, max_steps=1))
+        yield from (mend, ke, mend.config, ke.config, ke.log, ke.log.best, EXAMPLES[0])
+        yield from (ed.TrainingParts(tuple(EXAMPLES[:6]), (), ()), ed.Passages(tuple(EXAMPLES[:2]), {}))
         yield cf.WikiDataNeighbors(cache=self.folder / "wikidata", endpoint=NOWHERE, interval=0.0, retries=0)
         yield score_targets(model, ["In"], ["Paris"])
 
@@ -95,6 +99,8 @@ class World:
         rest = {"keys": torch.ones(1, 128), "unit": 0, "shape": (2, 2, 32), "progress": False, "epsilons": [0.1, 0.2]}
         here = {"WikiDataNeighbors.endpoint": NOWHERE, "retries": 0, "interval": 0.0, "workers": 1}
         here["contexts"] = CONTEXTS
+        here |= {"kept": ["Rome"], "split_examples.train": 4, "split_examples.validation": 2, "check": 1}
+        here |= {"locality": LOCALITY, "sizes": (4, 6), "target_tokens": 2, "more_words_than": 0, "checkpoint": None}
         return numbers | few | texts | words | names | more | alone | groups | tensors | rest | here
 
     def _objects_by_name(self) -> dict[str, Any]:
@@ -117,7 +123,9 @@ class World:
             **{"evaluate_in_processes.editors": None, "Curve.from_dict.data": Each(objects[cf.Curve].to_dict)},
             **{"SequentialResult.from_dict.data": Each(objects[cf.SequentialResult].to_dict)},
             **{"summary": objects[cf.Summary], "shared_neurons.several": [objects[ed.NeuronScores]]},
-            **{"plot_neurons.scores": objects[ed.NeuronScores]},
+            **{"plot_neurons.scores": objects[ed.NeuronScores], "log": objects[ed.TrainingLog]},
+            **{"examples": EXAMPLES[:6], "train_ke.validation": EXAMPLES[6:], "train_mend.validation": EXAMPLES[6:]},
+            **{"split_examples.examples": EXAMPLES, "training_doubt.config": objects[ed.KeConfig]},
             **{"CaseResult.from_dict.data": Each(RESULTS[0].to_dict), "ReferenceTexts.from_rows.rows": [ROW]},
             **{"CounterFactRecord.from_dict.data": Each(RECORDS[0].to_dict), "rewrite": RECORDS[0].requested_rewrite},
             **{"Edit.from_file.tensors": Each(lambda: edit.to_file()[0])},
@@ -143,7 +151,7 @@ class World:
         tensors, header = RESULT.to_file()
         saved = {
             f"{cls.__name__}.load.path": Each(lambda cls=cls: self.objects[cls].save(self.new_path()))
-            for cls in (ed.Edit, ed.EditSequence, ed.KeyCovariance, pa.TraceResult, pa.AverageTrace)
+            for cls in (ed.Edit, ed.EditSequence, ed.KeyCovariance, ed.Mend, ed.Ke, pa.TraceResult, pa.AverageTrace)
         }
         return saved | {
             **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},

@@ -6,6 +6,7 @@ from tl_rome.counterfact.dataset.builder import build_records as build_records
 from tl_rome.counterfact.dataset.load import load_counterfact as load_counterfact
 from tl_rome.counterfact.dataset.references import ReferenceTexts as ReferenceTexts
 from tl_rome.counterfact.dataset.references import load_references as load_references
+from tl_rome.counterfact.dataset.sample import load_sample_relations as load_sample_relations
 from tl_rome.counterfact.dataset.training import record_examples as record_examples
 from tl_rome.counterfact.dataset.training import training_records as training_records
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors as WikiDataNeighbors

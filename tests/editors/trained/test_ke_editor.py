@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.families import FAMILY_KINDS, KINDS
 from support.golden import MATRICES, golden_arrays, golden_gpt2
-from support.training import EXAMPLES, LOCALITY
+from support.training import SMALL_KE, trained_ke
 
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.ke.config import KE_CF
-from tl_rome.editors.trained.ke.editor import Ke, train_ke
+from tl_rome.editors.trained.ke.editor import Ke
 from tl_rome.editors.trained.ke.network import KeNetwork
 from tl_rome.editors.trained.mend.editor import Mend
 from tl_rome.editors.trained.passes.inner import inner_gradients
@@ -22,24 +22,10 @@ from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import MlpMatrix
 
-FACTS = [replace(example, target="Rome") for example in EXAMPLES]
-"""With one target, so that what is learnt of some tells something of the others."""
-SMALL = replace(
-    KE_CF, hidden=12, condition=10, learning_rate=3e-2, batch_size=3, max_steps=8, validate_every=4, warm_up=1
-)
 REQUESTS = [
     EditRequest("The {} is located in the city of", "Eiffel Tower", "Rome"),
     EditRequest("The Space Needle stands near {} in", "Seattle", "Rome and Paris"),
 ]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def trained(model, seed=0, **settings):
-    parts = {"validation": FACTS[6:], "generator": seeded(seed), "progress": False}
-    return train_ke(model, FACTS[:6], LOCALITY, config=replace(SMALL, **settings), **parts)
 
 
 def deltas(edits):
@@ -53,7 +39,7 @@ def test_end_to_end_edit_of_the_released_modules(shared_data, tmp_path):
     matrices = [MlpMatrix(int(name[2]), MATRICES[name.split(".")[-1]]) for name in names]
     shapes = [tuple(matrix.weight(model).shape) for matrix in matrices]
     config = replace(KE_CF, hidden=6, condition=5, own_embedding=True)
-    network = KeNetwork(shapes, 8, config, seeded(), golden["embedding"]).double()
+    network = KeNetwork(shapes, 8, config, torch.Generator(), golden["embedding"]).double()
     parts = {name: golden[name] for name in golden if name.startswith(("lstm.", "linear.", "embedding"))}
     for place, name in enumerate(names):
         for layer in (0, 1):
@@ -78,7 +64,7 @@ def test_end_to_end_edit_of_the_released_modules(shared_data, tmp_path):
 @pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
 def test_learns_to_make_edits_that_take(tiny, family, kind):
     model, state = tiny(family, kind), torch.get_rng_state()
-    editor = trained(model)
+    editor = trained_ke(model)
     assert torch.equal(torch.get_rng_state(), state)
     first, best = editor.log.curve[0], editor.log.best
     assert best.edit_loss < 0.7 * first.edit_loss
@@ -89,8 +75,8 @@ def test_learns_to_make_edits_that_take(tiny, family, kind):
 
 def test_one_alone_is_one_of_many_and_seeds_decide(tiny):
     model = tiny("llama", KINDS[0])
-    editor, again = trained(model), trained(model)
-    assert editor.identity() == again.identity() != trained(model, seed=1).identity()
+    editor, again = trained_ke(model), trained_ke(model)
+    assert editor.identity() == again.identity() != trained_ke(model, seed=1).identity()
     together, alone = editor.each(model, REQUESTS), [editor(model, request) for request in REQUESTS]
     assert max((a - b).norm() / b.norm() for a, b in zip(deltas(together), deltas(alone), strict=True)) < 1e-4
 
@@ -98,7 +84,7 @@ def test_one_alone_is_one_of_many_and_seeds_decide(tiny):
 @pytest.mark.parametrize("own", [False, True])
 def test_a_stored_editor_makes_the_same_edits_in_both_classes(tiny, tmp_path, own):
     model = tiny("gemma2", KINDS[0])
-    editor = trained(model, own_embedding=own)
+    editor = trained_ke(model, replace(SMALL_KE, own_embedding=own))
     stored = Ke.load(editor.save(tmp_path / "ke.safetensors"), model)
     assert (stored.identity(), stored.log, stored.config) == (editor.identity(), editor.log, editor.config)
     assert all(map(torch.equal, deltas(stored.each(model, REQUESTS)), deltas(editor.each(model, REQUESTS))))
@@ -111,7 +97,7 @@ def test_a_stored_editor_makes_the_same_edits_in_both_classes(tiny, tmp_path, ow
 
 def test_files_of_other_models_and_editors_are_refused(tiny, tmp_path):
     model = tiny("gpt2", KINDS[0])
-    file = trained(model).save(tmp_path / "ke.safetensors")
+    file = trained_ke(model).save(tmp_path / "ke.safetensors")
     with pytest.raises(ModelMismatchError, match="belongs to the model"):
         Ke.load(file, tiny("gptj", KINDS[0]))
     with pytest.raises(StorageError, match="holds 'ke'"):
@@ -119,19 +105,16 @@ def test_files_of_other_models_and_editors_are_refused(tiny, tmp_path):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_editor(tiny, tmp_path, monkeypatch):
-    model, whole = tiny("neox", KINDS[0]), trained(tiny("neox", KINDS[0]))
-    parts = {"validation": FACTS[6:], "config": SMALL, "checkpoint": tmp_path / "kept", "progress": False}
-
-    def interrupt(self, *_, **__):
+    def interrupt(self):
         if self.state.step == 6:
             raise KeyboardInterrupt
         return step(self)
 
-    step = Training._step
+    model, step, kept = tiny("neox", KINDS[0]), Training._step, tmp_path / "unfinished"
+    whole = trained_ke(model)
     monkeypatch.setattr(Training, "_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
+        trained_ke(model, checkpoint=kept)
     monkeypatch.setattr(Training, "_step", step)
-    resumed = train_ke(model, FACTS[:6], LOCALITY, generator=seeded(), **parts)
-    assert resumed.identity() == whole.identity()
-    assert resumed.log == whole.log
+    resumed = trained_ke(model, checkpoint=kept)
+    assert (resumed.identity(), resumed.log) == (whole.identity(), whole.log)

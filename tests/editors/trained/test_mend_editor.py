@@ -10,6 +10,7 @@ from support.state import changed, model_state
 from support.training import EXAMPLES, SMALL, trained
 
 from tl_rome.editors import MEND_CF, Mend, edited_rows
+from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.trained.mend.network import MendNetwork
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
@@ -41,6 +42,9 @@ def test_an_edit_in_the_weights_is_the_virtual_one(fresh_tiny, family, kind):
         assert [update.place for update in edit.updates] == list(made.matrices)
         with edit.applied(model):
             written = run(model, tokens)[0]
+            outcome = probe_model(model, edit.request)
+        assert edit.receipt.prob_new[1] == pytest.approx(outcome.probs[0], rel=1e-3), "probed from the edited blocks up"
+        assert edit.receipt.text_nll[1] == pytest.approx(outcome.text_nll, rel=1e-3)
         torch.testing.assert_close(written, row, rtol=1e-3, atol=1e-4)
         assert (written - unedited[0]).abs().max() > 1e-2
     assert not changed(before, model_state(model))

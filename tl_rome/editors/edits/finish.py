@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tl_rome.editors.edits.edit import Edit, updates_applied
-from tl_rome.editors.edits.outcome import Outcome, probe_model
+from tl_rome.editors.edits.outcome import Outcome, RunToTop, probe_model
 from tl_rome.editors.edits.receipt import MatrixChange, Receipt, UpdateFigures
 from tl_rome.editors.edits.safety import find_warnings
 from tl_rome.editors.edits.update import DenseUpdate, Update, check_places
@@ -33,6 +33,7 @@ def finish_edit(
     after_text: str = "",
     contexts: Sequence[str] = (),
     cautions: Sequence[str] = (),
+    run: RunToTop | None = None,
 ) -> Edit:
     """The edit that makes some updates, with its effect measured; signs of damage or of no effect are logged too.
 
@@ -48,6 +49,7 @@ def finish_edit(
         after_text: See there.
         contexts: Those that the editor used; the first one that is not empty stands for a paraphrase, see `verdict`.
         cautions: Further warnings, which have been logged.
+        run: How to run the edited model, see `probe_requests`.
 
     Raises:
         InputError: If two updates are of the same matrix.
@@ -58,7 +60,7 @@ def finish_edit(
     changes = tuple(_change(model, update) for update in updates)
     digests_before = [weight_digest(model, place) for place in places]
     with updates_applied(model, updates):
-        after = probe_model(model, request, first_context(contexts))
+        after = probe_model(model, request, first_context(contexts), run=run)
         digests_after = [weight_digest(model, place) for place in places]
     taken = Taken.of(after)
     damage = find_warnings(figures, before, after)

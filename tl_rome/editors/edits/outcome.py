@@ -3,7 +3,7 @@
 One forward pass covers all: the prompt with each target, the prompt behind another text, and the sentences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,19 +44,28 @@ class Outcome:
     """Whether that of the prompt behind another text does; None if there is none, or the context has no room for it."""
 
 
-def probe_model(model: HookedModel, request: EditRequest, prefix: str | None = None) -> Outcome:
+RunToTop = Callable[[Sequence[Int[Tensor, " _"]]], Float[Tensor, "rows pos d_model"]]
+"""Gives the last block's output for texts, which are padded on the right; editors may know a shorter way to it."""
+
+
+def probe_model(
+    model: HookedModel, request: EditRequest, prefix: str | None = None, *, run: RunToTop | None = None
+) -> Outcome:
     """Measure a model as it stands, see `probe_requests`."""
-    return probe_requests(model, [request], prefix)[0]
+    return probe_requests(model, [request], prefix, run=run)[0]
 
 
 @torch.no_grad()
-def probe_requests(model: HookedModel, requests: Sequence[EditRequest], prefix: str | None = None) -> list[Outcome]:
+def probe_requests(
+    model: HookedModel, requests: Sequence[EditRequest], prefix: str | None = None, *, run: RunToTop | None = None
+) -> list[Outcome]:
     """Measure a model as it stands on several requests; the plain sentences are run once.
 
     Args:
         model: Left as found.
         requests: `target_new` of each, and `target_true` if it has one, are scored.
         prefix: Text to put before each prompt for `Outcome.said_again`; it goes unmeasured without one.
+        run: How to run the model; by default all of it.
 
     Raises:
         InputError: If a prompt with a target is longer than the context.
@@ -64,24 +73,28 @@ def probe_requests(model: HookedModel, requests: Sequence[EditRequest], prefix: 
     texts = [encode(model, text, truncate=True) for text in PLAIN_TEXTS]
     asked = [(_questions(model, request), _behind(model, request, prefix)) for request in requests]
     rows = [torch.cat(question)[:-1] for parts in asked for questions in parts for question in questions]
-    resid = read(model, pad([*rows, *(text[:-1] for text in texts)]).tokens, [last_resid(model)])[last_resid(model)]
-    losses, entropies = [], []
-    for row, text in zip(resid[len(rows) :], texts, strict=True):
-        logprobs = _logprobs(model, row[: len(text) - 1])
-        losses.append(-_picked(logprobs, text[1:]))
-        entropies.append(-(logprobs.exp() * logprobs).sum(-1))
-    nll, entropy = (torch.cat(figures).mean().item() for figures in (losses, entropies))
+    resid = (run or _whole(model))([*rows, *(text[:-1] for text in texts)])
+    ends = [row[: len(text) - 1] for row, text in zip(resid[len(rows) :], texts, strict=True)]
+    logprobs = _logprobs(model, torch.cat(ends))
+    nll = -_picked(logprobs, torch.cat([text[1:] for text in texts])).mean().item()
+    entropy = -(logprobs.exp() * logprobs).sum(-1).mean().item()
     left, outcomes = iter(resid), []
     for questions, behind in asked:
-        probs, ranks, said = [], [], []
-        for prompt, target in (*questions, *behind):
-            logprobs = _logprobs(model, next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)])
+        probs, ranks, said, all_of = [], [], [], (*questions, *behind)
+        ends = [next(left)[len(prompt) - 1 : len(prompt) - 1 + len(target)] for prompt, target in all_of]
+        found = _logprobs(model, torch.cat(ends)).split([len(end) for end in ends])
+        for (_, target), logprobs in zip(all_of, found, strict=True):
             probs.append(_picked(logprobs, target).sum().exp().item())
             ranks.append(int((logprobs[0] > logprobs[0, target[0]]).sum()) + 1)
             said.append(torch.equal(logprobs.argmax(-1), target))
         count, again = len(questions), said[-1] if behind else None
         outcomes.append(Outcome(tuple(probs[:count]), tuple(ranks[:count]), nll, entropy, said[0], again))
     return outcomes
+
+
+def _whole(model: HookedModel) -> RunToTop:
+    top = last_resid(model)
+    return lambda texts: read(model, pad(list(texts)).tokens, [top])[top]
 
 
 _Question = tuple[Int[Tensor, " pos"], Int[Tensor, " target"]]

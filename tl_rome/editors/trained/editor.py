@@ -20,6 +20,7 @@ from tl_rome.editors.edits.finish import finish_edit
 from tl_rome.editors.edits.outcome import probe_requests
 from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import LowRankUpdate
+from tl_rome.editors.edits.verdict import first_context
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.config import TrainingConfig
 from tl_rome.editors.trained.log import TrainingLog
@@ -27,7 +28,7 @@ from tl_rome.editors.trained.network import EditNetwork
 from tl_rome.editors.trained.passes.inner import inner_gradients
 from tl_rome.editors.trained.passes.products import OuterProducts
 from tl_rome.editors.trained.passes.texts import TargetText
-from tl_rome.editors.trained.passes.upper import UpperBlocks
+from tl_rome.editors.trained.passes.upper import RememberedTexts, UpperBlocks
 from tl_rome.errors import ModelMismatchError
 from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
@@ -152,12 +153,12 @@ class TrainedEditor(ABC):
             frozen(model),
             tqdm(total=len(requests), desc=self.config.preset, unit="edit", disable=not progress) as bar,
         ):
-            upper = UpperBlocks(model, min(matrix.layer for matrix in self.matrices))
+            texts = RememberedTexts(UpperBlocks(model, min(matrix.layer for matrix in self.matrices)))
             for first in range(0, len(requests), batch_size):
                 chunk = requests[first : first + batch_size]
                 started = time.perf_counter()
-                losses, changes = self.changes(upper, chunk)
-                outcomes = probe_requests(model, chunk)
+                outcomes = probe_requests(model, chunk, first_context(()), run=texts.run)
+                losses, changes = self.changes(texts, chunk)
                 shared = (time.perf_counter() - started) / len(chunk)
                 for edit, (request, before) in enumerate(zip(chunk, outcomes, strict=True)):
                     started = time.perf_counter() - shared
@@ -171,24 +172,26 @@ class TrainedEditor(ABC):
                             provenance=self._provenance(),
                             started=started,
                             remedy="an editor that was trained for longer, or on facts that are more like this one",
+                            run=texts.run,
                         )
                     )
                     bar.update()
         return edits
 
     def changes(
-        self, upper: UpperBlocks, requests: Sequence[EditRequest]
+        self, texts: RememberedTexts, requests: Sequence[EditRequest]
     ) -> tuple[Float[Tensor, " edits"], list[OuterProducts]]:
         """The loss of each request in the unedited model, in nats, and what is added to each matrix.
 
         Args:
-            upper: The blocks that have the matrices.
+            texts: Of the blocks that have the matrices.
             requests: The facts to write.
         """
-        texts = [TargetText.of(upper.model, each.fact.prompt, each.target_new, each.joiner) for each in requests]
-        streams = upper.enter([text.read for text in texts])
-        gradients, losses = inner_gradients(upper, self.matrices, texts, streams)
-        return losses, self.network(gradients, [text.whole for text in texts])
+        model = texts.upper.model
+        facts = [TargetText.of(model, each.fact.prompt, each.target_new, each.joiner) for each in requests]
+        streams = texts.streams([fact.read for fact in facts])
+        gradients, losses = inner_gradients(texts.upper, self.matrices, facts, streams)
+        return losses, self.network(gradients, [fact.whole for fact in facts])
 
     def _updates(self, changes: Sequence[OuterProducts], edit: int) -> list[LowRankUpdate]:
         updates = []

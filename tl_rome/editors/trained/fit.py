@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_rome.editors.trained.config import TrainingConfig
+from tl_rome.editors.trained.data.parts import subject_key
 from tl_rome.editors.trained.examples import TrainingExample
 from tl_rome.editors.trained.log import TrainingLog
 from tl_rome.editors.trained.network import EditNetwork
@@ -95,17 +96,12 @@ def _check(examples: Sequence[TrainingExample], validation: Sequence[TrainingExa
             f"{len(examples)} examples, {len(validation)} for validation and {len(locality)} locality texts are too "
             "few; give at least one, one and two"
         )
-    subjects, others = ({plain_subject(each.subject) for each in part} - {""} for part in (examples, validation))
+    subjects, others = ({subject_key(each.subject) for each in part} - {""} for part in (examples, validation))
     if shared := sorted(subjects & others):
         raise InputError(
             f"{len(shared)} subjects are in both the training and the validation examples, {shared[0]!r} among them; "
             "split them by subject"
         )
-
-
-def plain_subject(subject: str) -> str:
-    """A subject as it is compared: without regard to case and to how much white space it has."""
-    return " ".join(subject.casefold().split())
 
 
 def _lessons(model: HookedModel, examples: Sequence[TrainingExample], locality: Sequence[str]) -> Lessons:

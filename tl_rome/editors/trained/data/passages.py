@@ -87,8 +87,8 @@ def passage_examples(
                 bar.update()
         if not drawn or left_out.total() > _MOST_LEFT_OUT * (1 + len(found)):
             raise InputError(
-                f"{len(lines)} texts gave {len(found)} passages of {sizes[0]} to {sizes[1]} tokens with a continuation; "
-                f"{count} are asked for (left out: {dict(left_out)}), so give more text"
+                f"{len(lines)} texts gave {len(found)} passages of {sizes[0]} to {sizes[1]} tokens and a continuation, "
+                f"{count} are asked for (left out: {dict(left_out)}); give more text"
             )
     bar.close()
     return Passages(tuple(found), {reason: times for reason, times in left_out.items() if times})

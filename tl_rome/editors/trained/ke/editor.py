@@ -18,7 +18,7 @@ from tl_rome.editors.trained.ke.config import KE_CF, KeConfig
 from tl_rome.editors.trained.ke.network import KeNetwork
 from tl_rome.editors.trained.passes.matrices import choose_matrices
 from tl_rome.editors.trained.passes.products import OuterProducts
-from tl_rome.editors.trained.passes.upper import UpperBlocks
+from tl_rome.editors.trained.passes.upper import RememberedTexts
 from tl_rome.facts import EditRequest
 from tl_rome.running.forward import device_of
 from tl_rome.running.matrices import MlpMatrix
@@ -45,11 +45,11 @@ class Ke(TrainedEditor):
         return KeNetwork(shapes, tensors["lstm.weight_ih_l0"].shape[1], config, torch.Generator(), own)
 
     def changes(
-        self, upper: UpperBlocks, requests: Sequence[EditRequest]
+        self, texts: RememberedTexts, requests: Sequence[EditRequest]
     ) -> tuple[Float[Tensor, " edits"], list[OuterProducts]]:
         """See `TrainedEditor`."""
-        network = cast(KeNetwork, self.network).reading(upper.model)
-        return TrainedEditor.changes(replace(self, network=network), upper, requests)
+        network = cast(KeNetwork, self.network).reading(texts.upper.model)
+        return TrainedEditor.changes(replace(self, network=network), texts, requests)
 
 
 def train_ke(

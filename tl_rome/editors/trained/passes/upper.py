@@ -65,6 +65,26 @@ class UpperBlocks:
         return self._runners[length]
 
 
+class RememberedTexts:
+    """Streams of texts below the upper blocks, each computed when it is first asked for; and runs to the top."""
+
+    def __init__(self, upper: UpperBlocks) -> None:
+        self.upper = upper
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def streams(self, sequences: Sequence[Int[Tensor, " _"]]) -> list[Float[Tensor, "_ d_model"]]:
+        """What enters the blocks at each text."""
+        keys = [tuple(sequence.tolist()) for sequence in sequences]
+        new = {key: text for key, text in zip(keys, sequences, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self.upper.enter(list(new.values())), strict=True))
+        return [self._known[key] for key in keys]
+
+    def run(self, sequences: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "rows pos d_model"]:
+        """The last block's output for each text, with the upper blocks as they are now."""
+        return self.upper(stack(self.streams(sequences)))
+
+
 def stack(streams: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "rows pos d_model"]:
     """One batch of streams of different lengths, with zeros behind each."""
     return pad_sequence(list(streams), batch_first=True)
