@@ -120,6 +120,7 @@ def _about(subject):
 def test_options_that_do_not_go_together(text, tmp_path):
     arguments = ("--model", "./nowhere", "--out", tmp_path / "out")
     assert "ke learns from passages of text" in fail("train", "ke", "--relations", tmp_path, *arguments)
+    assert "leave out --relations, --records and --exclude" in fail("train", "mend", "--exclude", "sample", *arguments)
     both = ("--relations", tmp_path, "--records", "sample")
     assert "training records come from one of them" in fail("train", "mend-cf", *both, *arguments)
     assert "ke-cf has no layers of low rank" in fail("train", "ke-cf", "--rank", 8, *arguments)
