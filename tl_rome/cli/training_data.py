@@ -107,9 +107,8 @@ class TrainingSource:
         from tl_rome.counterfact.dataset.training import record_examples, training_records
         from tl_rome.editors.trained.data.parts import refuse_subjects
 
-        kept = [
-            record.requested_rewrite.subject for name in self.excluded or (SAMPLE,) for record in load_counterfact(name)
-        ]
+        tested = [record for name in self.excluded or (SAMPLE,) for record in load_counterfact(name)]
+        kept = [record.requested_rewrite.subject for record in tested]
         if self.records is not None:
             records = load_counterfact(self.records)
         else:
