@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_rome.errors import TLRomeError, UnsupportedModelError
 from tl_rome.running.forward import KeysValues, device_of, left_mask, new_cache, run_cached
 from tl_rome.running.interrupts import reliable
+from tl_rome.running.memory import is_out_of_memory
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05
@@ -273,10 +274,10 @@ def first_run(failing: str = "the model's blocks cannot be run one by one") -> I
     """
     try:
         yield
-    except (TLRomeError, torch.OutOfMemoryError):
+    except TLRomeError:
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        if "allocate memory" in str(error):  # as torch says on a CPU
+        if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UnsupportedModelError(f"{failing} ({reason})") from error
