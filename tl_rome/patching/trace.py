@@ -209,4 +209,4 @@ def split(patch: Patch, traced: Sequence[TracedPrompt], units: Units) -> Patch:
     for activation, state, one in zip(found, states, traced, strict=True):
         if state.shape[:2] != (1 + one.runs.samples, len(one.runs.tokens)):
             raise InputError(f"{patch.component!r} has shape {tuple(activation.shape)}, without positions to patch")
-    return patch.split(units, states[0].shape[2:])
+    return patch.split(units, states[0][0, 0])
