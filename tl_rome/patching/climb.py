@@ -5,7 +5,7 @@ device before anything runs there and nothing waits for them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -249,7 +249,9 @@ class Climb:
     def _scores(self, resid: Float[Tensor, "branches samples scored d"], branch: list[int]) -> list[SpotScores]:
         parts = resid.split([run.samples for run in self._runs], dim=1)
         return [
-            SpotScores(prompt, row_scores(self._model, one.metric, part[:, :, -one.runs.scored :].flatten(0, 1)), branch)
+            SpotScores(
+                prompt, row_scores(self._model, one.metric, part[:, :, -one.runs.scored :].flatten(0, 1)), branch
+            )
             for prompt, (one, part) in enumerate(zip(self._traced, parts, strict=True))
         ]
 

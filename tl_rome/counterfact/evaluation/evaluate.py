@@ -30,7 +30,6 @@ from tl_rome.sites import HookedModel, is_hooked_transformer
 from tl_rome.storage.ledger import model_settings
 from tl_rome.storage.text import has_half_character, visible
 
-
 USUAL = 8
 """Records in a batch on a CPU, and where the processes that measure have yet to load their models."""
 _TEXTS = 10
