@@ -134,7 +134,8 @@ class FineTune:
             model: A HookedTransformer or TransformerBridge.
             requests: The facts to write, each in a model of its own.
             batch_size: Requests trained at once, those of about equal length together; each needs eight times the
-                memory of the matrix in float32. By default what fits the device, 8 on a CPU; where memory runs out, half.
+                memory of the matrix in float32. By default what fits the device, 8 on a CPU. Where memory runs out,
+                half.
             progress: Whether to show a progress bar over steps.
 
         Returns:

@@ -182,22 +182,23 @@ class Climb:
         """All indices of a climb, moved to the device in one go.
 
         Returns:
-            Of each step the branches that join, among themselves, and those that are patched; all branches; and those
-            of the last layer's patched ones, and of all, that are patched where something is scored, in a run of the
-            scored positions.
+            Of each step the branches that join, among themselves, and those that are patched; all branches; and, in a
+            run of the scored positions alone, those of the last layer's patched ones, and of all, whose position that
+            is.
         """
 
         def places(branches: Sequence[tuple[int, _Branch]], positions: int) -> list[tuple[int, int, int]]:
             return [(index, positions - each.carried, each.unit) for index, each in branches]
 
-        inside = [(index, each) for index, each in enumerate(branches) if each.carried <= self._scored]
-        final = [(index, each) for step in steps[-2:-1] for index, each in step.patched if each.carried <= self._scored]
+        below = steps[-2:-1]  # of the last block, above which there is one more step
+        final = [(index, each) for step in below for index, each in step.patched if each.carried <= self._scored]
+        run = [pair for step in below for pair in enumerate(branches[: step.count]) if pair[1].carried <= self._scored]
         lists = [
             *(places(list(enumerate(step.joining)), self._carried) for step in steps),
             *(places(step.patched, self._carried) for step in steps),
             places(list(enumerate(branches)), self._carried),
             places(final, self._scored),
-            places(inside, self._scored),
+            places(run, self._scored),
         ]
         moved = torch.tensor([place for each in lists for place in each]).T.to(self._device)
         *parts, everywhere, tail, last = moved.split([len(each) for each in lists], dim=1)

@@ -39,7 +39,7 @@ _ADDED = ("resid_post", "mlp_out")
 _SUM_TOLERANCE = 0.02
 """Relative error that rounding alone may leave in a sum of three components, in bfloat16 too."""
 _CALL, _CALL_ELSEWHERE = 5e6, 1e10
-"""FLOP that are not worth a call of a block, on a CPU (measured: a deep thin model gains most) and on an accelerator."""
+"""FLOP that take less time than a call of a block, on a CPU (where a deep thin model gains most) and elsewhere."""
 
 
 def needed_names(model: HookedModel, patch: Patch) -> list[str]:

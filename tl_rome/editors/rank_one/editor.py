@@ -164,8 +164,8 @@ class Rome:
         Args:
             model: The model that the editor was prepared for.
             requests: The facts to write, each in a model of its own.
-            max_batch_tokens: Bounds memory, see `optimise_values`; by default what fits the device, 2048 on a CPU. Where
-                memory runs out, requests are edited in halves.
+            max_batch_tokens: Bounds memory, see `optimise_values`; by default what fits the device, 2048 on a CPU.
+                Where memory runs out, requests are edited in halves.
             progress: Whether to show a progress bar over each optimisation.
 
         Returns:

@@ -61,8 +61,8 @@ def trace_facts(
         seed: Of the noise.
         config: How each is traced; the defaults of `causal_trace`, with a noise scale that is measured rounded to six
             digits.
-        batch_size: Prompts traced in one go, which keeps a large device busy, and lost together if the run is killed. By
-            default what fits the device, 1 on a CPU.
+        batch_size: Prompts traced in one go, which keeps a large device busy, and lost together if the run is killed.
+            By default what fits the device, 1 on a CPU.
         progress: Whether to show a progress bar over facts.
 
     Returns:
