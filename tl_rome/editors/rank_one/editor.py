@@ -29,8 +29,9 @@ from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
-from tl_rome.facts import EditRequest, check_requests
+from tl_rome.facts import EditRequest, Fact, check_requests
 from tl_rome.running.matrices import b_out, w_out
+from tl_rome.running.memory import Halving, fitting_tokens
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _REMEDY = "another layer, more evaluations (extra_evaluations), or a larger clamp"
@@ -159,7 +160,7 @@ class Rome:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_batch_tokens: Count = 2048,
+        max_batch_tokens: Count | None = None,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
@@ -167,7 +168,8 @@ class Rome:
         Args:
             model: The model that the editor was prepared for.
             requests: The facts to write, each in a model of its own.
-            max_batch_tokens: Bounds memory, see `optimise_values`.
+            max_batch_tokens: Bounds memory, see `optimise_values`; by default what fits the device, 2048 on a CPU.
+                Where memory runs out, requests are edited in halves.
             progress: Whether to show a progress bar over each optimisation.
 
         Returns:
@@ -178,14 +180,19 @@ class Rome:
         """
         check_requests(requests)
         self.covariance.check(model, self.layer)
+        bound = max_batch_tokens or fitting_tokens(model, 2048, trained_from=self.layer)
         with borrowed_for_gradients(model):
-            return self._each(model, requests, {"max_batch_tokens": max_batch_tokens, "progress": progress})
+            return self._each(model, requests, {"max_batch_tokens": bound, "progress": progress})
 
     def _each(self, model: HookedModel, requests: Sequence[EditRequest], options: dict[str, Any]) -> list[Edit]:
         started = time.perf_counter()
         facts = [request.fact for request in requests]
         cautions = [sink_warning(model, fact) for fact in facts]
-        found = self.find_values(model, self.layer, facts, self.contexts, self.config, **options)
+
+        def find(part: Sequence[Fact]) -> list[OptimisedValue]:
+            return self.find_values(model, self.layer, part, self.contexts, self.config, **options)
+
+        found = [value for _, values in Halving("requests to edit")(facts, find) for value in values]
         outcomes = probe_requests(model, requests)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
         for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
