@@ -22,7 +22,7 @@ from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import RankOneUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
-from tl_rome.editors.rank_one.closed_form import insert
+from tl_rome.editors.rank_one.closed_form import Memory
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
@@ -30,6 +30,7 @@ from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest, check_requests
+from tl_rome.running.arithmetic import in_float64
 from tl_rome.sites import HookedModel, b_out, is_hooked_transformer, w_out
 
 
@@ -183,10 +184,11 @@ class Rome:
         cautions = [sink_warning(model, fact) for fact in facts]
         found = self.find_values(model, self.layer, facts, self.contexts, self.config, **options)
         outcomes = probe_requests(model, requests)
+        memory = self._memory(model)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
         for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
-            update, figures = self.update_for(model, request, value)
+            update, figures = self._update(model, memory, request, value)
             made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
             edits.append(finish_edit(model, request, update, figures, before=before, cautions=caution, **made))
         return edits
@@ -205,15 +207,22 @@ class Rome:
             SubjectError: If the subject does not lie on whole tokens.
             NumericsError: If the covariance is singular, or the keys do not match.
         """
+        return self._update(model, self._memory(model), request, found)
+
+    def _memory(self, model: HookedModel) -> Memory:
+        return Memory(w_out(model, self.layer), b_out(model, self.layer), self.covariance)
+
+    def _update(
+        self, model: HookedModel, memory: Memory, request: EditRequest, found: OptimisedValue
+    ) -> tuple[RankOneUpdate, UpdateFigures]:
         config, layer = self.config, self.layer
         choices = (config.direction_key, config.divisor_key)
         keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
         direction, key = (keys[choice] for choice in choices)
-        weight, bias = (part(model, layer).detach().double().cpu() for part in (w_out, b_out))
-        value = found.value.double().cpu()
+        value = in_float64(found.value)
         if config.value_base == "key":
-            value = value - found.initial.double().cpu() + key @ weight + bias
-        inserted = insert(weight, bias, self.covariance, direction, key, value)
+            value = value - in_float64(found.initial) + memory.output(key)
+        inserted = memory.insert(direction, key, value)
         figures = UpdateFigures(
             preset=config.preset,
             departures=departures_on(model, config),
@@ -222,11 +231,11 @@ class Rome:
             contexts=len(self.contexts),
             contexts_choice=self.contexts_choice,
             covariance=f"{self.covariance.count} tokens, {self.covariance.source}",
-            relative_change=(inserted.v.norm() / weight.norm()).item(),
+            relative_change=inserted.relative_change,
             divisor=inserted.divisor,
             divisor_ratio=inserted.divisor_ratio,
             disturbance=inserted.disturbance,
-            key_norm=direction.norm().item(),
+            key_norm=inserted.key_norm,
             losses=tuple(step["loss"] for step in found.losses),
         )
         return RankOneUpdate(layer, inserted.u, inserted.v), figures
