@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tl_rome
-from tl_rome.editors import EditRequest, KeyCovariance, Rome
+from tl_rome.editors import KeyCovariance, Rome
+from tl_rome.facts import EditRequest
 from tl_rome.patching import AddedNoise, causal_trace
 from tl_rome.scoring import score_targets
 from tl_rome.storage.files import fingerprint
