@@ -72,7 +72,7 @@ def traced(model: Any, folder: Path) -> dict[str, float]:
         with np.load(folder / f"trace_2_{name}.npz") as stored:
             fact = tl_rome.Fact.from_prompt(str(stored["prompt"]), str(stored["subject"]))
             noise = AddedNoise(torch.from_numpy(stored["noise"]))
-            found = causal_trace(model, fact, component, corruption=noise, window=10, progress=False)
+            found = causal_trace(model, fact, component, corruption=noise, progress=False)
             expected = torch.from_numpy(stored["scores"]).double().T
             low = float(stored["low_score"])
         worst = max(worst, (found.scores - expected).abs().max().item())

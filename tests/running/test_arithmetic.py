@@ -78,8 +78,9 @@ def medium():
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.usefixtures("medium")
 @pytest.mark.parametrize("kind", KINDS)
-def test_shortened_products_are_said_once_for_each_float32_model(fresh_tiny, kind, medium, caplog):
+def test_shortened_products_are_said_once_for_each_float32_model(fresh_tiny, kind, caplog):
     model, half = fresh_tiny("gpt2", kind), fresh_tiny("gpt2", kind, torch.bfloat16)
     for each in (half, model, model):
         with borrowed(each), borrowed(each):
