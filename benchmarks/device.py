@@ -13,23 +13,23 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from trace import minimum_flops as minimum_flops_of_map
 from typing import Any
 
 import torch
 from covariance import forward_seconds
-from edit import minimum_flops as minimum_flops_of_edit
+from least import least_of_edit, least_of_map
 from machine import peak_memory_mb
 from proxy import COMPONENTS, CONTEXTS, WORKS, measure_proxy
 from shapes import random_model
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
-from tl_rome.counterfact import CounterFactRecord, load_counterfact
+from tl_rome.counterfact import load_counterfact
 from tl_rome.editors import RELEASED, Rome
 from tl_rome.editors.covariance.estimation import covariance_of
 from tl_rome.editors.covariance.moments import KeyMoments, _batches, stream_moments
 from tl_rome.editors.layers import default_layer
 from tl_rome.editors.rank_one.batch import Rewrite
+from tl_rome.facts import Fact
 from tl_rome.generation import generate_to_length
 from tl_rome.patching import GaussianNoise, causal_trace
 from tl_rome.patching.patch import Patch
@@ -107,7 +107,7 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
         for component in COMPONENTS:
             trace(component)
 
-    least = [least_of_map(model, fact, component) for component in COMPONENTS]
+    least = [map_flops(model, fact, component) for component in COMPONENTS]
     trace("resid_post")  # what is compiled or loaded at first is no part of the cost
     report("three maps", meter.measure(maps, sum(least)))
     plain = [
@@ -136,7 +136,7 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
 
     rome = Rome(covariance, CONTEXTS)
     requests = [record.request for record in records[: meter.together]]
-    needed = [least_of_edit(model, layer, record) for record in records[: meter.together]]
+    needed = [edit_flops(model, layer, request.fact) for request in requests]
     report(
         "first edit, with the Cholesky factor",
         meter.measure(lambda: rome(model, requests[0]), needed[0], kernels=False),
@@ -155,19 +155,17 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
     report("texts", {**found, "texts_per_second": meter.texts / found["wall"]})
 
 
-def least_of_map(model: Any, fact: Any, component: str) -> float:
+def map_flops(model: Any, fact: Fact, component: str) -> float:
     """FLOP that one map needs."""
     with borrowed(model), torch.no_grad():
         runs = Runs(model, encode_fact(model, fact), NOISE, torch.Generator().manual_seed(0))
-    return minimum_flops_of_map(
-        model, runs, Patch.make(model, component, 1 if component == "resid_post" else 10, "released")
-    )
+    return least_of_map(model, runs, Patch.make(model, component, 1 if component == "resid_post" else 10, "released"))
 
 
-def least_of_edit(model: Any, layer: int, record: CounterFactRecord) -> float:
-    """FLOP that an edit needs that takes all evaluations, as with random weights."""
-    rewrite = Rewrite.make(model, record.request.fact, CONTEXTS, RELEASED.kl_template)
-    return minimum_flops_of_edit(model, layer, rewrite, RELEASED.max_evaluations)
+def edit_flops(model: Any, layer: int, fact: Fact) -> float:
+    """FLOP that an edit needs which takes all evaluations, as with random weights."""
+    rewrite = Rewrite.make(model, fact, CONTEXTS, RELEASED.kl_template)
+    return least_of_edit(model, layer, rewrite, RELEASED.max_evaluations)
 
 
 def main() -> None:

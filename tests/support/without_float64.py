@@ -10,7 +10,7 @@ class Lacking(torch.Tensor):
     """Says that it is on mps; refuses to be or to make float64 there; `.to("cpu")` gives a plain tensor."""
 
     @property
-    def device(self):
+    def device(self):  # type: ignore[override]
         return _LACKING
 
     @classmethod

@@ -4,6 +4,8 @@ Sums of keys, the covariance's Cholesky factor and the closed form are in float6
 it. Apple's mps has none; the work goes to the CPU from there.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +34,7 @@ def shortened_products(model: HookedModel) -> str:
     float32's 23 bits of mantissa.
     """
     device = device_of(model)
-    settings = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    chosen = settings.matmul.fp32_precision
-    chosen = torch.backends.fp32_precision if chosen == "none" else chosen
+    backends: Any = torch.backends
+    chosen = (backends.mkldnn if device.type == "cpu" else backends.cuda).matmul.fp32_precision
+    chosen = backends.fp32_precision if chosen == "none" else chosen
     return "" if chosen in ("none", "ieee") or model.cfg.dtype != torch.float32 else chosen
