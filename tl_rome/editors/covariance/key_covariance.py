@@ -1,8 +1,8 @@
 """C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb.
 
 See section 3.1 and appendix E.5. Not centred, although it is commonly called a covariance; taken over every token of
-every text, as in the paper. C^-1 k is solved by Cholesky in float64, on the keys' device where that has it; an inverse is
-is never formed.
+every text, as in the paper. C^-1 k is solved by Cholesky in float64, on the keys' device where that has it, else on the
+CPU; an inverse is never formed.
 """
 
 import hashlib
