@@ -97,7 +97,9 @@ def test_columns_are_grouped_by_what_a_call_is_worth(tiny, monkeypatch):
         monkeypatch.setattr("tl_rome.patching.incremental._CALL", call)
         return [columns for inside, columns in grouped_columns(traced, patch, max_batch_tokens) if inside]
 
-    position = 2 * sum(weight.numel() for weight in model.blocks[0].parameters()) * 2 * 2  # two rows, half of 4 cells
+    cfg = model.cfg
+    weights = cfg.d_model * (4 * cfg.d_head * cfg.n_heads + 3 * cfg.d_mlp)
+    position = 2 * weights * 2 * 2  # two rows, half of 4 cells
     assert groups(0) == [[3], [2], [1]]
     assert groups(position) == [[3, 2], [1]]
     assert groups(2 * position) == [[3, 2, 1]]

@@ -38,7 +38,7 @@ _ADDED = ("resid_post", "mlp_out")
 """Components whose patch changes the block's output by just their own change, at their own position."""
 _SUM_TOLERANCE = 0.02
 """Relative error that rounding alone may leave in a sum of three components, in bfloat16 too."""
-_CALL, _CALL_ELSEWHERE = 5e6, 1e10
+_CALL, _CALL_ELSEWHERE = 1e7, 2e10
 """FLOP that take less time than a call of a block, on a CPU (where a deep thin model gains most) and elsewhere."""
 
 
@@ -141,10 +141,10 @@ def grouped_columns(
     All carry as many as the first, which for the others are more than they need. So one joins if that takes less
     arithmetic than fits in the time of a call of a block, which it saves at every layer.
     """
-    model, samples = traced[0].runs.model, sum(one.runs.samples for one in traced)
+    model, cfg, samples = traced[0].runs.model, traced[0].runs.model.cfg, sum(one.runs.samples for one in traced)
     branches = len({(cell.window.start, cell.unit) for cell in patch.cells})
-    parameters = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    position = 2 * parameters * samples * max(1, branches // 2)  # FLOP of a block for one; half have joined on average
+    weights = cfg.d_model * (4 * cfg.n_heads * cfg.d_head + 3 * (cfg.d_mlp or 4 * cfg.d_model))
+    position = 2 * weights * samples * max(1, branches // 2)  # FLOP of a block for one; half have joined on average
     call = _CALL if device_of(model).type == "cpu" else _CALL_ELSEWHERE
     groups: list[tuple[list[int], list[int]]] = []
     for carried in range(max(len(one.runs.tokens) for one in traced), 0, -1):

@@ -79,13 +79,8 @@ def fitting_tokens(model: HookedModel, usual: int, *, trained_from: int | None =
 def bytes_of_cache(model: HookedModel) -> int:
     """Memory of one token's attention keys and values in all layers."""
     cfg = model.cfg
-    return (
-        2
-        * cfg.n_layers
-        * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
-        * cfg.d_head
-        * _bytes_of_number(model)
-    )
+    heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    return 2 * cfg.n_layers * heads * cfg.d_head * _bytes_of_number(model)
 
 
 def _bytes_of_number(model: HookedModel) -> int:
