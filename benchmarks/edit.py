@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from least import least_of_edit
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.editors import RELEASED, KeyCovariance, Rome, default_layer, sample_contexts
@@ -36,17 +37,6 @@ REQUESTS = (
     EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
     EditRequest("{} was developed by", "iPhone 5", "Microsoft"),
 )
-
-
-def minimum_flops(model: Any, layer: int, rewrite: Rewrite, evaluations: int) -> float:
-    """Floating-point operations that an exact result needs, without attention scores and norms."""
-    cfg, rows = model.cfg, rewrite.rows
-    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
-    once = sum(len(tokens) for tokens, _ in rows) * cfg.n_layers * block
-    moved = sum(len(tokens) - last for tokens, last in rows)
-    scored = len(rewrite.prompts) * len(rewrite.target) + 1
-    step = (moved * (cfg.n_layers - layer - 2) + scored) * block + scored * cfg.d_model * cfg.d_vocab
-    return float(2 * once + 2 * step * (2 * evaluations - 1))
 
 
 def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[float, float]:
@@ -106,7 +96,7 @@ def main() -> None:
             losses = rome(model, request).provenance["losses"]
         else:
             losses = optimise_value(model, layer, request.fact, contexts, config).losses
-        seconds, least = time.process_time() - started, minimum_flops(model, layer, rewrite, len(losses))
+        seconds, least = time.process_time() - started, least_of_edit(model, layer, rewrite, len(losses))
         rows.append((request, rewrite, seconds, least, losses, peak_flops_per_second()))
     peak, report = peak_memory_mb(), []
     for request, rewrite, seconds, least, losses, rate in rows:

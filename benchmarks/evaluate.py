@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edit import minimum_flops as minimum_flops_of_edit
 from edit import plain_step
+from least import least_of_edit
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.counterfact import CounterFactRecord, EvaluationConfig, load_counterfact
@@ -134,7 +134,7 @@ def main() -> None:
     for record, edit, measured, text in list(zip(records, edits, after, texts, strict=True))[: options.plain_records]:
         rewrite = Rewrite.make(model, record.request.fact, rome.contexts, rome.config.kl_template)
         evaluations = len(edit.receipt.losses)
-        least.append(minimum_flops(model, record, minimum_flops_of_edit(model, rome.layer, rewrite, evaluations)))
+        least.append(minimum_flops(model, record, least_of_edit(model, rome.layer, rewrite, evaluations)))
         step, _ = plain_step(model, rome.layer, rewrite, options.plain_steps)
         plain.seconds["edit"] = plain.seconds.get("edit", 0.0) + step * (evaluations - 0.5)
         plain.time("scores before", lambda: plain_scores(model, record))  # noqa: B023

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import torch
+from shapes import random_model
 
 import tl_rome
 
@@ -13,13 +14,7 @@ def load(name: str, model_class: Any) -> Any:
     """A model that load_model knows, or a GPT-2 XL with random weights."""
     if name != "gpt2-xl-random":
         return tl_rome.load_model(name, model_class=model_class, progress=False)
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tl_rome.models.conversion import convert
-
-    tokenizer = tl_rome.load_model("smollm2-135m", model_class="bridge", progress=False).tokenizer
-    shape: dict[str, Any] = {"n_embd": 1600, "n_layer": 48, "n_head": 25, "bos_token_id": 0, "eos_token_id": 0}
-    return convert(GPT2LMHeadModel(GPT2Config(**shape)).eval(), tokenizer, "gpt2-xl-random", model_class or "bridge")
+    return random_model("gpt2-xl", model_class or "bridge")
 
 
 def peak_flops_per_second(size: int = 2048, repeats: int = 4) -> float:

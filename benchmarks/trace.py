@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from least import least_of_map
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 import tl_rome
@@ -31,18 +32,6 @@ from tl_rome.tokens import encode_fact
 
 COMPONENTS = {"resid_post": 1, "mlp_out": 10, "attn_out": 10}
 """Component and width of its windows."""
-
-
-def minimum_flops(model: Any, runs: Runs, patch: Patch) -> float:
-    """Floating-point operations that an exact result needs, without attention scores and norms."""
-    cfg, n_pos = model.cfg, len(runs.tokens)
-    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
-    total = 0
-    for window in patch.windows:
-        layers = cfg.n_layers - window.start - (patch.component == "resid_post")
-        for position in range(runs.span.start, n_pos):
-            total += runs.samples * 2 * (layers * (n_pos - position) * block + cfg.d_model * cfg.d_vocab)
-    return float(total)
 
 
 def timed_map(model: Any, runs: Runs, component: str, layers: Sequence[int], cells: int, bound: int) -> dict[str, Any]:
@@ -62,7 +51,7 @@ def timed_map(model: Any, runs: Runs, component: str, layers: Sequence[int], cel
     return {
         "seconds": seconds,
         "plain": each * len(layers) * n_pos,
-        "least": minimum_flops(model, runs, patch),
+        "least": least_of_map(model, runs, patch),
         "worst": (twin - found[few]).abs().max().item(),
         "timed": f"plain on {twin.numel()} of {len(layers) * n_pos} cells",
     }

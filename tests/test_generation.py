@@ -68,6 +68,27 @@ def test_draws_follow_the_models_distribution(tiny, kind, top_k):
 
 
 @each_kind
+@pytest.mark.parametrize("top_k", [5, None])
+@pytest.mark.parametrize("alone", [True, False], ids=["each", "shared"])
+def test_draws_are_those_of_multinomial_on_whole_logits(tiny, kind, top_k, alone):
+    model, tokens = tiny("gpt2", kind), TOKENS[:, :7]
+    generators = [seeded(row) for row in (4, 5)] if alone else seeded(4)
+    found = sample_tokens(model, tokens, 12, generator=generators, top_k=top_k)
+    generators = [seeded(row) for row in (4, 5)] if alone else seeded(4)
+    for _ in range(12):
+        logits = model(tokens)[:, -1]
+        kept, ids = (logits, torch.arange(logits.shape[1]).expand_as(logits)) if top_k is None else logits.topk(top_k)
+        probs = kept.softmax(-1)
+        if alone:
+            pairs = zip(probs, generators, strict=True)
+            choice = torch.stack([torch.multinomial(each, 1, generator=own) for each, own in pairs])
+        else:
+            choice = torch.multinomial(probs, 1, generator=generators)
+        tokens = torch.cat([tokens, ids.gather(1, choice)], dim=1)
+    assert torch.equal(found, tokens)
+
+
+@each_kind
 def test_texts_are_continued_in_order_and_as_if_alone(tiny, kind):
     model = tiny("llama", kind)
     together = continue_texts(model, PROMPTS, 6, generator=seeded(), top_k=1)

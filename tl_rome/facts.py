@@ -141,7 +141,7 @@ class EditRequest:
         template: Prompt with one `{}` in the subject's place.
         subject: The entity to rewrite.
         target_new: The object o* that the model should say, without a leading space.
-        target_true: The object o^c it says now; only used to report, never to edit.
+        target_true: The object o^c it says now; for reports, and for `KnowledgeNeurons`, which are those of it.
         joiner: What stands between prompt and object, see `Fact`.
 
     Raises:

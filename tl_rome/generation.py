@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -98,15 +99,14 @@ def generate_to_length(
     text = pad([prompt[:length].cpu() for prompt in prompts])
     begun = int(text.lengths.min())
     tokens = torch.nn.functional.pad(text.tokens, (0, length - text.tokens.shape[1]))
-    reader = _Reader(model, len(tokens))
+    reader, choose = _Reader(model, len(tokens)), _Choice(generator, top_k)
     *earlier, following = tokens[:, :begun].split(max(1, _PREFILL // len(tokens)), dim=1)
     if begun < length:
         for part in earlier:
             reader(part)
     for position in tqdm(range(begun, length), desc="sample", unit="token", disable=not progress):
-        logits = reader(following).float().cpu()
         rows = (text.lengths <= position).nonzero()[:, 0]
-        tokens[rows, position] = _draw(logits, rows, generator, top_k)
+        tokens[rows, position] = choose(reader(following), rows)
         following = tokens[:, position : position + 1]
     return tokens
 
@@ -134,22 +134,43 @@ class _Reader:
         return run(self.model, self.read.to(device_of(self.model)))[:, -1]
 
 
-def _draw(
-    logits: Float[Tensor, "batch d_vocab"], rows: Int[Tensor, " rows"], generator: Draws, top_k: int | None
-) -> Int[Tensor, " rows"]:
-    """A next token for each of some rows."""
-    kept, tokens = logits[rows], None
-    if top_k is not None:
-        kept, tokens = kept.topk(top_k, dim=-1)
-    if not bool(kept.isfinite().all()):
-        raise NumericsError("logits are not finite; look for NaN or inf weights, or for an edit that broke the model")
-    probs = kept.softmax(dim=-1)
-    if isinstance(generator, torch.Generator):
-        choice = torch.multinomial(probs, 1, generator=generator) if len(rows) else rows[:, None]
-    else:
-        drawn = [torch.multinomial(p, 1, generator=generator[row]) for p, row in zip(probs, rows.tolist(), strict=True)]
-        choice = torch.stack(drawn) if drawn else rows[:, None]
-    return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Chooses next tokens: the most likely ones are found on the model's device, and those alone leave it."""
+
+    generator: Draws
+    top_k: int | None
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"], rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """A next token for each of some rows.
+
+        Args:
+            logits: Of all rows.
+            rows: On the CPU, ascending.
+
+        Raises:
+            NumericsError: If a logit is not finite.
+        """
+        kept, tokens = logits.float(), None
+        if self.top_k is not None:
+            kept, tokens = (found.cpu()[rows] for found in kept.topk(self.top_k, dim=-1))
+        else:
+            kept = kept.cpu()[rows]
+        if not bool(kept.isfinite().all()):
+            raise NumericsError(
+                "logits are not finite; look for NaN or inf weights, or for an edit that broke the model"
+            )
+        choice = (kept.softmax(dim=-1) / self._race(kept, rows)).argmax(dim=-1, keepdim=True)
+        return (choice if tokens is None else tokens.gather(1, choice))[:, 0]
+
+    def _race(self, kept: Float[Tensor, "rows choices"], rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows choices"]:
+        """Exponential draws; the largest of p / draw is a choice by p, and the one that `torch.multinomial` makes."""
+        draws = torch.empty_like(kept)
+        if isinstance(self.generator, torch.Generator):
+            return draws.exponential_(generator=self.generator)
+        for draw, row in zip(draws, rows.tolist(), strict=True):
+            draw.exponential_(generator=self.generator[row])
+        return draws
 
 
 @guarded

@@ -20,11 +20,14 @@ from tl_rome.arguments import Count, guarded
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import device_of, final_logits, last_resid, read
+from tl_rome.running.memory import Halving, fitting_tokens
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
 
 _LOGIT_ROWS = 256
 """Positions unembedded at once; with a vocabulary of 50,000 that is 50 MB of float32 logits."""
+_TOKENS = 4096
+"""Padded tokens run at once on a CPU."""
 _BUSY = 128
 """Tokens that keep a CPU busy, so that more of them are only worth it where they need no padding."""
 
@@ -89,6 +92,13 @@ class _Row:
     ends: list[tuple[int, Int[Tensor, " _"]]] = field(default_factory=list)
     """Place among all results, and tokens."""
 
+    @property
+    def read(self) -> list[tuple[int, int, int]]:
+        """For each token of a continuation: where it is predicted, its place among all results, and itself."""
+        return [
+            (self.start - 1 + step, owner, token) for owner, end in self.ends for step, token in enumerate(end.tolist())
+        ]
+
 
 @guarded
 @borrows
@@ -98,7 +108,7 @@ def score_targets(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    max_batch_tokens: Count = 4096,
+    max_batch_tokens: Count | None = None,
     joiner: str | None = None,
     row_context: RowContext = nullcontext,
 ) -> TargetScores:
@@ -108,7 +118,8 @@ def score_targets(
         model: Left as found.
         prompts: Texts to continue.
         targets: One per prompt, without a leading space.
-        max_batch_tokens: Bound on the padded tokens run at once; a longer single row still runs.
+        max_batch_tokens: Bound on the padded tokens run at once; a longer single row still runs. By default what fits
+            the device, 4096 on a CPU.
         joiner: What stands between each prompt and its target; by default `joiner_after` of the prompt decides.
         row_context: Called with the indices of the prompts that are run together, in the order of the batch's rows; the
             run is made inside the context that it returns.
@@ -133,7 +144,7 @@ def score_prompts(
     model: HookedModel,
     given: Sequence[ScoringPrompt],
     *,
-    max_batch_tokens: int = 4096,
+    max_batch_tokens: int | None = None,
     row_context: RowContext = nullcontext,
 ) -> tuple[TargetScores, Float[Tensor, "prompts d_model"]]:
     """Score any number of continuations of each prompt, and read the state after the prompt from the same pass.
@@ -151,30 +162,47 @@ def score_prompts(
     Raises:
         NumericsError: If a score is not finite; its row is the place in `given`, counted from 0.
     """
+    if not given:
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return TargetScores(nothing, nothing.long(), nothing == 0), torch.zeros(0, model.cfg.d_model)
     rows = _rows(given)
+    bound = max_batch_tokens or fitting_tokens(model, _TOKENS)
+    busy = _BUSY if device_of(model).type == "cpu" else bound
+    halving, order, readings = Halving("rows to score"), list[_Row](), list[_Reading]()
+
+    def run(batch: Sequence[_Row]) -> _Reading:
+        return _read(model, batch, row_context)
+
+    for chunk in _chunks([len(row.tokens) for row in rows], bound, busy):
+        for batch, reading in halving([rows[i] for i in chunk], run):
+            order += batch
+            readings.append(reading)
+    states, found, hits = (torch.cat(parts).cpu() for parts in zip(*readings, strict=True))  # nothing waited before
+    owner = torch.tensor([owner for row in order for _, owner, _ in row.read], dtype=torch.int64)
     n_tokens = torch.tensor([len(end) for prompt in given for end in prompt.ends], dtype=torch.int64)
     logprob, misses = torch.zeros(2, len(n_tokens), dtype=torch.float64)
-    states: dict[int, Tensor] = {}
-    busy = _BUSY if device_of(model).type == "cpu" else max_batch_tokens
-    for chunk in _chunks([len(row.tokens) for row in rows], max_batch_tokens, busy):
-        batch = [rows[i] for i in chunk]
-        with row_context([row.prompt for row in batch]):
-            resid = read(model, pad([row.tokens for row in batch]).tokens, [last_resid(model)])[last_resid(model)]
-        states |= {row.prompt: resid[i, row.start - 1].cpu() for i, row in enumerate(batch)}
-        places = [
-            (i, row.start - 1 + step, owner, int(token))
-            for i, row in enumerate(batch)
-            for owner, end in row.ends
-            for step, token in enumerate(end)
-        ]
-        if places:
-            at, position, owner, expected = (torch.tensor(column) for column in zip(*places, strict=True))
-            found, hit = _token_logprobs(model, resid[at, position], expected.to(device_of(model)))
-            logprob.index_add_(0, owner, found.cpu())
-            misses.index_add_(0, owner, (~hit).double().cpu())
+    logprob.index_add_(0, owner, found.double())
+    misses.index_add_(0, owner, (~hits).double())
     _check_finite(given, logprob)
-    stacked = torch.stack([states[i] for i in range(len(given))]) if given else torch.zeros(0, model.cfg.d_model)
-    return TargetScores(logprob, n_tokens, misses == 0), stacked
+    last_row = {row.prompt: place for place, row in enumerate(order)}
+    return TargetScores(logprob, n_tokens, misses == 0), states[[last_row[prompt] for prompt in range(len(given))]]
+
+
+_Reading = tuple[Float[Tensor, "rows d_model"], Float[Tensor, " read"], Bool[Tensor, " read"]]
+"""Of a batch, on the model's device: states after the prompts; log-probabilities of the tokens read; whether each is
+the most likely one."""
+
+
+def _read(model: HookedModel, batch: Sequence[_Row], row_context: RowContext) -> _Reading:
+    """Run some rows. What is read, and where, is on the device before they run, so that nothing waits for them."""
+    device, last = device_of(model), last_resid(model)
+    places = [(i, position, token) for i, row in enumerate(batch) for position, _, token in row.read]
+    at, position, expected = torch.tensor(places, dtype=torch.int64).reshape(-1, 3).T.to(device)
+    ends = torch.tensor([row.start - 1 for row in batch]).to(device)
+    with row_context([row.prompt for row in batch]):
+        resid = read(model, pad([row.tokens for row in batch]).tokens, [last])[last]
+    found, hits = _token_logprobs(model, resid[at, position], expected)
+    return resid[torch.arange(len(batch), device=device), ends], found, hits
 
 
 def _check_finite(given: Sequence[ScoringPrompt], logprob: Float[Tensor, " n"]) -> None:
@@ -215,7 +243,7 @@ def _token_logprobs(
     for part, tokens in zip(resid.split(_LOGIT_ROWS), expected.split(_LOGIT_ROWS), strict=True):
         logits = final_logits(model, part).float()
         picked = logits.gather(1, tokens[:, None])[:, 0]
-        parts.append((picked - logits.logsumexp(dim=-1)).cpu().double())
+        parts.append(picked - logits.logsumexp(dim=-1))
         hits.append(logits.argmax(dim=-1) == tokens)
     return torch.cat(parts), torch.cat(hits)
 

@@ -193,7 +193,7 @@ def token_embeddings(model: HookedModel, tokens: Int[Tensor, " tokens"]) -> Floa
         float64, on the CPU.
     """
     weight = model.W_E
-    rows = weight[tokens.to(weight.device)].double().cpu()
+    rows = weight[tokens.to(weight.device)].cpu().double()
     architecture = getattr(model.cfg, "original_architecture", None) or ""
     scaled = is_hooked_transformer(model) and architecture.startswith("Gemma")
     return rows / model.cfg.d_model**0.5 if scaled else rows

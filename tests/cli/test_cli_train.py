@@ -1,15 +1,17 @@
 """`tl-rome train`: what it trains on, what it refuses, and how it goes on after an interrupt."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.cli import fail, misuse, run, succeed, written
 from support.families import KINDS, SENTENCES
 from support.records import GAZI
 
+from tl_rome import editors
 from tl_rome.counterfact import load_counterfact
 from tl_rome.counterfact.dataset.sample import load_sample_relations
-from tl_rome.editors import Ke, Mend
+from tl_rome.editors import MEND_CF, Ke, Mend
 from tl_rome.editors.trained.data.parts import subject_key
 from tl_rome.editors.trained.training import Training
 
@@ -75,11 +77,12 @@ def test_an_interrupted_training_goes_on(options, tiny, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    command = ("train", "mend-cf", "--rank", 2, *options, "--steps", 27)
+    monkeypatch.setattr(editors, "MEND_CF", replace(MEND_CF, validate_every=2))
+    command = ("train", "mend-cf", "--rank", 2, *options, "--steps", 5)
     whole, rest, kept = tmp_path / "whole", tmp_path / "rest", tmp_path / "unfinished"
     succeed(*command, "--out", whole, codes=CODES)
     step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda self: interrupt() if self.state.step == 25 else step(self))
+    monkeypatch.setattr(Training, "_step", lambda self: interrupt() if self.state.step == 3 else step(self))
     result = run(*command, "--checkpoint", kept, "--out", rest)
     said = f"interrupted; run the same command again to go on from {kept}"
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, said)
@@ -120,6 +123,7 @@ def _about(subject):
 def test_options_that_do_not_go_together(text, tmp_path):
     arguments = ("--model", "./nowhere", "--out", tmp_path / "out")
     assert "ke learns from passages of text" in fail("train", "ke", "--relations", tmp_path, *arguments)
+    assert "leave out --relations, --records and --exclude" in fail("train", "mend", "--exclude", "sample", *arguments)
     both = ("--relations", tmp_path, "--records", "sample")
     assert "training records come from one of them" in fail("train", "mend-cf", *both, *arguments)
     assert "ke-cf has no layers of low rank" in fail("train", "ke-cf", "--rank", 8, *arguments)

@@ -20,7 +20,8 @@ from tl_rome.patching import (
     noise_scale,
     replaced_subject,
 )
-from tl_rome.tokens import encode_fact
+from tl_rome.sites import EMBED
+from tl_rome.tokens import encode, encode_fact
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 EMBEDDINGS = torch.full((3, 400), 7.0)
@@ -198,3 +199,16 @@ def test_a_subject_of_another_length_is_refused_with_both_shown(tiny, kind):
     rome = replaced_subject(model, Fact("In {} is", "Paris"), "Rome")
     with pytest.raises(InputError, match="'Rome' has 1 tokens, the subject 2"):
         causal_trace(model, fact, generator=seeded(), corruption=rome, progress=False)
+
+
+@each_kind
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])  # without and with a BOS token
+def test_the_noise_scale_is_that_of_subjects_one_by_one(tiny, family, kind, monkeypatch):
+    model = tiny(family, kind)
+    bos = int(model.cfg.default_prepend_bos)
+    rows = [model.run_with_cache(encode(model, name)[None])[1][EMBED][0, bos:] for name in SUBJECTS]
+    assert len({len(row) for row in rows}) > 1
+    expected = 3 * torch.cat(rows).double().std().item()
+    for at_once in (1, 2, 128):
+        monkeypatch.setattr("tl_rome.patching.corruption._NAMES", at_once)
+        assert noise_scale(model, SUBJECTS) == pytest.approx(expected, rel=1e-12)

@@ -4,10 +4,13 @@ import pytest
 import torch
 from support.compare import relative_error
 from support.families import FAMILY_KINDS, KINDS, N_LAYERS
-from support.traces import trace
+from support.traces import FACT, NOISE, trace
 
 from tl_rome.facts import Fact
-from tl_rome.patching import AddedNoise
+from tl_rome.patching import AddedNoise, TraceConfig
+from tl_rome.patching.incremental import grouped_columns
+from tl_rome.patching.patch import Patch
+from tl_rome.patching.traced_prompt import TracedPrompt, prepare
 from tl_rome.running.blocks import BlockRunner
 from tl_rome.tokens import encode_fact
 
@@ -53,6 +56,52 @@ def test_the_bound_on_rows_does_not_change_scores(tiny, component, window, metho
     for max_batch_tokens in (1, 6):  # one cell at a time, and three of the four
         found = trace(model, component, window=window, method=method, max_batch_tokens=max_batch_tokens).scores
         assert relative_error(found, expected) < 1e-6
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("component", "options"),
+    [
+        ("resid_post", {}),
+        ("mlp_out", {"window": 3, "whole_target": True}),  # columns inside the scored positions too
+        ("attn_out", {"window": 2, "sever": "mlp", "whole_target": True}),
+        ("z", {"window": 2, "units": "heads", "max_batch_tokens": 200}),
+        ("attn.hook_pattern", {"window": 1, "direction": "noising"}),
+    ],
+)
+def test_columns_that_climb_together_equal_columns_alone(tiny, kind, component, options, monkeypatch):
+    model, fact = tiny("gpt2", kind, torch.float64), Fact("In {} is", "Eiffel Tower", "the city of Rome")
+    calls, run = [], BlockRunner.__call__
+
+    def scores(call):
+        monkeypatch.setattr("tl_rome.patching.incremental._CALL", call)
+        monkeypatch.setattr(BlockRunner, "__call__", lambda *args: calls.append(args[1]) or run(*args))
+        calls.clear()
+        return trace(model, component, fact=fact, **options), len(calls)
+
+    (alone, many), (together, few) = scores(0), scores(float("inf"))
+    assert few < 0.8 * many
+    assert alone.method == together.method == "incremental"
+    assert relative_error(together.scores, alone.scores) < 1e-6
+    plain = trace(model, component, fact=fact, method="plain", **options)
+    assert relative_error(together.scores, plain.scores) < 1e-6
+
+
+def test_columns_are_grouped_by_what_a_call_is_worth(tiny, monkeypatch):
+    model = tiny("gpt2", KINDS[0])
+    patch = Patch.make(model, "resid_post", 1, "released")
+    runs = [prepare(model, FACT, TraceConfig(corruption=NOISE), torch.Generator())]
+    traced = [TracedPrompt.record(run, TraceConfig(), [], attended=False) for run in runs]
+
+    def groups(call, max_batch_tokens=4096):
+        monkeypatch.setattr("tl_rome.patching.incremental._CALL", call)
+        return [columns for inside, columns in grouped_columns(traced, patch, max_batch_tokens) if inside]
+
+    position = 2 * sum(weight.numel() for weight in model.blocks[0].parameters()) * 2 * 2  # two rows, half of 4 cells
+    assert groups(0) == [[3], [2], [1]]
+    assert groups(position) == [[3, 2], [1]]
+    assert groups(2 * position) == [[3, 2, 1]]
+    assert groups(2 * position, 4 * 2 * 3 * 2) == [[3, 2], [1]], "two columns' cells fit"
 
 
 def trace_by_definition(model, fact, component, window, noise):

@@ -20,7 +20,6 @@ _VALIDATION = 64
 """Most examples to validate with; where there are few, a fifth of them."""
 _TEXTS_PER_EXAMPLE, _FEWEST_TEXTS, _MOST_TEXTS = 0.5, 20, 1000
 """Locality texts, of which a tenth is for validation."""
-
 _FEWEST_WORDS = 50
 """Lines with no more words than this are headings and the like; the model's own samples have none."""
 
@@ -64,13 +63,14 @@ class TrainingSource:
     texts: TextFiles | None
     """Text for passages and locality; None samples it from the model."""
     excluded: tuple[str, ...]
-    """Records that are kept for testing."""
+    """Records that are kept for testing; none are those that ship with the package."""
     examples: int
     """To learn from, at most."""
 
     def __post_init__(self) -> None:
-        if not self.method.learns_facts and (self.relations, self.records) != (None, None):
-            raise InputError(f"{self.method} learns from passages of text; leave out --relations and --records")
+        if not self.method.learns_facts and (self.relations or self.records or self.excluded):
+            what = "--relations, --records and --exclude"
+            raise InputError(f"{self.method} learns from passages of text, which have no subjects; leave out {what}")
         if self.relations is not None and self.records is not None:
             raise InputError("--relations and --records are both given; training records come from one of them")
 
@@ -86,9 +86,8 @@ class TrainingSource:
         lines = self._lines(model, generator)
         made = self._facts(generator) if self.method.learns_facts else self._passages(model, lines, generator)
         validation = min(_VALIDATION, len(made) // 5)
-        train = min(self.examples, len(made) - validation)
-        parts = split_examples(made, train=train, validation=validation, check=0, generator=generator)
-        wanted = min(_MOST_TEXTS, max(_FEWEST_TEXTS, int(_TEXTS_PER_EXAMPLE * train)))
+        parts = split_examples(made, train=self.examples, validation=validation, check=0, generator=generator)
+        wanted = min(_MOST_TEXTS, max(_FEWEST_TEXTS, int(_TEXTS_PER_EXAMPLE * len(parts.train))))
         longer_than = 0 if self.texts is None else _FEWEST_WORDS
         locality = locality_texts(model, lines, wanted, generator=generator, more_words_than=longer_than)
         return TrainingSet(parts.train, parts.validation, locality)
@@ -103,11 +102,13 @@ class TrainingSource:
 
     def _facts(self, generator: "torch.Generator") -> "Sequence[TrainingExample]":
         from tl_rome.counterfact import load_counterfact, load_pararel
+        from tl_rome.counterfact.dataset.load import SAMPLE
         from tl_rome.counterfact.dataset.sample import load_sample_relations
         from tl_rome.counterfact.dataset.training import record_examples, training_records
         from tl_rome.editors.trained.data.parts import refuse_subjects
 
-        kept = [record.requested_rewrite.subject for name in self.excluded for record in load_counterfact(name)]
+        tested = [record for name in self.excluded or (SAMPLE,) for record in load_counterfact(name)]
+        kept = [record.requested_rewrite.subject for record in tested]
         if self.records is not None:
             records = load_counterfact(self.records)
         else:

@@ -37,6 +37,7 @@ from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of, final_logits
 from tl_rome.running.matrices import key_hook, w_out
+from tl_rome.running.memory import Halving, fitting
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
 
@@ -62,6 +63,9 @@ class FineTuneConfig:
     epsilon: Positive | None = None
     """Largest change of any single weight; None means no limit."""
 
+
+_COPIES = 8
+"""Matrices in float32 for each request: its change, the gradient, two moments, and what steps make of them."""
 
 FT = FineTuneConfig(preset="ft")
 """Unconstrained; the paper edits layer 1 of GPT-2 XL (appendix E.1)."""
@@ -124,7 +128,7 @@ class FineTune:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        batch_size: Count = 8,
+        batch_size: Count | None = None,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, training many at once; the model is left as found.
@@ -132,8 +136,9 @@ class FineTune:
         Args:
             model: A HookedTransformer or TransformerBridge.
             requests: The facts to write, each in a model of its own.
-            batch_size: Requests trained at once, those of about equal length together; each needs four times the memory
-                of the matrix in float32.
+            batch_size: Requests trained at once, those of about equal length together; each needs eight times the
+                memory of the matrix in float32. By default what fits the device, 8 on a CPU. Where memory runs out,
+                half.
             progress: Whether to show a progress bar over steps.
 
         Returns:
@@ -148,24 +153,33 @@ class FineTune:
         with borrowed_for_gradients(model):
             return self._each(model, requests, batch_size, progress)
 
-    def _each(self, model: HookedModel, requests: Sequence[EditRequest], batch_size: int, progress: bool) -> list[Edit]:
-        edits: dict[int, Edit] = {}
+    def _each(
+        self, model: HookedModel, requests: Sequence[EditRequest], batch_size: int | None, progress: bool
+    ) -> list[Edit]:
+        each = _COPIES * 4 * w_out(model, self.layer).numel()
+        bound = batch_size or fitting(model, "requests to train", usual=8, each=each, most=64)
         order = sorted(range(len(requests)), key=lambda index: len(_tokens(model, requests[index])))
-        for first in range(0, len(requests), batch_size):
-            places = order[first : first + batch_size]
-            chunk = [requests[place] for place in places]
-            started = time.perf_counter()
-            trained = _train(model, self.layer, chunk, self.config, progress)
-            outcomes = probe_requests(model, chunk)
-            shared = (time.perf_counter() - started) / len(chunk)
-            for place, (change, losses), before in zip(places, trained, outcomes, strict=True):
-                started = time.perf_counter() - shared
-                updates = [DenseUpdate(self.layer, change.cpu())]
-                made = {"provenance": self._provenance(model, losses), "started": started, "remedy": _REMEDY}
-                edits[place] = finish_edit(
-                    model, requests[place], updates, self._figures(model, losses), before=before, **made
-                )
+        halving, edits = Halving("requests to train"), dict[int, Edit]()
+
+        def train(places: Sequence[int]) -> list[Edit]:
+            return self._together(model, [requests[place] for place in places], progress)
+
+        for first in range(0, len(requests), bound):
+            for places, made in halving(order[first : first + bound], train):
+                edits.update(zip(places, made, strict=True))
         return [edits[place] for place in range(len(requests))]
+
+    def _together(self, model: HookedModel, requests: Sequence[EditRequest], progress: bool) -> list[Edit]:
+        started, edits = time.perf_counter(), []
+        trained = _train(model, self.layer, requests, self.config, progress)
+        outcomes = probe_requests(model, requests)
+        shared = (time.perf_counter() - started) / len(requests)
+        for request, (change, losses), before in zip(requests, trained, outcomes, strict=True):
+            started = time.perf_counter() - shared
+            updates, figures = [DenseUpdate(self.layer, change.cpu())], self._figures(model, losses)
+            made = {"provenance": self._provenance(model, losses), "started": started, "remedy": _REMEDY}
+            edits.append(finish_edit(model, request, updates, figures, before=before, **made))
+        return edits
 
     def _figures(self, model: HookedModel, losses: Sequence[float]) -> UpdateFigures:
         return UpdateFigures(
@@ -209,17 +223,18 @@ def _train(
         loss_of = _Loss(model, runner, runner.found[key_hook(layer)].float(), requests, changes)
         optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
         for step in tqdm(range(config.max_steps), desc=config.preset, unit="step", disable=not progress):
-            loss = loss_of()
-            for request, figure in zip(loss_of.left, loss.tolist(), strict=True):
+            each = loss_of()
+            figures = torch.stack([loss.detach() for loss in each]).cpu()  # all that a step waits for
+            for request, figure in zip(loss_of.left, figures.tolist(), strict=True):
                 losses[request].append(figure)
-            if not bool(loss.isfinite().all()):
-                raise NumericsError(f"a loss is {loss.max().item()} at step {step}; look for NaN or inf weights")
-            unfinished = (loss >= config.stop_loss).nonzero()[:, 0]
-            if len(unfinished) == 0:
+            if not bool(figures.isfinite().all()):
+                raise NumericsError(f"a loss is {figures.max().item()} at step {step}; look for NaN or inf weights")
+            unfinished = (figures >= config.stop_loss).nonzero()[:, 0].tolist()
+            if not unfinished:
                 break
             # Without a gradient Adam leaves the change of a request that has ended as it is.
             optimiser.zero_grad()
-            loss[unfinished].sum().backward()
+            torch.stack([each[row] for row in unfinished]).sum().backward()
             loss_of.keep(unfinished)
             for request in set(range(len(requests))) - set(loss_of.left):
                 changes[request].grad = None
@@ -256,20 +271,28 @@ class _Loss:
         self._targets = [_target(model, request) for request in requests]
         self._starts = [len(encode(model, request.fact.prompt)) - 1 for request in requests]
         self.left = list(range(len(requests)))
+        self._scored = self._lay_out()
 
-    def __call__(self) -> Float[Tensor, " left"]:
+    def __call__(self) -> list[Float[Tensor, ""]]:
         """Mean NLL of a token of each target, in nats."""
         resid = self._runner(self._keys @ torch.stack([self._changes[request] for request in self.left]))
-        targets = [self._targets[request] for request in self.left]
-        sizes = torch.tensor([len(target) for target in targets])
-        places = torch.cat([torch.arange(len(self._targets[i])) + self._starts[i] for i in self.left])
-        rows = torch.arange(len(targets)).repeat_interleave(sizes)
-        expected = torch.cat(targets).to(resid.device)
+        rows, places, expected = self._scored
         scored = cross_entropy(final_logits(self.model, resid[rows, places]).float(), expected, reduction="none")
-        return torch.stack([tokens.mean() for tokens in scored.split(sizes.tolist())])
+        return [tokens.mean() for tokens in scored.split([len(self._targets[request]) for request in self.left])]
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def _lay_out(self) -> Int[Tensor, "3 scored"]:
+        """Row, position and token of all that is scored, on the model's device."""
+        scored = [
+            (row, self._starts[request] + place, token)
+            for row, request in enumerate(self.left)
+            for place, token in enumerate(self._targets[request].tolist())
+        ]
+        return torch.tensor(scored).T.to(self._keys.device)
+
+    def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the requests that are left, given by their places among those."""
         if len(rows) < len(self.left):
-            self.left, self._keys = [self.left[row] for row in rows.tolist()], self._keys[rows]
-            self._runner.keep(rows)
+            chosen = torch.tensor(rows, device=self._keys.device)
+            self.left, self._keys = [self.left[row] for row in rows], self._keys[chosen]
+            self._scored = self._lay_out()
+            self._runner.keep(chosen)

@@ -65,11 +65,12 @@ def attribution_trace(
         patch = split(patch, [traced], config.units)
     gradients = _gradients(traced, patch)
     with torch.no_grad():
-        effects = {}
-        for layer, name in patch.points.items():
+        products = []
+        for name in patch.points.values():
             change = patch.states(traced.recorded.source(name)) - patch.states(traced.recorded.base(name))
-            products = (change * patch.states(gradients[name]))[:, : len(runs.prompt.tokens)].cpu().double()
-            effects[layer] = _by_unit(products, patch).mean(1)
+            products.append((change * patch.states(gradients[name]))[:, : len(runs.prompt.tokens)])
+        read = torch.stack(products).cpu().double()
+        effects = {layer: _by_unit(each, patch).mean(1) for layer, each in zip(patch.points, read, strict=True)}
         rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
         scores = traced.base_score + torch.stack(rows)  # type: ignore[arg-type]
         return traced.result(scores, patch, config, method="attribution", model=fingerprint(model))

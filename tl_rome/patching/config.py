@@ -11,7 +11,8 @@ from tl_rome.arguments import Count
 from tl_rome.errors import InputError
 from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
-from tl_rome.sites import component_name
+from tl_rome.running.memory import fitting_tokens
+from tl_rome.sites import HookedModel, component_name
 
 Clipping = Literal["released", "draft"]
 """Which layers a window covers, see `layer_window`."""
@@ -54,8 +55,8 @@ class TraceConfig:
     """Whether all tokens of the target are scored, or only the first; None is all where the first is white space."""
     method: Method = "incremental"
     """"incremental" or "plain"."""
-    max_batch_tokens: Count = 4096
-    """Bound on rows x positions run at once."""
+    max_batch_tokens: Count | None = None
+    """Bound on rows x positions run at once; None is what fits the device, 4096 on a CPU."""
 
     def __post_init__(self) -> None:
         check_choice("clipping", self.clipping, Clipping)
@@ -77,6 +78,10 @@ class TraceConfig:
         if self.window is not None:
             return self.window
         return 1 if component_name(component) == "resid_post" else 10
+
+    def batch_tokens(self, model: HookedModel) -> int:
+        """Rows x positions to run at once."""
+        return self.max_batch_tokens or fitting_tokens(model, 4096)
 
     def describe(self) -> dict[str, Any]:
         """The settings that decide the scores, as JSON can hold them."""

@@ -26,13 +26,15 @@ from tl_rome.facts import Fact
 from tl_rome.running.borrowed import borrows
 from tl_rome.running.forward import read
 from tl_rome.sites import EMBED, HookedModel
-from tl_rome.tokens import encode, encode_fact
+from tl_rome.tokens import encode, encode_fact, pad
 
 Corruption = Callable[[Float[Tensor, "span d_model"], torch.Generator], Float[Tensor, "samples span d_model"]]
 """Corrupted copies of the subject's embeddings. One that draws nothing can say so by `needs_generator = False`."""
 
 Shape = tuple[Whole, Whole, Whole]
 """Samples, tokens of the subject, d_model."""
+_NAMES = 128
+"""Subjects whose embeddings are read at once."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,15 @@ def noise_scale(model: HookedModel, subjects: Iterable[str] | None = None, *, mu
         Noise sigma in units of the embeddings that `hook_embed` shows.
     """
     bos = int(model.cfg.default_prepend_bos)
-    with torch.no_grad():
-        names = example_subjects() if subjects is None else subjects
-        rows = [read(model, encode(model, name)[None], [EMBED])[EMBED][0, bos:] for name in names]
-    if not rows:
+    encoded = [encode(model, name) for name in (example_subjects() if subjects is None else subjects)]
+    if not encoded:
         raise InputError("no subjects to measure embeddings on")
-    return multiple * torch.cat(rows).cpu().double().std().item()
+    rows = []
+    with torch.no_grad():
+        for batch in (encoded[first : first + _NAMES] for first in range(0, len(encoded), _NAMES)):
+            embeddings = read(model, pad(batch).tokens, [EMBED])[EMBED].cpu()
+            rows += [row[bos : len(tokens)] for row, tokens in zip(embeddings, batch, strict=True)]
+    return multiple * torch.cat(rows).double().std().item()
 
 
 def at_scale_of(model: HookedModel, corruption: Corruption | None) -> Corruption:

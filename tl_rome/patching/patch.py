@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_rome.errors import InputError, UnsupportedModelError
@@ -24,6 +24,11 @@ _IN_PLACE = "resid_mid"
 state changes in the stream too, as in HookedTransformer."""
 SEVERED: dict[Sever, str] = {"mlp": "mlp_out", "attn": "attn_out"}
 """What a severed trace freezes, by its name."""
+
+
+Places = Int[Tensor, "3 _"]
+"""Where a patch is written: group of rows, position and unit of each place, on the states' device: one that had to be
+moved there would wait for all that runs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Patch:
         points: Hook name by layer; a hook point outside the blocks stands alone, as layer 0.
         windows: Layers patched together, for each row of the result.
         units: Indices of each unit's features, or None for whole states.
+        masks: Which features each unit has, on the device of the states.
         labels: Name of each unit.
         frozen: Hook name by layer of what is kept as in the base run at the patched position.
     """
@@ -51,6 +57,7 @@ class Patch:
     points: dict[int, str]
     windows: tuple[range, ...]
     units: tuple[Int[Tensor, " _"], ...] | None = None
+    masks: Bool[Tensor, "units features"] | None = None
     labels: tuple[str, ...] = ()
     frozen: dict[int, str] = field(default_factory=dict)
 
@@ -108,10 +115,15 @@ class Patch:
         """Hook points that are patched, and those that are frozen."""
         return [*self.points.values(), *self.frozen.values()]
 
-    def split(self, units: Units, features: Sequence[int]) -> "Patch":
-        """The same patch of parts of each state, as `split_units` does it."""
-        indices, labels = split_units(units, features, self.component)
-        return replace(self, units=indices, labels=labels)
+    def split(self, units: Units, state: Float[Tensor, "features ..."]) -> "Patch":
+        """The same patch of parts of each state, as `split_units` does it of one like this."""
+        indices, labels = split_units(units, state.shape, self.component)
+        if indices is None:
+            return self
+        masks = torch.zeros(len(indices), len(state), dtype=torch.bool)
+        for mask, chosen in zip(masks, indices, strict=True):
+            mask[chosen] = True
+        return replace(self, units=indices, masks=masks.to(state.device), labels=labels)
 
     def by_layer(self, scores: Float[Tensor, "cell pos"]) -> Float[Tensor, "layer pos *unit"]:
         """Scores of `cells`, laid out as results are."""
@@ -133,18 +145,16 @@ class Patch:
     def write(
         self,
         activation: Tensor,
-        groups: Sequence[tuple[int, int]],
-        position: int,
-        value: Float[Tensor, "samples ..."],
+        places: Places,
+        value: Float[Tensor, "samples pos ..."],
         n_pos: int,
     ) -> Tensor:
-        """Write a value into some groups of rows of a copy, and return it.
+        """Write values into some groups of rows of a copy, and return it.
 
         Args:
             activation: What the hook point shows; rows are groups of `len(value)`.
-            groups: Group and unit.
-            position: Index along the activation's positions.
-            value: What to write, for each row of a group.
+            places: Where to write.
+            value: What to write, for each row of a group, at the activation's positions or more before them.
             n_pos: Positions that the activation should have.
 
         Raises:
@@ -155,14 +165,24 @@ class Patch:
         states = self.states(activation).unflatten(0, (-1, len(value)))
         if states.shape[2] != n_pos:
             raise UnsupportedModelError(f"{self.component} shows {states.shape[2]} positions where {n_pos} are run")
-        here = states.select(2, position)
-        value = value[..., : here.shape[-1]]  # a pattern has as many keys as the run has positions
-        if self.units is None:
-            here[[group for group, _ in groups]] = value
-        else:
-            for group, unit in groups:
-                here[group][:, self.units[unit]] = value[:, self.units[unit]]
+        # A pattern has as many keys as the run has positions.
+        self.put(states, places, value[:, -n_pos:, ..., : states.shape[-1]])
         return activation
+
+    def put(
+        self,
+        states: Float[Tensor, "groups samples pos ..."],
+        places: Places,
+        value: Float[Tensor, "samples pos ..."],
+    ) -> None:
+        """Write values into states, in place: of each place its unit's features, at its position."""
+        group, position, unit = places.to(states.device)
+        new = value[:, position].transpose(0, 1)
+        if self.masks is not None:
+            mask = self.masks.to(states.device)[unit]
+            mask = mask.reshape(len(unit), 1, -1, *[1] * (new.ndim - 3))
+            new = torch.where(mask, new, states[group, :, position])
+        states[group, :, position] = new
 
 
 def split_units(

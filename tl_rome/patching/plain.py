@@ -5,6 +5,7 @@ the tests and what runs where `incremental` cannot.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from einops import reduce
@@ -15,6 +16,7 @@ from tl_rome.patching.patch import Cell, Patch
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.running.forward import run
 from tl_rome.running.hooks import Hooks, hooked
+from tl_rome.running.memory import Halving
 
 
 def trace_plain(
@@ -37,19 +39,26 @@ def trace_plain(
     cells, runs = patch.cells, traced.runs
     n_pos = len(runs.prompt.tokens)
     at_once = max(1, max_batch_tokens // (runs.samples * len(runs.tokens)))
-    scores = torch.full((len(cells), n_pos), traced.base_score, dtype=torch.float64)
+    wanted = [position for position in range(n_pos) if positions is None or position in positions]
+    halving, found = Halving("cells"), list[Tensor]()
     for position in range(n_pos):
-        here = cells if positions is None or position in positions else []
-        for first in range(0, len(here), at_once):
-            chunk = here[first : first + at_once]
-            tokens, hooks = runs.base_batch(len(chunk))
-            with hooked(runs.model, [*hooks, *_patching(traced, patch, chunk, position)]):
-                logits = run(runs.model, tokens)[:, -runs.scored :]
-            each = traced.metric(logits).cpu().double()
-            means = reduce(each, "(cell sample) -> cell", "mean", cell=len(chunk))
-            scores[first : first + at_once, position] = means
+        score = partial(_score, traced, patch, position)
+        for first in range(0, len(cells) if position in wanted else 0, at_once):
+            found += [each for _, each in halving(cells[first : first + at_once], score)]
         tick()
+    scores = torch.full((len(cells), n_pos), traced.base_score, dtype=torch.float64)
+    if found:
+        each = torch.cat(found).cpu().double()  # nothing waited before
+        scores[:, wanted] = reduce(each, "(pos cell sample) -> cell pos", "mean", pos=len(wanted), cell=len(cells))
     return scores
+
+
+def _score(traced: TracedPrompt, patch: Patch, position: int, cells: Sequence[Cell]) -> Float[Tensor, " rows"]:
+    """Scores of some cells' rows, on the model's device."""
+    runs = traced.runs
+    tokens, hooks = runs.base_batch(len(cells))
+    with hooked(runs.model, [*hooks, *_patching(traced, patch, cells, position)]):
+        return traced.metric(run(runs.model, tokens)[:, -runs.scored :])
 
 
 def _patching(traced: TracedPrompt, patch: Patch, cells: Sequence[Cell], position: int) -> Hooks:
@@ -57,15 +66,15 @@ def _patching(traced: TracedPrompt, patch: Patch, cells: Sequence[Cell], positio
     n_pos, recorded = len(traced.runs.tokens), traced.recorded
     hooks = []
 
-    def put(patch: Patch, name: str, groups: list[tuple[int, int]], value: Tensor) -> None:
-        state = patch.states(value)[:, position]
-        hooks.append((name, lambda activation, hook: patch.write(activation, groups, position, state, n_pos)))
+    def put(patch: Patch, name: str, places: list[tuple[int, int, int]], value: Tensor) -> None:
+        where, state = torch.tensor(places).T.to(value.device), patch.states(value)
+        hooks.append((name, lambda activation, hook: patch.write(activation, where, state, n_pos)))
 
     for layer, name in patch.points.items():
-        groups = [(group, cell.unit) for group, cell in enumerate(cells) if layer in cell.window]
-        if groups:
-            put(patch, name, groups, recorded.source(name))
+        places = [(group, position, cell.unit) for group, cell in enumerate(cells) if layer in cell.window]
+        if places:
+            put(patch, name, places, recorded.source(name))
     whole = Patch("frozen", {}, ())
     for name in patch.frozen.values():
-        put(whole, name, [(group, 0) for group in range(len(cells))], recorded.base(name))
+        put(whole, name, [(group, position, 0) for group in range(len(cells))], recorded.base(name))
     return hooks

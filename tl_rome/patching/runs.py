@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -149,11 +149,9 @@ class Recorded:
         return value[:1].expand(len(value) - 1, *value.shape[1:]) if clean else value[1:]
 
 
-def mean_scores(
-    model: HookedModel, metric: Metric, resid: Float[Tensor, "cells samples scored d_model"]
-) -> Float[Tensor, " cells"]:
-    """Score of each cell, the mean over its samples, from its last residual streams; float64, on the CPU."""
-    rows = rearrange(resid, "cell sample scored d -> (cell sample) scored d")
-    parts = rows.split(max(1, _LOGIT_ROWS // rows.shape[1]))
-    scores = torch.cat([metric(final_logits(model, part)).cpu().double() for part in parts])
-    return reduce(scores, "(cell sample) -> cell", "mean", cell=len(resid))
+def row_scores(
+    model: HookedModel, metric: Metric, resid: Float[Tensor, "rows scored d_model"]
+) -> Float[Tensor, " rows"]:
+    """Score of each row from its last residual streams, on the model's device."""
+    parts = resid.split(max(1, _LOGIT_ROWS // resid.shape[1]))
+    return torch.cat([metric(final_logits(model, part)) for part in parts])

@@ -29,6 +29,7 @@ from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
 from tl_rome.running.borrowed import borrows
+from tl_rome.running.memory import Halving
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
@@ -51,7 +52,7 @@ def causal_trace(
     units: Units = None,
     whole_target: bool | None = None,
     method: Method = "incremental",
-    max_batch_tokens: Count = 4096,
+    max_batch_tokens: Count | None = None,
     progress: bool = True,
 ) -> TraceResult:
     """Trace where a model keeps a fact.
@@ -85,7 +86,8 @@ def causal_trace(
         method: "incremental" computes nothing twice; "plain" runs the whole model for each cell. The numbers are the
             same. What the first does not cover, a hook point or a model, goes the plain way; this is logged and
             recorded.
-        max_batch_tokens: Bound on rows x positions run at once, which bounds memory.
+        max_batch_tokens: Bound on rows x positions run at once, which bounds memory; by default what fits the device,
+            4096 on a CPU. Where memory runs out, half.
         progress: Whether to show a progress bar over positions.
 
     Returns:
@@ -149,23 +151,27 @@ def trace_together(
     longest = max((len(run.prompt.tokens) for run in runs), default=0)
     if positions is not None and not all(0 <= position < longest for position in positions):
         raise InputError(f"positions {sorted(positions)} are not all in 0 to {longest - 1}, those of the prompts")
-    method = config.method
-    if method == "incremental" and not patch.in_blocks:
+    if config.method == "incremental" and not patch.in_blocks:
         _log.info("%s lies outside the blocks; tracing it cell by cell", component)
-        method = "plain"
-    with tqdm(desc=f"trace {component}", unit="pos", disable=not progress) as bar:
-        try:
-            traced, patch, scores = _METHODS[method](runs, patch, config, positions, bar)
-        except UnsupportedModelError as error:
-            if method == "plain":
-                raise
-            _log.warning("%s; tracing cell by cell instead", error)
-            method = "plain"
-            traced, patch, scores = _plain(runs, patch, config, positions, bar)
-    return [
-        one.result(table, patch, config, method=method, model=identity)
-        for one, table in zip(traced, scores, strict=True)
-    ]
+        config = replace(config, method="plain")
+
+    def trace(part: Sequence[Runs]) -> list[TraceResult]:
+        method = config.method
+        with tqdm(desc=f"trace {component}", unit="pos", disable=not progress) as bar:
+            try:
+                traced, split, scores = _METHODS[method](part, patch, config, positions, bar)
+            except UnsupportedModelError as error:
+                if method == "plain":
+                    raise
+                _log.warning("%s; tracing cell by cell instead", error)
+                method = "plain"
+                traced, split, scores = _plain(part, patch, config, positions, bar)
+        return [
+            one.result(table, split, config, method=method, model=identity)
+            for one, table in zip(traced, scores, strict=True)
+        ]
+
+    return [result for _, results in Halving("prompts")(runs, trace) for result in results]
 
 
 _Traced = tuple[list[TracedPrompt], Patch, list[Float[Tensor, "cell pos"]]]
@@ -178,7 +184,7 @@ def _incremental(
     names = needed_names(runs[0].model, patch)
     traced = [TracedPrompt.record(run, config, names, attended=True) for run in runs]
     patch = split(patch, traced, config.units)
-    bound = config.max_batch_tokens
+    bound = config.batch_tokens(runs[0].model)
     scores = trace_incremental(traced, patch, max_batch_tokens=bound, tick=bar.update, positions=positions)
     return traced, patch, scores
 
@@ -189,7 +195,7 @@ def _plain(
     bar.reset(sum(len(run.prompt.tokens) for run in runs))
     traced = [TracedPrompt.record(run, config, patch.names, attended=False) for run in runs]
     patch = split(patch, traced, config.units)
-    bound = config.max_batch_tokens
+    bound = config.batch_tokens(runs[0].model)
     scores = [trace_plain(one, patch, max_batch_tokens=bound, tick=bar.update, positions=positions) for one in traced]
     return traced, patch, scores
 
@@ -209,4 +215,4 @@ def split(patch: Patch, traced: Sequence[TracedPrompt], units: Units) -> Patch:
     for activation, state, one in zip(found, states, traced, strict=True):
         if state.shape[:2] != (1 + one.runs.samples, len(one.runs.tokens)):
             raise InputError(f"{patch.component!r} has shape {tuple(activation.shape)}, without positions to patch")
-    return patch.split(units, states[0].shape[2:])
+    return patch.split(units, states[0][0, 0])

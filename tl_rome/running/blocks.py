@@ -16,10 +16,15 @@ from torch import Tensor
 from tl_rome.errors import TLRomeError, UnsupportedModelError
 from tl_rome.running.forward import KeysValues, device_of, left_mask, new_cache, run_cached
 from tl_rome.running.interrupts import reliable
+from tl_rome.running.memory import is_out_of_memory
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _TOLERANCE = 0.05
 """Relative error that rounding alone may cause, in bfloat16 too; a wrong run is off by far more."""
+
+
+Past = tuple[Float[Tensor, "fewer ..."], Float[Tensor, "fewer ..."]]
+"""One layer's keys and values at earlier positions, for as many rows as are run, or fewer that are repeated."""
 
 
 class _Known(Exception):
@@ -32,16 +37,23 @@ class _Past:
     It answers to the names that Hugging Face's caches (`update`) and TransformerLens's entries (`append`) have.
     """
 
-    def __init__(self, past: KeysValues, axis: int, *, stop: bool = False) -> None:
+    def __init__(self, past: Past, axis: int, *, stop: bool = False) -> None:
         self.past_keys, self.past_values = past
         self._axis, self._stop = axis, stop
 
     def append(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """Past and new, joined along positions."""
-        joined = tuple(torch.cat(pair, self._axis) for pair in ((self.past_keys, keys), (self.past_values, values)))
+        """Past and new, joined along positions; past rows that are fewer stand for several groups of new ones each."""
+        joined = self._join(self.past_keys, keys), self._join(self.past_values, values)
         if self._stop:
             raise _Known(joined)
-        return joined[0], joined[1]
+        return joined
+
+    def _join(self, past: Tensor, new: Tensor) -> Tensor:
+        if len(past) == len(new):
+            return torch.cat([past, new], self._axis)
+        groups = len(new) // len(past)
+        apart = [past.expand(groups, *past.shape), new.unflatten(0, (groups, -1))]
+        return torch.cat(apart, 1 + self._axis).flatten(0, 1)
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KeysValues:
         """As `append`."""
@@ -87,7 +99,7 @@ class BlockRunner:
         self,
         layer: int,
         resid: Float[Tensor, "rows pos d_model"],
-        past: KeysValues,
+        past: Past,
         prompts: Int[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows pos d_model"]:
         """Run one block.
@@ -95,7 +107,8 @@ class BlockRunner:
         Args:
             layer: Block index.
             resid: The block's input at positions from `start` on.
-            past: This layer's keys and values at positions before `start`, one row for each row.
+            past: This layer's keys and values at positions before `start`, for each row; fewer rows of them are
+                repeated.
             prompts: Which of the prompts each row belongs to; None if there is one prompt, or one row for each.
         """
         return self._run(layer, resid, _Past(past, self._axis), prompts)
@@ -104,7 +117,7 @@ class BlockRunner:
         self,
         layer: int,
         resid: Float[Tensor, "rows pos d_model"],
-        past: KeysValues,
+        past: Past,
         prompts: Int[Tensor, " rows"] | None = None,
     ) -> KeysValues:
         """The keys and values that the block attends to, at all positions, without the rest of its work."""
@@ -116,8 +129,10 @@ class BlockRunner:
 
     def _run(self, layer: int, resid: Tensor, past: _Past, prompts: Tensor | None) -> Tensor:
         block = self.model.blocks[layer]
-        if prompts is None or self._prompts == 1:  # one prompt stands for all rows
-            prompts = torch.arange(len(resid), device=resid.device) % self._prompts
+        if self._prompts == 1:  # which stands for all rows
+            prompts = torch.zeros(len(resid), dtype=torch.long, device=resid.device)
+        elif prompts is None:
+            prompts = torch.arange(len(resid), device=resid.device)
 
         def given(value: Any) -> Any:
             return past if value is _CACHE else self._of_rows(value, prompts)
@@ -273,10 +288,10 @@ def first_run(failing: str = "the model's blocks cannot be run one by one") -> I
     """
     try:
         yield
-    except (TLRomeError, torch.OutOfMemoryError):
+    except TLRomeError:
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        if "allocate memory" in str(error):  # as torch says on a CPU
+        if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UnsupportedModelError(f"{failing} ({reason})") from error

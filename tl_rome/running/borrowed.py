@@ -7,17 +7,20 @@ logits this library could not make from its residual stream is refused before an
 Public functions call each other; only the outermost one borrows the model, and checks it.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 
+from tl_rome.running.arithmetic import shortened_products
 from tl_rome.running.forward import check_final_logits
 from tl_rome.running.interrupts import reliable
-from tl_rome.running.loans import lent
+from tl_rome.running.loans import Loan, lent
 from tl_rome.sites import HookedModel, forget_hook_points, hook_points, is_hooked_transformer, keep_hook_points
 
+_log = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OUTPUTS = ("output_attentions", "output_hidden_states")
 """Settings of a Hugging Face configuration that add to what blocks return."""
@@ -66,6 +69,7 @@ def borrowed(model: HookedModel) -> Iterator[None]:
                 setattr(config, name, False)
             if not any(point.fwd_hooks for point in hook_points(model).values()):
                 check_final_logits(model)
+            _warn_of_shortened_products(model, loan)
             yield
         finally:
             for module in training:
@@ -75,3 +79,15 @@ def borrowed(model: HookedModel) -> Iterator[None]:
             torch.set_grad_enabled(gradients)
             forget_hook_points(model)
             loan.borrowed = False
+
+
+def _warn_of_shortened_products(model: HookedModel, loan: Loan) -> None:
+    """Say once for each model that figures will not be those of float32."""
+    if (precision := shortened_products(model)) and not loan.warned:
+        loan.warned = True
+        _log.warning(
+            "torch is set to compute the matrix products of float32 models in %s, so that figures agree with float32, "
+            "and with those of other machines, to about three digits; torch.set_float32_matmul_precision('highest') "
+            "makes them exact, docs/performance.md has the differences",
+            precision,
+        )

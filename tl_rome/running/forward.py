@@ -98,7 +98,7 @@ def final_logits(model: HookedModel, resid: Float[Tensor, "*rows d_model"]) -> F
         logits = cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
     else:
         logits = model.adapter.apply_output_logits_transform(logits)  # type: ignore[attr-defined]
-    return logits.reshape(*resid.shape[:-1], -1)
+    return logits.reshape(*resid.shape[:-1], logits.shape[-1])
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ class Loan:
     """Its name."""
     borrowed: bool = False
     """Whether the model's modes are set aside, see `borrowed`."""
+    warned: bool = False
+    """Whether the log has said that its matrix products are shortened."""
 
 
 _loans: weakref.WeakKeyDictionary[HookedModel, Loan] = weakref.WeakKeyDictionary()

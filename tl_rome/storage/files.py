@@ -14,6 +14,7 @@ accepted for a model whose W_in is as it was.
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -118,6 +119,10 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     except ValueError as error:
         raise StorageError(f"cannot write {path}: its header cannot be written as JSON ({error})") from error
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    memory = Counter(tensor.untyped_storage().data_ptr() for tensor in plain.values())
+    for name, tensor in plain.items():  # as updates of several layers by one value; safetensors refuses such tensors
+        if memory[tensor.untyped_storage().data_ptr()] > 1:
+            plain[name] = tensor.clone()
     return write_whole(Path(path), to_bytes(plain, {_HEADER: text, _CHECKSUM: _checksum(text, plain)}))
 
 

@@ -42,7 +42,7 @@ def test_every_record_is_measured_before_and_after_its_own_edit(fresh_tiny, kind
                 assert scores.logprob_true == pytest.approx(alone.logprob_true, rel=1e-4)
         assert found.before.generations == before.measurement.generations
         assert found.after.generations == after.measurement.generations
-        moved = compare(model, before.states, after.states)
+        (moved,) = compare(model, [before.states], [after.states])
         assert found.divergence.neighborhood == pytest.approx(moved.neighborhood, rel=1e-2)
         assert found.divergence.essence == pytest.approx(moved.essence, rel=1e-2)
     assert summarize(results).rows["ft"]["ES"].n == len(RECORDS)

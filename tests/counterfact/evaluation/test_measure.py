@@ -109,7 +109,7 @@ def test_divergences_are_those_of_whole_distributions(fresh_tiny, kind):
         return model(encode(model, prompt)[None])[0, -1].double().log_softmax(-1)
 
     for record, edit, old, new in zip(RECORDS, edits, before, after, strict=True):
-        found = compare(model, old.states, new.states)
+        (found,) = compare(model, [old.states], [new.states])
         asked = {name: record.prompts(name) for name in ("neighborhood", "neighborhood_plus")}
         asked["essence"] = (f"{record.requested_rewrite.subject} is a",)
         for name, prompts in asked.items():

@@ -118,7 +118,7 @@ def test_an_edit_of_no_strength_did_not_take_and_says_so_once(tiny, caplog):
         "remedy": "x",
     }
     with caplog.at_level(logging.WARNING):
-        receipt = finish_edit(model, REQUEST, [nothing], figures, remedy="another layer", **options).receipt
+        receipt = finish_edit(model, REQUEST, [nothing], figures, **options).receipt
     assert receipt.verdict == "did not take"
     assert receipt.rows()[0] == ("verdict", "did not take (preferred: no, said: no, said after another text: no)")
     assert [record.getMessage() for record in caplog.records if "did not take" in record.getMessage()] == [

@@ -2,31 +2,24 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from support.golden_gpt2 import save_golden_gpt2
-
-from tl_rome.models.loading import load_model
+from support.golden import golden_arrays, golden_gpt2
 
 
 @pytest.fixture(scope="session")
 def golden(shared_data):
     """The golden data, by name."""
-    path = shared_data / "golden" / "baselines" / "kn.npz"
-    return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    return golden_arrays(shared_data, "kn")
 
 
 @pytest.fixture(scope="session")
 def golden_model(golden, tmp_path_factory):
     """Give `golden_model(kind)`: its model in float64, shared, to be left as it was found."""
-    folder = save_golden_gpt2(golden, tmp_path_factory.mktemp("golden-kn"))
     models: dict[str, Any] = {}
 
     def get(kind: str) -> Any:
         if kind not in models:
-            options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu", "prepend_bos": False}
-            models[kind] = load_model(str(folder), model_class=kind, progress=False, **options)
+            models[kind] = golden_gpt2(golden, kind, tmp_path_factory.mktemp("golden-kn"))
         return models[kind]
 
     return get

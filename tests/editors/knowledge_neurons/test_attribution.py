@@ -5,7 +5,7 @@ import torch
 from support import plain
 from support.compare import relative_error
 from support.families import FAMILIES, KINDS
-from support.golden_gpt2 import as_text
+from support.golden import as_text
 
 from tl_rome.editors.knowledge_neurons.attribution import attribute_neurons
 from tl_rome.editors.knowledge_neurons.scores import shared_neurons

@@ -9,9 +9,17 @@ from support import plain
 from support.compare import Found, relative_error
 from support.edits import REQUEST
 from support.families import FAMILIES, FAMILY_KINDS, KINDS, build_family
-from support.golden_gpt2 import as_text
+from support.golden import as_text
 
-from tl_rome.editors import KN, KN_CORRECTED, KnowledgeNeurons, attribute_neurons, edited_rows, shared_neurons
+from tl_rome.editors import (
+    KN,
+    KN_CORRECTED,
+    Edit,
+    KnowledgeNeurons,
+    attribute_neurons,
+    edited_rows,
+    shared_neurons,
+)
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import EditRequest
 from tl_rome.models.loading import load_model
@@ -96,6 +104,18 @@ def test_virtual_equals_written(tiny, family, kind):
     assert relative_error(written, before) > 1e-2
 
 
+def test_a_file_keeps_the_edit_of_many_layers(tiny, tmp_path):
+    model, tokens = tiny("llama", KIND), torch.tensor([[5, 99, 7]])
+    edit = KnowledgeNeurons(QUICK)(model, REQUEST)
+    assert len(edit.updates) > 1
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert (loaded.provenance, loaded.receipt) == (edit.provenance, edit.receipt)
+    with edit.applied(model):
+        expected = run(model, tokens)
+    with loaded.applied(model):
+        assert torch.equal(run(model, tokens), expected)
+
+
 @each_kind
 def test_the_model_is_left_as_found(fresh_tiny, kind):
     model = fresh_tiny("gpt2", kind)
@@ -119,7 +139,7 @@ def test_paraphrases_keep_what_they_share(tiny):
     assert alone.provenance["neurons"] == len(several[0].above(0.2))
 
 
-def test_a_number_of_neurons_that_is_odd_is_said(tiny, caplog):
+def test_a_number_of_neurons_that_is_odd_is_said(tiny, caplog, tmp_path):
     model = tiny("gpt2", KIND)
     with caplog.at_level(logging.WARNING):
         none = KnowledgeNeurons(replace(QUICK_CORRECTED, sharing=0.9, threshold=0.99), OTHERS)(model, REQUEST)
@@ -127,7 +147,9 @@ def test_a_number_of_neurons_that_is_odd_is_said(tiny, caplog):
     assert none.provenance["neurons"] == 0
     assert "nothing changes" in none.receipt.warnings[0]
     assert "nothing changes" in caplog.text
-    with none.applied(model):
+    loaded = Edit.load(none.save(tmp_path / "none.safetensors"))
+    assert loaded.receipt == none.receipt
+    with loaded.applied(model):
         pass
     many = KnowledgeNeurons(replace(QUICK, threshold=0.001))(model, REQUEST)
     assert "picks out nothing" in many.receipt.warnings[0]

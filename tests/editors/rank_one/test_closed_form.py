@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tl_rome.editors import KeyCovariance
-from tl_rome.editors.rank_one.closed_form import insert
+from tl_rome.editors.rank_one.closed_form import Memory
 from tl_rome.errors import NumericsError
 
 D_MLP, D_MODEL = 12, 5
@@ -26,7 +26,7 @@ def system():
 
 def solved(system):
     statistics, _, _, W, key, value, bias = system
-    return insert(W.T, bias, statistics, key, key, value + bias)
+    return Memory(W.T, bias, statistics).insert(key, key, value + bias)
 
 
 def new_weight(system):
@@ -72,7 +72,7 @@ def test_no_other_weight_that_stores_the_value_is_nearer(system):
 def test_released_keys_store_the_value_under_the_second_key(system):
     statistics, _, _, W, key, value, bias = system
     other = key + 0.3 * key.roll(1)
-    found = insert(W.T, bias, statistics, direction=other, key=key, value=value + bias)
+    found = Memory(W.T, bias, statistics).insert(direction=other, key=key, value=value + bias)
     torch.testing.assert_close((W + torch.outer(found.v, found.u)) @ key, value, rtol=1e-9, atol=1e-9)
     assert found.u.norm().item() == pytest.approx(1)
     assert found.divisor == pytest.approx((key @ found.u).item())
@@ -93,4 +93,4 @@ def test_orthogonal_keys_are_refused(system):
     across = torch.randn(D_MLP, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     across -= (across @ u) / (u @ u) * u
     with pytest.raises(NumericsError, match="orthogonal"):
-        insert(W.T, bias, statistics, direction=key, key=across, value=value)
+        Memory(W.T, bias, statistics).insert(direction=key, key=across, value=value)

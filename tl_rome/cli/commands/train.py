@@ -76,7 +76,7 @@ def train(
     if rank is not None and method in (Method.ke, Method.ke_cf):
         raise InputError(f"{method} has no layers of low rank; leave out --rank")
     texts = TextFiles(tuple(text)) if text else None
-    source = TrainingSource(method, relations, records, texts, tuple(exclude or ("sample",)), examples)
+    source = TrainingSource(method, relations, records, texts, tuple(exclude or ()), examples)
     output.check_file(out)
     if checkpoint is not None:
         output.check_file(checkpoint)

@@ -5,14 +5,12 @@ with its own edit; where one record of a batch fails, each is tried alone. Each 
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import torch
 
 from tl_rome.arguments import Count, Seed
 from tl_rome.counterfact.evaluation.guard import WeightGuard
@@ -27,9 +25,15 @@ from tl_rome.editors.protocol import Editor
 from tl_rome.errors import EditStateError, InputError, StorageError, TLRomeError
 from tl_rome.running.borrowed import borrowed
 from tl_rome.running.interrupts import reliable
-from tl_rome.sites import HookedModel
+from tl_rome.running.memory import Halving, bytes_of_cache, fitting, is_out_of_memory
+from tl_rome.sites import HookedModel, is_hooked_transformer
 from tl_rome.storage.ledger import model_settings
 from tl_rome.storage.text import has_half_character, visible
+
+USUAL = 8
+"""Records in a batch on a CPU, and where the processes that measure have yet to load their models."""
+_TEXTS = 10
+"""Generation prompts of a record in the released data."""
 
 
 def evaluate(
@@ -38,7 +42,7 @@ def evaluate(
     editors: Editor | Mapping[str, Editor] | None = None,
     *,
     store: str | Path | None = None,
-    batch_size: Count = 8,
+    batch_size: Count | None = None,
     config: EvaluationConfig | None = None,
     seed: Seed = 0,
     shard: tuple[int, int] = (0, 1),
@@ -54,7 +58,8 @@ def evaluate(
         records: Each case_id once.
         editors: One, such as `Rome.prepare(model)`, or several by name; None measures the unedited model alone.
         store: Folder of results, made if needed; by default nothing is kept on disk.
-        batch_size: Records edited and measured together, and lost together if the run dies; bounds memory.
+        batch_size: Records edited and measured together, and lost together if the run dies; bounds memory. By default
+            what fits the device, 8 on a CPU. Where memory runs out, half.
         config: What is measured.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
@@ -72,16 +77,16 @@ def evaluate(
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
         EditStateError: If an editor left the model changed; its weights are put back before.
     """
+    evaluator = Evaluator(model, named_editors(editors), config or EvaluationConfig(), seed)
     run = Run(
         records=tuple(records),
-        config=config or EvaluationConfig(),
+        config=evaluator.config,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size or evaluator.batch_size,
         shard=shard,
         retry_failed=retry_failed,
         progress=progress,
     )
-    evaluator = Evaluator(model, named_editors(editors), run.config, seed)
     with _folder(store) as folder:
         return run.fill(folder, evaluator.identity, lambda batches: map(evaluator.run, batches))
 
@@ -144,6 +149,16 @@ class Evaluator:
             model_settings(self.model), {name: describe_editor(editor) for name, editor in self.editors.items()}
         )
 
+    @property
+    def batch_size(self) -> int:
+        """Records whose texts' keys and values, and perhaps dense edits, fit the device; the usual number on a CPU."""
+        is_hooked_transformer(self.model)
+        cfg, config = self.model.cfg, self.config
+        texts = 0 if not config.generation_length else config.texts or _TEXTS
+        edit = 4 * cfg.d_model * (cfg.d_mlp or 4 * cfg.d_model)
+        each = texts * config.generation_length * bytes_of_cache(self.model) + edit
+        return fitting(self.model, "records", usual=USUAL, each=each, most=64)
+
     def run(self, batch: Batch) -> list[RecordResult]:
         """Measure a batch; where that fails, each record alone, so that the one at fault has a result with `error`.
 
@@ -153,15 +168,26 @@ class Evaluator:
             EditStateError: If an editor left the model changed, or made an edit of other weights.
             TypeError: See `make_edits`.
         """
+        singles = list(batch.singles())
         with borrowed(self.model):
-            return self._run(batch)
+            return [found for _, part in self._halving(singles, self._run_together) for found in part]
+
+    @cached_property
+    def _halving(self) -> Halving:
+        return Halving("records")
+
+    def _run_together(self, singles: Sequence[Batch]) -> list[RecordResult]:
+        return self._run(Batch.join(singles))
 
     def _run(self, batch: Batch) -> list[RecordResult]:
         try:
             return self._unedited(batch) if batch.editor is None else self._edited(batch, batch.editor)
         except (StorageError, EditStateError):
             raise
-        except (TLRomeError, UnicodeError, torch.cuda.OutOfMemoryError) as error:
+        except (TLRomeError, UnicodeError, RuntimeError) as error:
+            full = is_out_of_memory(error)
+            if (full and len(batch.records) > 1) or not (full or isinstance(error, TLRomeError | UnicodeError)):
+                raise
             reason = visible(f"{type(error).__name__}: {error}")
         if len(batch.records) > 1:  # here, where what the error held is free again
             return [found for single in batch.singles() for found in self._run(single)]
@@ -184,9 +210,9 @@ class Evaluator:
         shared = (time.perf_counter() - started) / len(batch.records)
         edited = VirtualEdits(self.model, edits)
         measured = measure(self.model, batch.records, self.config, seed=self.seed, edits=edited)
+        moves = compare(self.model, batch.before, [each.states for each in measured])
         results = []
-        for record, before, edit, each in zip(batch.records, batch.before, edits, measured, strict=True):
-            moved = compare(self.model, before, each.states)
+        for record, moved, edit, each in zip(batch.records, moves, edits, measured, strict=True):
             seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
             figures = {"divergence": moved, "seconds": seconds, "verdict": _verdict(edit)}
             results.append(RecordResult(_result(record, after=each.measurement, **figures)))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_rome.arguments import Count, Whole
-from tl_rome.counterfact.metrics.prompts import next_token_kl
+from tl_rome.counterfact.metrics.prompts import check_comparable, relative_entropy
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
 from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
 from tl_rome.editors.edits.virtual import VirtualEdits
@@ -205,8 +205,8 @@ def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) ->
 
 
 @torch.no_grad()
-def compare(model: HookedModel, before: States, after: States) -> Divergence:
-    """KL(before || after) of next-token distributions.
+def compare(model: HookedModel, before: Sequence[States], after: Sequence[States]) -> list[Divergence]:
+    """KL(before || after) of next-token distributions, for each of some records.
 
     Args:
         model: The model that the states are of, edited or not: edits do not touch the unembedding.
@@ -216,9 +216,14 @@ def compare(model: HookedModel, before: States, after: States) -> Divergence:
     Raises:
         InputError: If a logit is not finite.
     """
-    device, figures = device_of(model), {}
-    for name in (name for name, states in after.items() if len(states)):
-        old, new = (final_logits(model, states[name].to(device)).float().cpu() for states in (before, after))
-        figures[name] = tuple(next_token_kl(old, new).tolist())
-    essence = figures.pop("essence", (None,))
-    return Divergence(**figures, essence=essence[0])
+    groups = [(record, name) for record, states in enumerate(after) for name in states if len(states[name])]
+    found = []
+    for record, name in groups:
+        parts = [side[record][name].to(device_of(model)) for side in (before, after)]
+        found.append(relative_entropy(*(final_logits(model, part) for part in parts)))
+    read = torch.cat(found).cpu() if found else torch.zeros(0)  # once for all records
+    check_comparable(read)
+    figures: list[dict[str, tuple[float, ...]]] = [{} for _ in after]
+    for (record, name), each in zip(groups, read.split([len(each) for each in found]), strict=True):
+        figures[record][name] = tuple(each.tolist())
+    return [Divergence(essence=each.pop("essence", (None,))[0], **each) for each in figures]

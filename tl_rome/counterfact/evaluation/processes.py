@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.resource_tracker import ensure_running
@@ -21,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from tl_rome.arguments import Count, Seed
-from tl_rome.counterfact.evaluation.evaluate import Evaluator
+from tl_rome.counterfact.evaluation.evaluate import USUAL, Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
@@ -37,7 +38,7 @@ def evaluate_in_processes(
     *,
     store: str | Path,
     workers: Count = 2,
-    batch_size: Count = 8,
+    batch_size: Count | None = None,
     config: EvaluationConfig | None = None,
     seed: Seed = 0,
     retry_failed: bool = False,
@@ -54,7 +55,8 @@ def evaluate_in_processes(
         editors: Makes editors by name in each process; None measures the unedited model alone.
         store: Folder of results.
         workers: How many processes; 1 is this one.
-        batch_size: Records in a batch; the same worker takes it under every editor, so that editors can share work.
+        batch_size: Records in a batch; the same worker takes it under every editor, so that editors can share work. By
+            default 8, or for one worker what `evaluate` chooses.
         config: What is measured.
         seed: Of the generated texts.
         retry_failed: See `evaluate`.
@@ -74,13 +76,14 @@ def evaluate_in_processes(
         records=tuple(records),
         config=config or EvaluationConfig(),
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size or USUAL,
         retry_failed=retry_failed,
         progress=progress,
     )
     setup = Setup(load, editors, run.config, seed)
     if workers == 1:
         evaluator = setup.evaluator()
+        run = replace(run, batch_size=batch_size or evaluator.batch_size)
         return run.fill(Path(store), evaluator.identity, lambda batches: map(evaluator.run, batches))
     packed = setup.packed()
     with _executors(workers) as executors:

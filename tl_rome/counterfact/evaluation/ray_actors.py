@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from tl_rome.arguments import Count, NotNegative, Seed, Whole
-from tl_rome.counterfact.evaluation.evaluate import Evaluator
+from tl_rome.counterfact.evaluation.evaluate import USUAL, Evaluator
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.evaluation.run import Batch, BatchResult, Identity, Run
 from tl_rome.counterfact.evaluation.workers import Editors, Load, Setup, portable_errors
@@ -38,7 +38,7 @@ def evaluate_on_ray(
     gpus_per_worker: NotNegative = 0,
     cpus_per_worker: NotNegative = 1,
     retries: Whole = 2,
-    batch_size: Count = 8,
+    batch_size: Count = USUAL,
     config: EvaluationConfig | None = None,
     seed: Seed = 0,
     retry_failed: bool = False,

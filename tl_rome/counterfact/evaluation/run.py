@@ -61,6 +61,12 @@ class Batch:
     before: tuple[States, ...] = ()
     """With an editor: the unedited model's states of each record."""
 
+    @classmethod
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The records of several batches, at least one, under the editor that all share."""
+        records = tuple(record for batch in batches for record in batch.records)
+        return cls(records, batches[0].editor, tuple(states for batch in batches for states in batch.before))
+
     def singles(self) -> Iterator["Batch"]:
         """Each record in a batch of its own."""
         for place, record in enumerate(self.records):

@@ -37,7 +37,7 @@ def sweep_editors(
     along: str = "layer",
     store: str | Path | None = None,
     conventions: Conventions = "released",
-    batch_size: Count = 8,
+    batch_size: Count | None = None,
     seed: Seed = 0,
     retry_failed: bool = False,
     progress: bool = True,
@@ -52,7 +52,7 @@ def sweep_editors(
         along: The setting, for tables and axes.
         store: Folder of results, see `evaluate`; the unedited model is measured once for all sweeps in it.
         conventions: Whose conventions the figures follow.
-        batch_size: Records edited and measured together.
+        batch_size: Records edited and measured together, by default as `evaluate` chooses.
         seed: Of the bootstrap.
         retry_failed: See `evaluate`.
         progress: Whether to show a progress bar for each value.

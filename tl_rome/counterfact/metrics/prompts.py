@@ -64,7 +64,26 @@ def next_token_kl(
     Raises:
         InputError: If there is a logit that is not finite.
     """
-    if not bool(before.isfinite().all() and after.isfinite().all()):
-        raise InputError("cannot compare logits that are not finite; the edit may have broken the model")
+    found = relative_entropy(before, after)
+    check_comparable(found)
+    return found
+
+
+def relative_entropy(
+    before: Float[Tensor, "*rows d_vocab"], after: Float[Tensor, "*rows d_vocab"]
+) -> Float[Tensor, "*rows"]:
+    """As `next_token_kl`, on the logits' device where that has float64, and not finite where a logit is not."""
+    if before.device.type == "mps":
+        before, after = before.cpu(), after.cpu()
     old, new = (logits.double().log_softmax(dim=-1) for logits in (before, after))
     return (old.exp() * (old - new)).sum(dim=-1)
+
+
+def check_comparable(kl: Float[Tensor, "*rows"]) -> None:
+    """Refuse what `relative_entropy` gives of logits that are not finite.
+
+    Raises:
+        InputError: If there is one.
+    """
+    if not bool(kl.isfinite().all()):
+        raise InputError("cannot compare logits that are not finite; the edit may have broken the model")

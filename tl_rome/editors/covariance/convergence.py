@@ -115,6 +115,6 @@ def measure_convergence(
 def _solve(model: HookedModel, moments: KeyMoments, layer: int, keys: Tensor) -> Float[Tensor, "keys d_mlp"]:
     statistics = covariance_of(model, moments, layer, "")
     try:
-        return torch.stack([statistics.solve(key) for key in keys])
+        return statistics.solve(keys).cpu()
     except NumericsError:
         return torch.full(keys.shape, torch.nan, dtype=torch.float64)

@@ -1,20 +1,23 @@
 """C = E[k k^T], the second moment of an MLP's keys over text: what an edit must not disturb.
 
 See section 3.1 and appendix E.5. Not centred, although it is commonly called a covariance; taken over every token of
-every text, as in the paper. C^-1 k is solved by Cholesky in float64; an inverse is never formed.
+every text, as in the paper. C^-1 k is solved by Cholesky in float64, on the keys' device where that has it, else on the
+CPU; an inverse is never formed.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, NumericsError, StorageError
+from tl_rome.running.arithmetic import float64_device, in_float64
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
 from tl_rome.storage.parts import read_as, reading
@@ -59,9 +62,30 @@ class KeyCovariance:
                     return found
         return None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # factors belong to this machine
+
     @cached_property
-    def _cholesky(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        factor, info = torch.linalg.cholesky_ex(self.second_moment)
+    def _factors(self) -> dict[torch.device, Float[Tensor, "d_mlp d_mlp"]]:
+        """What `factor` has made."""
+        return {}
+
+    def factor(self, device: torch.device) -> Float[Tensor, "d_mlp d_mlp"]:
+        """L of C = L L^T, lower triangular, in float64; made once and kept for every edit of the layer.
+
+        Args:
+            device: Where it is wanted; it is made and kept there if the device has float64, else on the CPU.
+
+        Raises:
+            NumericsError: If C is singular.
+        """
+        device = float64_device(device)
+        if device not in self._factors:
+            self._factors[device] = self._factored(self.second_moment.to(device))
+        return self._factors[device]
+
+    def _factored(self, moment: Float[Tensor, "d_mlp d_mlp"]) -> Float[Tensor, "d_mlp d_mlp"]:
+        factor, info = torch.linalg.cholesky_ex(moment)
         if int(info) != 0:
             size, dead = len(factor), int((self.second_moment.diagonal() == 0).sum())
             remedy = f"estimate it from at least {4 * size} tokens of varied text"
@@ -73,16 +97,17 @@ class KeyCovariance:
             )
         return factor
 
-    def solve(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
-        """C^-1 k, in float64 on the CPU.
+    def solve(self, keys: Float[Tensor, "*keys d_mlp"]) -> Float[Tensor, "*keys d_mlp"]:
+        """C^-1 k of each key, in float64, on the keys' device where that has it, else on the CPU.
 
         Raises:
-            InputError: If the key is not as wide as C.
+            InputError: If a key is not as wide as C.
             NumericsError: If C is singular.
         """
-        if len(key) != len(self.second_moment):
-            raise InputError(f"the key has {len(key)} numbers, the covariance is of {len(self.second_moment)}")
-        return torch.cholesky_solve(key.detach().double().cpu()[:, None], self._cholesky)[:, 0]
+        if keys.shape[-1] != len(self.second_moment):
+            raise InputError(f"the key has {keys.shape[-1]} numbers, the covariance is of {len(self.second_moment)}")
+        columns = in_float64(keys).reshape(-1, keys.shape[-1]).T
+        return torch.cholesky_solve(columns, self.factor(columns.device)).T.reshape(keys.shape)
 
     def check(self, model: HookedModel, layer: int) -> None:
         """Refuse statistics of another layer, model or BOS policy.

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_rome.errors import NumericsError, StorageError
+from tl_rome.running.arithmetic import float64_device
 from tl_rome.running.forward import device_of, read
 from tl_rome.running.matrices import key_hook, w_out
 from tl_rome.sites import HookedModel
@@ -53,8 +54,7 @@ class KeyMoments:
         Raises:
             InputError: If a layer is out of range.
         """
-        device = device_of(model)
-        device = torch.device("cpu") if device.type == "mps" else device
+        device = float64_device(device_of(model))
         sizes = {layer: w_out(model, layer).shape[0] for layer in layers}
         second = {n: torch.zeros(size, size, dtype=torch.float64, device=device) for n, size in sizes.items()}
         return cls(second, {n: torch.zeros_like(matrix[0]) for n, matrix in second.items()}, 0, 0)
@@ -69,15 +69,15 @@ class KeyMoments:
         self.first[layer] += keys.sum(0).to(second.device)
 
     def moment(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
-        """E[k k^T] so far; on the CPU.
+        """E[k k^T] so far; computed where the sums are, on the CPU.
 
         Raises:
             NumericsError: If a key was not finite.
         """
-        upper = self.second[layer].cpu().triu() / self.count
+        upper = self.second[layer].triu().div_(self.count)
         if not bool(upper.isfinite().all()):
             raise NumericsError(f"keys of layer {layer} are not finite; look for NaN or inf weights")
-        return upper + upper.triu(1).T
+        return upper.add_(upper.triu(1).T).cpu()
 
     def mean(self, layer: int) -> Float[Tensor, " d_mlp"]:
         """E[k] so far; on the CPU."""
@@ -193,7 +193,7 @@ def _batches(window: list[Tensor], max_batch_tokens: int) -> Iterator[list[Tenso
 def _add(model: HookedModel, moments: KeyMoments, names: dict[int, str], texts: list[Tensor]) -> None:
     batch = pad(texts)
     found = read(model, batch.tokens, names.values())
-    real = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    real = (torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]).flatten().nonzero()[:, 0]
     for layer, name in names.items():
-        moments.add(layer, found[name][real.to(found[name].device)])
+        moments.add(layer, found[name].flatten(0, 1)[real.to(found[name].device)])
     moments.count += int(batch.lengths.sum())

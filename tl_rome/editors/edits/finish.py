@@ -96,9 +96,9 @@ def finish_edit(
 
 def _change(model: HookedModel, update: Update) -> MatrixChange:
     """How large an update is."""
-    size = update.place.weight(model).detach().double().norm()
+    size = update.place.weight(model).detach().float().norm().cpu()
     if isinstance(update, DenseUpdate):
-        return MatrixChange(update.layer, update.matrix, None, (update.change.double().norm() / size.cpu()).item())
+        return MatrixChange(update.layer, update.matrix, None, (update.change.float().norm().cpu() / size).item())
     grams = [factor.double().T @ factor.double() for factor in (update.left, update.right)]
     norm = (grams[0] * grams[1]).sum().clamp(min=0).sqrt()
-    return MatrixChange(update.layer, update.matrix, update.rank, (norm / size.cpu()).item())
+    return MatrixChange(update.layer, update.matrix, update.rank, (norm.cpu() / size).item())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_rome.arguments import Whole
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError
+from tl_rome.running.arithmetic import in_float64
 from tl_rome.running.matrices import MatrixName, MlpMatrix
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def check_shape(update: Update, weight: Float[Tensor, "d_in d_out"]) -> None:
 def with_updates(weight: Float[Tensor, "d_in d_out"], updates: Iterable[Update]) -> Float[Tensor, "d_in d_out"]:
     """A matrix as applying updates of it one after another leaves it: each sum in float64, rounded to its dtype."""
     for update in updates:
-        weight = (weight.double() + update.delta.to(weight.device)).to(weight.dtype)
+        exact = in_float64(weight)
+        weight = (exact + update.delta.to(exact.device)).to(weight)
     return weight
 
 

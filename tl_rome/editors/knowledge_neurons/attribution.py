@@ -160,16 +160,14 @@ class _Sweep:
             # The mean probability's logarithm, whose gradient does not underflow where the probability is small.
             logprob = logprobs[:, answer.to(logprobs.device)].logsumexp(-1) - log(len(answer))
             found = torch.autograd.grad(logprob.sum(), list(leaves.values()))
-        probs = logprob.detach().double().exp().split([len(leaf) for leaf in leaves.values()])
-        return {
-            layer: (prob @ gradient.double()).cpu() for layer, gradient, prob in zip(leaves, found, probs, strict=True)
-        }
+        probs = logprob.detach().cpu().double().exp().split([len(leaf) for leaf in leaves.values()])
+        parts = zip(leaves, found, probs, strict=True)
+        return {layer: prob @ gradient.cpu().double() for layer, gradient, prob in parts}
 
     def _scaled(self, layer: int, scales: Sequence[float]) -> Float[Tensor, "rows d_mlp"]:
         """The layer's values times each scale, to take gradients of."""
-        values = self.values[layer]
-        factors = torch.tensor(scales, dtype=torch.float64, device=values.device)[:, None]
-        return (factors * values.double()).to(values.dtype).requires_grad_()
+        values = torch.tensor(scales, dtype=torch.float64)[:, None] * self.values[layer].cpu().double()
+        return values.to(self.values).requires_grad_()
 
     def _put(self, layer: int, scaled: Float[Tensor, "rows d_mlp"]) -> Hook:
         """A hook that writes the scaled values into the rows that join at a layer, which are the last ones there."""

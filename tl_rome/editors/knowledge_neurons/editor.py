@@ -171,10 +171,9 @@ class KnowledgeNeurons:
         updates = []
         for layer in sorted({neuron.layer for neuron in neurons}):
             weight = MlpMatrix(layer).weight(model).detach()
-            rows = torch.tensor([neuron.neuron for neuron in neurons if neuron.layer == layer], device=weight.device)
+            rows = [neuron.neuron for neuron in neurons if neuron.layer == layer]
             chosen = torch.zeros(len(weight), dtype=torch.float64)
-            lengths = weight[rows].double().norm(dim=1).cpu()
-            chosen[rows.cpu()] = lengths if self.config.norm_matched else torch.ones_like(lengths)
+            chosen[rows] = weight[rows].cpu().double().norm(dim=1) if self.config.norm_matched else 1.0
             updates.append(LowRankUpdate.rank_one(layer, chosen, value))
         return updates
 

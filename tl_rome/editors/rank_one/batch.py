@@ -6,6 +6,7 @@ begins with the same tokens: what the model says at the subject's last token doe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -45,13 +46,13 @@ class Rewrite:
         target = encode_target(model, fact.target, prompts[0].text, fact.joiner)
         return cls(prompts, target, essence.tokens[: essence.subject.end])
 
-    @property
+    @cached_property
     def rows(self) -> list[tuple[Int[Tensor, " pos"], int]]:
         """Each row's tokens and the position of the subject's last one; the essence row, if there is one, is last."""
         rows = [(torch.cat([prompt.tokens, self.target[:-1]]), prompt.subject.last) for prompt in self.prompts]
         return rows if self.essence_row < len(rows) else [*rows, (self.essence, len(self.essence) - 1)]
 
-    @property
+    @cached_property
     def essence_row(self) -> int:
         """The row to read the essence from."""
         same = [torch.equal(prompt.tokens[: prompt.subject.end], self.essence) for prompt in self.prompts]
@@ -71,6 +72,8 @@ class Layout:
     """Request of each row."""
     first: Int[Tensor, " requests"]
     """Row of each request's prompt without a prefix."""
+    prompt: Int[Tensor, " prompts"]
+    """Rows that are prompts with a target, as many for each request."""
     essence: Int[Tensor, " requests"]
     """Row of each request whose first position shows the essence."""
     row: Int[Tensor, " scored"]
@@ -87,11 +90,12 @@ class Layout:
         rows = (new_request[self.owner] >= 0).nonzero()[:, 0]
         new_row = torch.full_like(self.owner, -1)
         new_row[rows] = torch.arange(len(rows), device=rows.device)
-        scored = new_row[self.row] >= 0
+        prompts, scored = new_row[self.prompt], new_row[self.row] >= 0
         return replace(
             self,
             owner=new_request[self.owner[rows]],
             first=new_row[self.first[requests]],
+            prompt=prompts[prompts >= 0],
             essence=new_row[self.essence[requests]],
             row=new_row[self.row[scored]],
             position=self.position[scored],
@@ -133,6 +137,7 @@ class RewriteBatch:
         layout = Layout(
             owner=torch.arange(len(rewrites)).repeat_interleave(counts),
             first=first,
+            prompt=row.unique(),
             essence=first + torch.tensor([rewrite.essence_row for rewrite in rewrites]),
             row=row,
             position=position,

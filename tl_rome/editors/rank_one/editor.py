@@ -22,15 +22,17 @@ from tl_rome.editors.edits.receipt import UpdateFigures
 from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
-from tl_rome.editors.rank_one.closed_form import insert
+from tl_rome.editors.rank_one.closed_form import Memory
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
 from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
-from tl_rome.facts import EditRequest, check_requests
+from tl_rome.facts import EditRequest, Fact, check_requests
+from tl_rome.running.arithmetic import in_float64
 from tl_rome.running.matrices import b_out, w_out
+from tl_rome.running.memory import Halving, fitting_tokens
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _REMEDY = "another layer, more evaluations (extra_evaluations), or a larger clamp"
@@ -159,7 +161,7 @@ class Rome:
         model: HookedModel,
         requests: Sequence[EditRequest],
         *,
-        max_batch_tokens: Count = 2048,
+        max_batch_tokens: Count | None = None,
         progress: bool = False,
     ) -> list[Edit]:
         """Make an edit for each request as if alone, optimising many v* at once; the model is left as found.
@@ -167,7 +169,8 @@ class Rome:
         Args:
             model: The model that the editor was prepared for.
             requests: The facts to write, each in a model of its own.
-            max_batch_tokens: Bounds memory, see `optimise_values`.
+            max_batch_tokens: Bounds memory, see `optimise_values`; by default what fits the device, 2048 on a CPU.
+                Where memory runs out, requests are edited in halves.
             progress: Whether to show a progress bar over each optimisation.
 
         Returns:
@@ -178,19 +181,25 @@ class Rome:
         """
         check_requests(requests)
         self.covariance.check(model, self.layer)
+        bound = max_batch_tokens or fitting_tokens(model, 2048, trained_from=self.layer)
         with borrowed_for_gradients(model):
-            return self._each(model, requests, {"max_batch_tokens": max_batch_tokens, "progress": progress})
+            return self._each(model, requests, {"max_batch_tokens": bound, "progress": progress})
 
     def _each(self, model: HookedModel, requests: Sequence[EditRequest], options: dict[str, Any]) -> list[Edit]:
         started = time.perf_counter()
         facts = [request.fact for request in requests]
         cautions = [sink_warning(model, fact) for fact in facts]
-        found = self.find_values(model, self.layer, facts, self.contexts, self.config, **options)
+
+        def find(part: Sequence[Fact]) -> list[OptimisedValue]:
+            return self.find_values(model, self.layer, part, self.contexts, self.config, **options)
+
+        found = [value for _, values in Halving("requests to edit")(facts, find) for value in values]
         outcomes = probe_requests(model, requests)
+        memory = self._memory(model)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
         for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
-            update, figures = self.update_for(model, request, value)
+            update, figures = self._update(model, memory, request, value)
             made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
             made |= {"remedy": _REMEDY, "after_text": _AFTER_TEXT, "cautions": caution}
             edits.append(finish_edit(model, request, [update], figures, before=before, **made))
@@ -210,15 +219,22 @@ class Rome:
             SubjectError: If the subject does not lie on whole tokens.
             NumericsError: If the covariance is singular, or the keys do not match.
         """
+        return self._update(model, self._memory(model), request, found)
+
+    def _memory(self, model: HookedModel) -> Memory:
+        return Memory(w_out(model, self.layer), b_out(model, self.layer), self.covariance)
+
+    def _update(
+        self, model: HookedModel, memory: Memory, request: EditRequest, found: OptimisedValue
+    ) -> tuple[LowRankUpdate, UpdateFigures]:
         config, layer = self.config, self.layer
         choices = (config.direction_key, config.divisor_key)
         keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
         direction, key = (keys[choice] for choice in choices)
-        weight, bias = (part(model, layer).detach().double().cpu() for part in (w_out, b_out))
-        value = found.value.double().cpu()
+        value = in_float64(found.value)
         if config.value_base == "key":
-            value = value - found.initial.double().cpu() + key @ weight + bias
-        inserted = insert(weight, bias, self.covariance, direction, key, value)
+            value = value - in_float64(found.initial) + memory.output(key)
+        inserted = memory.insert(direction, key, value)
         figures = UpdateFigures(
             preset=config.preset,
             departures=departures_on(model, config),
@@ -229,7 +245,7 @@ class Rome:
             divisor=inserted.divisor,
             divisor_ratio=inserted.divisor_ratio,
             disturbance=inserted.disturbance,
-            key_norm=direction.norm().item(),
+            key_norm=inserted.key_norm,
             losses=tuple(step["loss"] for step in found.losses),
         )
         return LowRankUpdate.rank_one(layer, inserted.u, inserted.v), figures

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_rome.editors.rank_one.presets import KeyChoice
 from tl_rome.facts import Fact
+from tl_rome.running.arithmetic import in_float64
 from tl_rome.running.forward import read
 from tl_rome.running.matrices import key_hook
 from tl_rome.sites import HookedModel
@@ -64,7 +65,7 @@ def subject_keys(
 def chosen_keys(
     model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], choices: Iterable[KeyChoice]
 ) -> dict[KeyChoice, Float[Tensor, " d_mlp"]]:
-    """The keys that a preset names; float64, on the CPU.
+    """The keys that a preset names; in float64, on the model's device where that has it, else on the CPU.
 
     Args:
         model: Left as found.
@@ -83,5 +84,5 @@ def chosen_keys(
         found["subject"] = subject_keys(model, layer, Fact("{}", fact.subject), ("",))[0]
     if wanted - {"subject"}:
         rows = subject_keys(model, layer, fact, contexts if "contexts" in wanted else contexts[:1])
-        found["prompt"], found["contexts"] = rows[0], rows.double().mean(0)
-    return {choice: found[choice].double().cpu() for choice in wanted}
+        found["prompt"], found["contexts"] = rows[0], in_float64(rows).mean(0)
+    return {choice: in_float64(found[choice]) for choice in wanted}

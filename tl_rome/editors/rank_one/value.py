@@ -15,7 +15,7 @@ of their losses has one term for each delta, Adam works element by element, and 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,21 +123,22 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
     limits = [config.max_evaluations] * len(delta)
     for step in tqdm(range(most), desc="optimise v*", unit="step", disable=not progress):
         total, parts = loss_of(delta)
-        for request, figures in zip(loss_of.requests.tolist(), parts, strict=True):
+        for request, figures in zip(loss_of.left, parts, strict=True):
             losses[request].append(figures)
             if step + 1 == config.max_evaluations and figures["nll"] > _UNWRITTEN:
                 limits[request] = most
             if figures["loss"] < config.stop_loss or step + 1 == limits[request]:
                 value, initial = (loss_of.initial + delta).detach()[request], loss_of.initial[request]
                 found[request] = OptimisedValue(value, initial, tuple(losses[request]))
-        if not torch.isfinite(total):
-            raise NumericsError(f"the loss of v* is {total.item()} at step {step}; look for NaN or inf weights")
+        loss = sum(figures["loss"] for figures in parts)
+        if not math.isfinite(loss):
+            raise NumericsError(f"the loss of v* is {loss} at step {step}; look for NaN or inf weights")
         if len(found) == len(delta):
             break
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
-        loss_of.drop([request for request in loss_of.requests.tolist() if request in found])
+        loss_of.drop(found)
         if config.clamp is not None:
             with torch.no_grad():
                 limit = config.clamp * loss_of.initial.norm(dim=1) / delta.norm(dim=1)
@@ -172,13 +173,18 @@ class _Loss:
     def __init__(self, model: HookedModel, runner: Runner, layout: Layout, config: RomeConfig) -> None:
         self.model, self.config, self.layout, self._runner = model, config, layout, runner
         self.initial = runner.outputs[layout.first, 0].float()
-        self.requests = torch.arange(len(self.initial), device=self.initial.device)
+        self.left = list(range(len(self.initial)))
+        """Requests that have not ended."""
+        self._kept: Tensor | slice = slice(None)
         self._usual: Tensor | None = None
 
     def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
-        """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts."""
+        """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts.
+
+        A device is waited for once, for the parts, by which is decided who has ended.
+        """
         layout, config = self.layout, self.config
-        delta, initial = delta[self.requests], self.initial[self.requests]
+        delta, initial = delta[self._kept], self.initial[self._kept]
         resid = self._runner(delta[layout.owner][:, None])
         read = torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
         logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
@@ -197,16 +203,18 @@ class _Loss:
 
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
         """Mean over each request's contexts."""
-        rows = self.layout.row.unique()
-        total = each.new_zeros(len(self.requests)).index_add(0, self.layout.owner[rows], each[rows])
-        return total * len(self.requests) / len(rows)
+        rows = self.layout.prompt
+        total = each.new_zeros(len(self.left)).index_add(0, self.layout.owner[rows], each[rows])
+        return total * len(self.left) / len(rows)
 
-    def drop(self, requests: Sequence[int]) -> None:
+    def drop(self, ended: Container[int]) -> None:
         """Go on without some requests."""
-        left = (~torch.isin(self.requests, torch.tensor(requests, device=self.requests.device))).nonzero()[:, 0]
-        if len(left) == len(self.requests):
+        places = [place for place, request in enumerate(self.left) if request not in ended]
+        if len(places) == len(self.left):
             return
         assert self._usual is not None
-        self.layout, rows = self.layout.keep(left)
-        self.requests, self._usual = self.requests[left], self._usual[left]
+        kept = torch.tensor(places, device=self.initial.device)
+        self.layout, rows = self.layout.keep(kept)
+        self.left, self._usual = [self.left[place] for place in places], self._usual[kept]
+        self._kept = torch.tensor(self.left, device=self.initial.device)
         self._runner.keep(rows)

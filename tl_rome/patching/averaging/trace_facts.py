@@ -25,12 +25,15 @@ from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import trace_together
 from tl_rome.running.borrowed import borrows
+from tl_rome.running.memory import bytes_of_cache, fitting
 from tl_rome.sites import HookedModel, component_name
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
 
 COMPONENTS = ("resid_post", "mlp_out", "attn_out")
 """What the paper restores (figure 2)."""
+_PROMPT_TOKENS = 32
+"""More than most prompts have."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ def trace_facts(
     store: str | Path,
     seed: Seed = 0,
     config: TraceConfig | None = None,
-    batch_size: Count = 1,
+    batch_size: Count | None = None,
     progress: bool = True,
 ) -> dict[str, list[TraceResult]]:
     """Trace many facts, or go on with an earlier run; several processes may call this on one store.
@@ -59,6 +62,7 @@ def trace_facts(
         config: How each is traced; the defaults of `causal_trace`, with a noise scale that is measured rounded to six
             digits.
         batch_size: Prompts traced in one go, which keeps a large device busy, and lost together if the run is killed.
+            By default what fits the device, 1 on a CPU.
         progress: Whether to show a progress bar over facts.
 
     Returns:
@@ -82,7 +86,7 @@ def trace_facts(
     unique = list(dict.fromkeys(map(check_fact, facts)))
     with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:
         bar.update(sum(not kept.missing(fact, components) for fact in unique))
-        work.do(unique, batch_size, wait=False, tick=bar.update)
+        work.do(unique, batch_size or _prompts_at_once(model, config), wait=False, tick=bar.update)
         work.do(work.busy, 1, wait=True, tick=bar.update)  # should another process die, its work is left to us
     return {component: [r for fact in unique if (r := kept.get(fact, component))] for component in components}
 
@@ -148,6 +152,14 @@ class _Work:
                 return
             _log.warning("left out %r: %s", group[0].prompt, error)
             self.kept.put_failure(group[0], error)
+
+
+def _prompts_at_once(model: HookedModel, config: TraceConfig) -> int:
+    """Prompts whose recorded runs, and copies of their keys and values, fit the device."""
+    cfg, runs = model.cfg, 2 * (1 + getattr(config.corruption, "samples", 1))
+    states = 4 * cfg.n_layers * (3 * cfg.d_model)  # the stream, what is patched and what that is added to, in float32
+    each = _PROMPT_TOKENS * runs * (states + bytes_of_cache(model))
+    return fitting(model, "prompts to trace", usual=1, each=each, most=8)
 
 
 def _measured(model: HookedModel, config: TraceConfig) -> TraceConfig:

@@ -77,7 +77,7 @@ def split_examples(
 
     Args:
         examples: Any number; those that are not needed are left out.
-        train: Examples to learn from.
+        train: Examples to learn from, or as many as the other parts leave.
         validation: Examples to validate with.
         check: Examples for the check.
         generator: Source of the draws.
@@ -91,14 +91,14 @@ def split_examples(
     names = list(groups)
     waiting = [groups[names[place]] for place in torch.randperm(len(names), generator=generator).tolist()]
     parts: list[tuple[TrainingExample, ...]] = []
-    for size in (check, validation, train):
+    for size, fewest in ((check, check), (validation, validation), (train, 1)):
         part: list[TrainingExample] = []
         while len(part) < size and waiting:
             part += waiting.pop()
-        if len(part) < size:
+        if len(part) < fewest:
             raise InputError(
-                f"{len(examples)} examples of {len(names)} subjects or texts are too few for {train} to train on, "
-                f"{validation} to validate with and {check} to check with; give more, or ask for fewer"
+                f"{len(examples)} examples of {len(names)} subjects or texts are too few to train on some, validate "
+                f"with {validation} and check with {check}; give more, or ask for fewer"
             )
         parts.append(tuple(part[:size]))
     return TrainingParts(train=parts[2], validation=parts[1], check=parts[0])
