@@ -139,6 +139,26 @@ def output_hook(model: HookedModel, matrix: MlpMatrix, watch: Watch) -> Hook:
     return place, lambda value, hook: watch(value)
 
 
+def addition_hooks(model: HookedModel, matrix: MlpMatrix, addition: Callable[[Tensor], Tensor]) -> list[Hook]:
+    """Hooks that add a function of a matrix's input to its output, as a change of the matrix does.
+
+    Args:
+        model: The model.
+        matrix: Of this model.
+        addition: Gets the input [batch, pos, d_in], returns what is added [batch, pos, d_out].
+    """
+    inputs: list[Tensor] = []
+
+    def note(value: Tensor) -> None:
+        inputs[:] = [value]
+
+    def add(output: Tensor) -> Tensor:
+        added = addition(inputs.pop())
+        return (output + added).to(output.dtype)
+
+    return [input_hook(model, matrix, note), output_hook(model, matrix, add)]
+
+
 def key_hook(layer: int) -> str:
     """Hook point whose value is the exact input of W_out (gated MLPs included): the key k of eq. 3."""
     return f"blocks.{layer}.mlp.hook_post"

@@ -141,3 +141,10 @@ def test_released_settings_and_those_for_small_hardware():
     assert shapes["transforms.6x4.layers.1.scale"] == (2, 10)
     assert shapes["transforms.4x6.layers.0.U"] == (10, 10), "the rank is at most the number of coordinates"
     assert sum(len(group["params"]) for group in network.groups()) == len(list(network.parameters()))
+
+
+def test_a_model_in_half_precision_is_edited_in_single(tiny):
+    editor = trained(tiny("gpt2", KIND, torch.bfloat16), replace(SMALL, max_steps=1))
+    edit = editor(tiny("gpt2", KIND, torch.bfloat16), REQUEST)
+    assert {tensor.dtype for update in edit.updates for tensor in update.tensors.values()} == {torch.float32}
+    assert edit.receipt.prob_new[1] > edit.receipt.prob_new[0]

@@ -23,7 +23,7 @@ from tl_rome.generation import continue_texts
 from tl_rome.running.borrowed import borrowed
 from tl_rome.running.hooks import Hooks, hooked
 from tl_rome.running.interrupts import reliable
-from tl_rome.running.matrices import MlpMatrix, input_hook, output_hook
+from tl_rome.running.matrices import MlpMatrix, addition_hooks
 from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint
@@ -72,18 +72,14 @@ class VirtualEdits:
 
     def _hooks(self, place: MlpMatrix, rows: Int[Tensor, " batch"]) -> Hooks:
         """The hooks that add what the edits change at one matrix."""
-        updates, inputs = self._updates[place].for_rows(rows), list[Tensor]()
-        dtype = self._updates[place].left.dtype
+        updates, dtype = self._updates[place].for_rows(rows), self._updates[place].left.dtype
 
-        def note(value: Tensor) -> None:
+        def added(value: Tensor) -> Tensor:
             if len(value) != len(rows):
                 raise InputError(f"a batch of {len(value)} rows ran, but edits were given to {len(rows)} rows")
-            inputs[:] = [value]
+            return updates(value.to(dtype))
 
-        def add(output: Tensor) -> Tensor:
-            return (output + updates(inputs.pop().to(dtype))).to(output.dtype)
-
-        return [input_hook(self.model, place, note), output_hook(self.model, place, add)]
+        return addition_hooks(self.model, place, added)
 
 
 @reliable

@@ -19,7 +19,7 @@ from tl_rome.editors.trained.passes.texts import TargetText
 from tl_rome.editors.trained.passes.upper import UpperBlocks, stack
 from tl_rome.running.forward import final_logits
 from tl_rome.running.hooks import Hook, hooked
-from tl_rome.running.matrices import MlpMatrix, input_hook, output_hook
+from tl_rome.running.matrices import MlpMatrix, addition_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +95,8 @@ def _low_rank_hooks(
     right: Float[Tensor, "rows rank d_out"],
 ) -> list[Hook]:
     """Hooks that add an edit to a matrix for each row."""
-    inputs: list[Tensor] = []
 
-    def add(output: Tensor) -> Tensor:
-        found = inputs.pop().to(left.dtype)
-        return output + ((found @ left.mT) @ right).to(output.dtype)
+    def added(inputs: Float[Tensor, "rows pos d_in"]) -> Float[Tensor, "rows pos d_out"]:
+        return (inputs.to(left.dtype) @ left.mT) @ right
 
-    return [input_hook(upper.model, matrix, inputs.append), output_hook(upper.model, matrix, add)]
+    return addition_hooks(upper.model, matrix, added)
