@@ -76,6 +76,8 @@ def test_training_lowers_the_loss_on_other_facts_and_keeps_the_best(editor):
     assert editor.log.best.loss == min(point.loss for point in editor.log.curve) < first.loss
     assert editor.log.data["records"] == sorted(example.record for example in EXAMPLES)
     assert editor.log.skipped == 0
+    moved = (editor.network.rates - SMALL.start_rate).abs()
+    assert moved.max() > 0.5 * SMALL.rates_learning_rate, "the second optimiser of the released code moves no rate"
     assert "best of 6 steps" in repr(editor)
 
 

@@ -11,6 +11,7 @@ from support.state import changed, model_state, process_state
 from support.training import EXAMPLES, LOCALITY, SMALL, trained
 
 from tl_rome.editors.trained import training
+from tl_rome.editors.trained.passes import outer, streams
 from tl_rome.errors import InputError, NumericsError, StorageError, UnsupportedModelError
 
 KIND = KINDS[0]
@@ -144,6 +145,15 @@ def test_fewer_locality_positions_are_drawn_anew(tiny, whole):
     some = trained(tiny("llama", KIND), replace(SMALL, locality_positions=3))
     assert some.log.curve[0] == whole.log.curve[0]
     assert some.log.curve[1] != whole.log.curve[1]
+
+
+def test_bounds_of_memory_change_nothing(tiny, whole, monkeypatch):
+    monkeypatch.setattr(streams, "_MOST_BYTES", 1)
+    same(trained(tiny("llama", KIND)), whole)
+    monkeypatch.setattr(outer, "_MOST_LOGITS", 20_000)
+    split = trained(tiny("llama", KIND))
+    assert split.log.best.loss == pytest.approx(whole.log.best.loss, rel=1e-4)
+    assert split.network.rates.tolist() == pytest.approx(whole.network.rates.tolist(), rel=1e-3)
 
 
 def test_bad_input_is_refused(tiny):

@@ -8,10 +8,12 @@ from the unedited model on unrelated text, KL(unedited || edited) over the whole
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tl_rome.editors.trained.passes.inner import target_losses
 from tl_rome.editors.trained.passes.products import OuterProducts
@@ -20,6 +22,9 @@ from tl_rome.editors.trained.passes.upper import UpperBlocks, stack
 from tl_rome.running.forward import final_logits
 from tl_rome.running.hooks import Hook, hooked
 from tl_rome.running.matrices import MlpMatrix, addition_hooks
+
+_MOST_LOGITS = 1 << 25
+"""Logits that are held at once, in several copies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,25 +72,38 @@ class EditedModels:
         rows = torch.arange(len(streams)).repeat_interleave(torch.tensor(sizes))
         chosen = torch.cat(list(positions))
         with torch.no_grad():
-            before = self._logits(self.upper(stack(streams))[rows, chosen])
-        after = self._logits(self.run(streams, self._each(len(streams) // self.count))[rows, chosen])
-        texts = torch.stack([found.mean() for found in _divergence(before, after).split(sizes)])
+            before = self.upper(stack(streams))[rows, chosen]
+        after = self.run(streams, self._each(len(streams) // self.count))[rows, chosen]
+        texts = torch.stack([found.mean() for found in self._divergence(before, after).split(sizes)])
         return texts.reshape(self.count, -1).mean(1)
 
     def _each(self, times: int) -> Int[Tensor, " rows"]:
         return torch.arange(self.count).repeat_interleave(times)
 
+    def _divergence(
+        self, before: Float[Tensor, "places d_model"], after: Float[Tensor, "places d_model"]
+    ) -> Float[Tensor, " places"]:
+        """KL at each place, from the last block's outputs; the logits of many places are in memory part by part."""
+        size = max(1, _MOST_LOGITS // self.upper.model.cfg.d_vocab)
+        parts = list(zip(before.split(size), after.split(size), strict=True))
+        if len(parts) == 1:
+            return self._divergence_at_once(before, after)
+        once = partial(checkpoint, self._divergence_at_once, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([once(*part) for part in parts])
+
+    def _divergence_at_once(
+        self, before: Float[Tensor, "places d_model"], after: Float[Tensor, "places d_model"]
+    ) -> Float[Tensor, " places"]:
+        """With the fewest passes over the vocabulary; no gradient goes into `before`."""
+        with torch.no_grad():
+            expected = self._logits(before)
+            probs = expected.softmax(-1)
+        found = self._logits(after)
+        return torch.linalg.vecdot(probs, expected - found) - expected.logsumexp(-1) + found.logsumexp(-1)
+
     def _logits(self, resid: Float[Tensor, "places d_model"]) -> Float[Tensor, "places d_vocab"]:
         logits = final_logits(self.upper.model, resid)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _divergence(
-    before: Float[Tensor, "places d_vocab"], after: Float[Tensor, "places d_vocab"]
-) -> Float[Tensor, " places"]:
-    """KL(before || after) from logits, with the fewest passes over the vocabulary; no gradient goes into `before`."""
-    apart = torch.linalg.vecdot(before.softmax(-1), before - after)
-    return apart - before.logsumexp(-1) + after.logsumexp(-1)
 
 
 def _low_rank_hooks(
