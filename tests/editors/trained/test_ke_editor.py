@@ -81,6 +81,15 @@ def test_one_alone_is_one_of_many_and_seeds_decide(tiny):
     assert max((a - b).norm() / b.norm() for a, b in zip(deltas(together), deltas(alone), strict=True)) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bfloat16", "float64"])
+def test_models_of_other_types(tiny, dtype):
+    model = tiny("llama", KINDS[0], dtype)
+    editor = trained_ke(model)
+    assert editor.log.best.edit_loss < editor.log.curve[0].edit_loss
+    assert {parameter.dtype for parameter in editor.network.parameters()} == {torch.float32}
+    assert editor(model, REQUESTS[0]).updates
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_stored_editor_makes_the_same_edits_in_both_classes(tiny, tmp_path, own):
     model = tiny("gemma2", KINDS[0])

@@ -6,6 +6,7 @@ from support.families import KINDS, SENTENCES
 
 from tl_rome.editors.trained.data.locality import locality_texts
 from tl_rome.editors.trained.data.passages import passage_examples
+from tl_rome.editors.trained.data.samples import sampled_texts
 from tl_rome.editors.trained.data.windows import draw_windows
 from tl_rome.errors import InputError
 from tl_rome.tokens import encode, encode_target
@@ -91,3 +92,11 @@ def test_locality_texts_are_of_long_lines_only(tiny):
     assert all(24 <= len(encode(model, text)) <= 32 and any(text in line for line in long_ones) for text in found)
     with pytest.raises(InputError, match="0 texts of more than 500 words have 0 windows"):
         locality_texts(model, TEXTS, 1, generator=seeded(), more_words_than=500)
+
+
+def test_samples_stand_in_for_a_corpus(tiny):
+    model = tiny("gpt2", KINDS[0])
+    found = [sampled_texts(model, 5, generator=seeded(seed), tokens=30, batch_size=2) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert len(set(found[0])) == 5
+    assert len(sampled_texts(model, 1, generator=seeded(), tokens=1000)) == 1, "as many as the context holds"
