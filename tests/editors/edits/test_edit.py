@@ -297,6 +297,7 @@ def test_edits_of_several_matrices_are_applied_saved_and_undone(fresh_tiny, tmp_
     edit = Edit.load(path, model)
     assert [update.place for update in edit.updates] == [update.place for update in updates]
     assert edit.receipt.layers == (1, 2)
+    assert edit.receipt.relative_change == max(change.relative for change in edit.receipt.changes)
     for update, change in zip(updates, edit.receipt.changes, strict=True):
         size = update.delta.norm() / before[update.place].norm()
         assert (change.layer, change.matrix, change.relative) == (
