@@ -1,8 +1,8 @@
 """Which matrices are edited, in which order: one list, stored with the editor.
 
 The order numbers the modes and rates of MEND's networks and the heads of KE's, and is the one in which running
-statistics see the matrices. The released lists have W_out before W_in for GPT-2 and distilGPT-2 is the other way round;
-here it is always that of `mlp_matrices`, as for GPT-J, which changes nothing but the numbering.
+statistics see the matrices. The released list has W_out before W_in for GPT-2 and W_in first for all others; here it is
+always the order of `mlp_matrices`, unless another is given, which changes nothing but the numbering.
 """
 
 from collections.abc import Sequence
