@@ -99,6 +99,7 @@ class World:
         rest = {"keys": torch.ones(1, 128), "unit": 0, "shape": (2, 2, 32), "progress": False, "epsilons": [0.1, 0.2]}
         here = {"WikiDataNeighbors.endpoint": NOWHERE, "retries": 0, "interval": 0.0, "workers": 1}
         here["contexts"] = CONTEXTS
+        here |= {"u": torch.ones(128), "v": torch.ones(32)}
         here |= {"kept": ["Rome"], "split_examples.train": 4, "split_examples.validation": 2, "check": 1}
         here |= {"locality": LOCALITY, "sizes": (4, 6), "target_tokens": 2, "more_words_than": 0, "checkpoint": None}
         return numbers | few | texts | words | names | more | alone | groups | tensors | rest | here
