@@ -23,9 +23,9 @@ from machine import load, peak_flops_per_second, peak_memory_mb
 import tl_rome
 from tl_rome.patching.config import TraceConfig
 from tl_rome.patching.corruption import GaussianNoise, noise_scale
-from tl_rome.patching.incremental import needed_names, trace_incremental
+from tl_rome.patching.methods.incremental import needed_names, trace_incremental
+from tl_rome.patching.methods.plain import trace_plain
 from tl_rome.patching.patch import Patch
-from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.tokens import encode_fact

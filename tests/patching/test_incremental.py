@@ -8,7 +8,7 @@ from support.traces import FACT, NOISE, trace
 
 from tl_rome.facts import Fact
 from tl_rome.patching import AddedNoise, TraceConfig
-from tl_rome.patching.incremental import grouped_columns
+from tl_rome.patching.methods.incremental import grouped_columns
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare
 from tl_rome.running.blocks import BlockRunner
@@ -74,7 +74,7 @@ def test_columns_that_climb_together_equal_columns_alone(tiny, kind, component, 
     calls, run = [], BlockRunner.__call__
 
     def scores(call):
-        monkeypatch.setattr("tl_rome.patching.incremental._CALL", call)
+        monkeypatch.setattr("tl_rome.patching.methods.incremental._CALL", call)
         monkeypatch.setattr(BlockRunner, "__call__", lambda *args: calls.append(args[1]) or run(*args))
         calls.clear()
         return trace(model, component, fact=fact, **options), len(calls)
@@ -94,7 +94,7 @@ def test_columns_are_grouped_by_what_a_call_is_worth(tiny, monkeypatch):
     traced = [TracedPrompt.record(run, TraceConfig(), [], attended=False) for run in runs]
 
     def groups(call, max_batch_tokens=4096):
-        monkeypatch.setattr("tl_rome.patching.incremental._CALL", call)
+        monkeypatch.setattr("tl_rome.patching.methods.incremental._CALL", call)
         return [columns for inside, columns in grouped_columns(traced, patch, max_batch_tokens) if inside]
 
     cfg = model.cfg

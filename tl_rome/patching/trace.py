@@ -21,10 +21,10 @@ from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
 from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
 from tl_rome.patching.corruption import Corruption, at_scale_of
-from tl_rome.patching.incremental import needed_names, trace_incremental
+from tl_rome.patching.methods.incremental import needed_names, trace_incremental
+from tl_rome.patching.methods.plain import trace_plain
 from tl_rome.patching.metrics import Metric
 from tl_rome.patching.patch import Patch
-from tl_rome.patching.plain import trace_plain
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.runs import Runs
 from tl_rome.patching.traced_prompt import TracedPrompt, prepare

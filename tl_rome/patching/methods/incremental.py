@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import UnsupportedModelError
-from tl_rome.patching.climb import Climb, Spot, SpotScores, stream
+from tl_rome.patching.methods.climb import Climb, Spot, SpotScores, stream
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.runs import Recorded
 from tl_rome.patching.traced_prompt import TracedPrompt

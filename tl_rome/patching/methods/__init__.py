@@ -1,0 +1,1 @@
+"""Ways to run the cells of a trace: by definition, and at the least cost."""
