@@ -12,7 +12,7 @@ from tl_rome.editors import FT, EditSequence, FineTune, compose
 from tl_rome.errors import EditStateError, NumericsError
 from tl_rome.running.matrices import w_out
 
-LEFT = r"^the editor 'leaving' left the model's W_out changed; the weights are put back. An editor returns its edit"
+LEFT = r"^the editor 'leaving' left the model's weights changed; the weights are put back. An editor returns its edit"
 
 
 def applied(model, request):
