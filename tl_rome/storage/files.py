@@ -88,16 +88,20 @@ def _former(model: HookedModel, layer: int) -> list[Tensor]:
     return _attention(model, layer)
 
 
+def has_fingerprint(model: HookedModel, expected: str) -> bool:
+    """Whether a stored result with this fingerprint is of the model; also one that an earlier version made."""
+    return expected == fingerprint(model) or expected == _digest(model, _former)
+
+
 def check_fingerprint(model: HookedModel, expected: str, what: str) -> None:
     """Refuse to use a stored result with another model.
 
     Raises:
         ModelMismatchError: If the model's fingerprint is not the expected one.
     """
-    found = fingerprint(model)
-    if expected != found and expected != _digest(model, _former):
+    if not has_fingerprint(model, expected):
         raise ModelMismatchError(
-            f"{what} belongs to the model with fingerprint {expected}, this model has {found}; "
+            f"{what} belongs to the model with fingerprint {expected}, this model has {fingerprint(model)}; "
             "load the same checkpoint in the same dtype, without weight processing"
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.running.arithmetic import float64_device, in_float64
 from tl_rome.sites import HookedModel
-from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
+from tl_rome.storage.files import check_fingerprint, has_fingerprint, load, save
 from tl_rome.storage.parts import read_as, reading
 
 _KIND = "key_covariance"
@@ -58,7 +58,7 @@ class KeyCovariance:
             if file.name.endswith(".covariance.safetensors"):
                 with resources.as_file(file) as path:
                     found = cls.load(path)
-                if found.model == fingerprint(model) and found.prepend_bos == bool(model.cfg.default_prepend_bos):
+                if has_fingerprint(model, found.model) and found.prepend_bos == bool(model.cfg.default_prepend_bos):
                     return found
         return None
 
