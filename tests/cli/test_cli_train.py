@@ -11,7 +11,7 @@ from support.records import GAZI
 from tl_rome import editors
 from tl_rome.counterfact import load_counterfact
 from tl_rome.counterfact.dataset.sample import load_sample_relations
-from tl_rome.editors import MEND_CF, Ke, Mend
+from tl_rome.editors import MEND_CF, Edit, Ke, Mend
 from tl_rome.editors.trained.data.parts import subject_key
 from tl_rome.editors.trained.training import Training
 
@@ -137,3 +137,25 @@ def test_too_little_text_is_refused(options, tmp_path):
     short.write_text("Rome.\n")
     assert "give more text" in fail("train", "ke", "--text", short, *options[2:], "--out", tmp_path / "out")
     assert written(tmp_path) == {"short.txt"}
+
+
+def test_a_trained_editor_is_used_by_every_command_that_takes_editors(options, folder, tmp_path):
+    file = tmp_path / "trained"
+    succeed("train", "mend-cf", *options, "--rank", 4, "--out", file, codes=CODES)
+    on_model = ("--model", folder, "--trained", file)
+    fact = ("{} is located in the city of", "The Eiffel Tower", "Rome")
+    printed = succeed("edit", *fact, "--editor", "mend_cf", *on_model, "--out", tmp_path / "edit", codes=CODES)
+    assert "1, 2, 3 (W_in, W_out) (as trained)" in printed
+    assert len(Edit.load(tmp_path / "edit").updates) == 6
+    few = ("--limit", 2, "--generation-length", 0, "--workers", 1)
+    succeed("compare", "--editors", "kn,mend_cf", *few, *on_model, "--out", tmp_path / "compared")
+    rows = json.loads((tmp_path / "compared" / "compare.json").read_text())["rows"]
+    assert list(rows) == ["unedited", "kn", "mend_cf (not converged)"]
+    assert rows["mend_cf (not converged)"]["s/edit"]["mean"] > 0
+    sequential = ("sequential", "--editors", "mend_cf", "--counts", "1,2", "--limit", 2)
+    succeed(*sequential, *on_model, "--out", tmp_path / "sequence")
+    said = fail("edit", *fact, "--editor", "ke_cf", *on_model, "--out", tmp_path / "edit")
+    assert "holds 'mend_cf'; name that as --editor, or another file" in said
+    for wrong in (("--editor", "mend_cf"), ("--editor", "ft", "--trained", file)):
+        fail("edit", *fact, *wrong, "--model", folder, "--out", tmp_path / "edit")
+    assert "'mend_cf' is trained first" in fail("compare", "--editors", "mend_cf", "--model", folder, *few)
