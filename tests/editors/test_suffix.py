@@ -9,7 +9,7 @@ from support.families import FAMILIES, FAMILY_KINDS, KINDS
 
 from tl_rome.editors.suffix import suffix_runner
 from tl_rome.errors import NumericsError, UnsupportedModelError
-from tl_rome.running.blocks import first_run, frozen
+from tl_rome.running.blocks import BlockRunner, first_run, frozen
 from tl_rome.running.forward import last_resid, read
 from tl_rome.running.hooks import hooked
 from tl_rome.running.matrices import key_hook, value_hook
@@ -109,3 +109,23 @@ def test_what_a_trial_run_raises_is_the_reason(error):
 def test_what_says_nothing_about_the_model_is_left_alone(error):
     with pytest.raises(type(error)), first_run():
         raise error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_run_with_nothing_added_is_the_trial(tiny, kind, monkeypatch):
+    model, layers, own = tiny("gpt2", kind), [], BlockRunner.__call__
+
+    def counted(self, layer, *args):
+        layers.append(layer)
+        return own(self, layer, *args)
+
+    monkeypatch.setattr(BlockRunner, "__call__", counted)
+    nothing, options = torch.zeros(3, 1, model.cfg.d_model), {"lengths": LENGTHS, "start": START, "span": 1}
+    with torch.no_grad(), suffix_runner(model, BATCH, LAYER, **options, padding=PADDING) as run:
+        found = run(nothing)
+        assert layers == list(range(LAYER, model.cfg.n_layers))
+        assert torch.equal(run(nothing), found)
+    layers.clear()
+    with torch.no_grad(), suffix_runner(model, BATCH, LAYER, **options, padding=PADDING) as run:
+        assert not torch.equal(run(nothing + 1), found)
+        assert len(layers) == 2 * (model.cfg.n_layers - LAYER)

@@ -3,10 +3,11 @@
 Nothing below the layer and nothing before the first changed position depends on what is added. So one run is recorded,
 and each further one begins with the edited block, on the positions at which its output changes, and goes up from there.
 Where a model's blocks cannot be run one by one, `WholeRunner` runs all of it each time: slower, and the same numbers.
+Which of the two it is the first run shows, in which nothing is added as yet: it must give what was recorded.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class SuffixRunner:
-    """Runs of a batch from one layer's W_out up, differentiable in what is added there; `suffix_runner` makes it."""
+    """Runs of a batch from one layer's W_out up, differentiable in what is added there."""
 
     def __init__(
         self,
@@ -42,9 +43,7 @@ class SuffixRunner:
         with torch.no_grad(), hooked(model, [value_hook(model, layer, outputs.append)]):
             found, attended = record(model, tokens, {pre, post, top, *names}, padding=padding)
         self.found = {name: found[name] for name in names}
-        """What was recorded at `names`."""
         self.outputs: Float[Tensor, "rows span d_model"] = outputs[0][:, start:end]
-        """W_out's output at the positions that may change, bias included, before anything is added."""
         self._layers = range(layer, model.cfg.n_layers)
         self._above = BlockRunner(model, tokens, start, padding)
         whole = end == tokens.shape[1]
@@ -57,11 +56,7 @@ class SuffixRunner:
         self._added = torch.zeros_like(self.outputs)
 
     def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
-        """The last block's output at positions from `start` on.
-
-        Args:
-            added: To W_out's output, for each row that is left.
-        """
+        """See `Runner`."""
         self._added = added
         edited, *above = self._layers
         changed = self._edited(edited, self._pre, self._past[0], self._rows)
@@ -71,7 +66,7 @@ class SuffixRunner:
         return resid
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with some of the rows that are left, given by their places among those."""
+        """See `Runner`."""
         self._rows = rows if self._rows is None else self._rows[rows]
         self._pre, self._after = self._pre[rows], self._after[rows]
         self._past = [(keys[rows], values[rows]) for keys, values in self._past]
@@ -81,13 +76,12 @@ class SuffixRunner:
         return (output + self._added).to(output.dtype)
 
     @torch.no_grad()
-    def check(self) -> None:
-        """Make sure that a run with nothing added gives what was recorded.
+    def check(self, found: Float[Tensor, "rows from_start d_model"]) -> None:
+        """Make sure that a run of all rows, with nothing added, has given what was recorded.
 
         Raises:
-            UnsupportedModelError: If it does not: the model does more than pass one stream from block to block.
+            UnsupportedModelError: If it has not: the model does more than pass one stream from block to block.
         """
-        found = self(torch.zeros_like(self.outputs))
         check_blocks(found[self._real], self._unedited[self._real])
 
 
@@ -118,9 +112,7 @@ class WholeRunner:
             found = read(model, self._tokens, [*names, self._top])
         back = (places - shift[:, None]).clamp(min=0)
         self.found = {name: found[name][self._rows[:, None], back] for name in names}
-        """What was recorded at `names`."""
         self.outputs: Float[Tensor, "rows span d_model"] = outputs[0][self._rows[:, None], self._changed]
-        """W_out's output at the positions that may change, bias included, before anything is added."""
         self._added = torch.zeros_like(self.outputs)
 
     @property
@@ -129,13 +121,13 @@ class WholeRunner:
         return self._places[:, : self._span]
 
     def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
-        """See `SuffixRunner`."""
+        """See `Runner`."""
         self._added = added
         resid = read(self._model, self._tokens, [self._top])[self._top]
         return resid[torch.arange(len(resid), device=resid.device)[:, None], self._places]
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `SuffixRunner`."""
+        """See `Runner`."""
         self._tokens, self._places = self._tokens[rows], self._places[rows]
 
     def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
@@ -144,8 +136,59 @@ class WholeRunner:
         return output.index_put((rows, self._changed), self._added.to(output.dtype), accumulate=True)
 
 
-Runner = SuffixRunner | WholeRunner
-"""Runs of a batch with something added to W_out's output."""
+class Runner:
+    """Runs of a batch with something added to W_out's output, in the shorter way if that is right.
+
+    Args:
+        suffix: Makes the shorter way.
+        whole: Makes the other one.
+    """
+
+    def __init__(self, suffix: Callable[[], SuffixRunner], whole: Callable[[], WholeRunner]) -> None:
+        self._whole, self._tried = whole, False
+        try:
+            with first_run():
+                self._use(suffix())
+        except UnsupportedModelError as error:
+            self._give_up(error)
+        self.found = self._running.found
+        """What was recorded at `names`."""
+        self.outputs: Float[Tensor, "rows span d_model"] = self._running.outputs
+        """W_out's output at the positions that may change, bias included, before anything is added."""
+
+    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+        """The last block's output at positions from `start` on.
+
+        Args:
+            added: To W_out's output, for each row that is left; nothing in the first run, or one more is needed.
+        """
+        if self._tried or not isinstance(self._running, SuffixRunner):
+            return self._running(added)
+        self._tried, something = True, bool(added.any())
+        try:
+            with first_run():
+                found = self._running(torch.zeros_like(added) if something else added)
+                self._running.check(found)
+        except UnsupportedModelError as error:
+            self._give_up(error)
+            return self._running(added)
+        return self._running(added) if something else found
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with some of the rows that are left, given by their places among those; not before the first run."""
+        self._running.keep(rows)
+
+    def _use(self, running: SuffixRunner | WholeRunner) -> None:
+        self._running, self.add = running, running.add
+
+    def _give_up(self, error: UnsupportedModelError) -> None:
+        _log.warning("%s; running the whole model at each step instead", error)
+        self.add = _unchanged  # what is recorded has nothing added
+        self._use(self._whole())
+
+
+def _unchanged(output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
+    return output
 
 
 @contextmanager
@@ -160,7 +203,7 @@ def suffix_runner(
     padding: Int[Tensor, " rows"] | None = None,
     names: Iterable[str] = (),
 ) -> Iterator[Runner]:
-    """Record a run of a batch and check that it can be continued; the runner is valid inside the `with` block.
+    """Record a run of a batch and continue it again and again; the runner is valid inside the `with` block.
 
     Args:
         model: Left as found. A hook is on it inside: putting it there takes a bridge tens of milliseconds, so it is
@@ -171,19 +214,15 @@ def suffix_runner(
         start: First position at which it changes.
         span: Number of positions at which it changes; None is all of them.
         padding: Padding tokens on the left of each row.
-        names: Further hook points to record, see `SuffixRunner.found`.
+        names: Further hook points to record, see `Runner.found`.
 
     Raises:
         InputError: If a hook point does not exist.
     """
     names = list(names)
-    try:
-        with first_run():
-            runner: Runner = SuffixRunner(model, tokens, layer, lengths, start, span, padding, names)
-            with hooked(model, [value_hook(model, layer, runner.add)]):
-                runner.check()
-    except UnsupportedModelError as error:
-        _log.warning("%s; running the whole model at each step instead", error)
-        runner = WholeRunner(model, tokens, layer, start, span, padding, names)
-    with hooked(model, [value_hook(model, layer, runner.add)]):
+    runner = Runner(
+        lambda: SuffixRunner(model, tokens, layer, lengths, start, span, padding, names),
+        lambda: WholeRunner(model, tokens, layer, start, span, padding, names),
+    )
+    with hooked(model, [value_hook(model, layer, lambda output: runner.add(output))]):
         yield runner

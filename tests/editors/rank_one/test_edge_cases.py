@@ -130,7 +130,7 @@ def test_ctrl_c_inside_an_edit_leaves_the_model_as_it_was(fresh_tiny, monkeypatc
         monkeypatch.setattr(torch.optim, "Adam", Interrupted)
     else:
 
-        def probe(*args):
+        def probe(*args, **options):
             raise KeyboardInterrupt
 
         place = {"measure before": "rank_one.editor.probe_requests", "measure after": "edits.finish.probe_model"}

@@ -104,7 +104,7 @@ def test_each_preset_stores_its_value_under_its_key(tiny, preset):
     edit = Rome(covariance(model), CONTEXTS, config)(model, REQUEST)
     found = optimise_value(model, LAYER, REQUEST.fact, CONTEXTS, config)
     choices = config.direction_key, config.divisor_key
-    keys = chosen_keys(model, LAYER, REQUEST.fact, CONTEXTS, choices)
+    keys = chosen_keys(model, LAYER, REQUEST.fact, CONTEXTS, choices, found.keys)
     direction, key = (keys[choice] for choice in choices)
     weight, bias, update = w_out(model, LAYER).double(), b_out(model, LAYER).double(), rank_one(edit)
     stored = key @ (weight + update.delta) + bias

@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.compare import relative_error
 from support.edits import CONTEXTS, LAYER, REQUEST
 from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import RELEASED
 from tl_rome.editors.rank_one.batch import RewriteBatch
+from tl_rome.editors.rank_one.key import chosen_keys
 from tl_rome.editors.rank_one.value import optimise_value, optimise_values
 from tl_rome.errors import InputError, NumericsError, SubjectError
 from tl_rome.facts import Fact
@@ -137,6 +139,16 @@ def test_batches_keep_to_their_bound(tiny, monkeypatch):
         assert all(size <= bound or count == 1 for count, size in sizes)
     assert len(sizes) == 1
     assert optimise_values(model, LAYER, [], CONTEXTS, SHORT) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_of_a_batch_are_those_of_runs_of_their_own(tiny, kind):
+    model = tiny("llama", kind)
+    for fact, value in zip(MANY, optimise_values(model, LAYER, MANY, CONTEXTS, SHORT), strict=True):
+        expected = chosen_keys(model, LAYER, fact, CONTEXTS, ["prompt", "contexts"])
+        assert value.keys.keys() == expected.keys()
+        for choice, key in expected.items():
+            assert relative_error(value.keys[choice], key) < 1e-5
 
 
 def test_where_blocks_cannot_be_run_one_by_one_whole_runs_find_the_same_value(tiny, monkeypatch, caplog):

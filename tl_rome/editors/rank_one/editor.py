@@ -24,7 +24,7 @@ from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import Memory
 from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
-from tl_rome.editors.rank_one.key import chosen_keys, sink_warning
+from tl_rome.editors.rank_one.key import Keys, chosen_keys, sink_warning
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
@@ -199,7 +199,7 @@ class Rome:
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
         for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
-            update, figures = self._update(model, memory, request, value)
+            update, figures = self._update(model, memory, request, value, value.keys)
             made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
             made |= {"remedy": _REMEDY, "after_text": _AFTER_TEXT, "cautions": caution}
             edits.append(finish_edit(model, request, [update], figures, before=before, **made))
@@ -219,17 +219,17 @@ class Rome:
             SubjectError: If the subject does not lie on whole tokens.
             NumericsError: If the covariance is singular, or the keys do not match.
         """
-        return self._update(model, self._memory(model), request, found)
+        return self._update(model, self._memory(model), request, found, {})
 
     def _memory(self, model: HookedModel) -> Memory:
         return Memory(w_out(model, self.layer), b_out(model, self.layer), self.covariance)
 
     def _update(
-        self, model: HookedModel, memory: Memory, request: EditRequest, found: OptimisedValue
+        self, model: HookedModel, memory: Memory, request: EditRequest, found: OptimisedValue, known: Keys
     ) -> tuple[LowRankUpdate, UpdateFigures]:
         config, layer = self.config, self.layer
         choices = (config.direction_key, config.divisor_key)
-        keys = chosen_keys(model, layer, request.fact, self.contexts, choices)
+        keys = chosen_keys(model, layer, request.fact, self.contexts, choices, known)
         direction, key = (keys[choice] for choice in choices)
         value = in_float64(found.value)
         if config.value_base == "key":

@@ -5,7 +5,8 @@ prefixes; the draft takes it from the bare subject text. What follows the subjec
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -62,9 +63,23 @@ def subject_keys(
     return keys[torch.arange(len(prompts)), batch.last]
 
 
+Keys = Mapping[KeyChoice, Float[Tensor, " d_mlp"]]
+"""Keys of one subject."""
+
+
+def keys_in_contexts(rows: Float[Tensor, "contexts d_mlp"]) -> Keys:
+    """The keys that depend on contexts, from the subject's key in each of them, as `subject_keys` gives it."""
+    return {"prompt": in_float64(rows[0]), "contexts": in_float64(rows).mean(0)}
+
+
 def chosen_keys(
-    model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], choices: Iterable[KeyChoice]
-) -> dict[KeyChoice, Float[Tensor, " d_mlp"]]:
+    model: HookedModel,
+    layer: int,
+    fact: Fact,
+    contexts: Sequence[str],
+    choices: Iterable[KeyChoice],
+    known: Keys = MappingProxyType({}),
+) -> Keys:
     """The keys that a preset names; in float64, on the model's device where that has it, else on the CPU.
 
     Args:
@@ -74,15 +89,15 @@ def chosen_keys(
         contexts: Prefixes, the empty one first.
         choices: Which keys: "subject" is that of the bare subject text, "contexts" the mean over contexts, "prompt"
             that of the first context.
+        known: Keys that need no run any more.
 
     Raises:
         SubjectError: If the subject does not lie on whole tokens in some context.
     """
-    found: dict[KeyChoice, Tensor] = {}
     wanted = set(choices)
-    if "subject" in wanted:
-        found["subject"] = subject_keys(model, layer, Fact("{}", fact.subject), ("",))[0]
-    if wanted - {"subject"}:
-        rows = subject_keys(model, layer, fact, contexts if "contexts" in wanted else contexts[:1])
-        found["prompt"], found["contexts"] = rows[0], in_float64(rows).mean(0)
-    return {choice: in_float64(found[choice]) for choice in wanted}
+    missing, found = wanted - known.keys(), dict(known)
+    if "subject" in missing:
+        found["subject"] = in_float64(subject_keys(model, layer, Fact("{}", fact.subject), ("",))[0])
+    if missing - {"subject"}:
+        found |= keys_in_contexts(subject_keys(model, layer, fact, contexts if "contexts" in missing else contexts[:1]))
+    return {choice: found[choice] for choice in wanted}

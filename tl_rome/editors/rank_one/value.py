@@ -16,7 +16,7 @@ of their losses has one term for each delta, Adam works element by element, and 
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -25,12 +25,14 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from tl_rome.editors.rank_one.batch import Layout, Rewrite, RewriteBatch
+from tl_rome.editors.rank_one.key import Keys, keys_in_contexts
 from tl_rome.editors.rank_one.presets import RomeConfig
 from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
+from tl_rome.running.matrices import key_hook
 from tl_rome.sites import HookedModel, check_layer
 
 _UNWRITTEN = math.log(2)
@@ -47,6 +49,8 @@ class OptimisedValue:
     """v0, what it gave for the prompt without a prefix."""
     losses: tuple[dict[str, float], ...]
     """Per evaluation: loss, nll, kl, penalty (nats), and the mean probability of the target over contexts."""
+    keys: Keys = field(default_factory=dict)
+    """The subject's keys in the same contexts, "prompt" and "contexts", seen in the recorded run; in float64."""
 
 
 def optimise_value(
@@ -104,13 +108,16 @@ def optimise_values(
         Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
     ]
     found: dict[int, OptimisedValue] = {}
+    place = key_hook(layer)
     with frozen(model), torch.enable_grad():
         for chunk in _chunks(rewrites, max_batch_tokens):
             batch = RewriteBatch.make(model, [rewrites[index] for index in chunk])
             options = {"lengths": batch.lengths, "start": batch.start, "span": 1, "padding": batch.padding}
-            with suffix_runner(model, batch.tokens, layer, **options) as runner:
-                loss_of = _Loss(model, runner, batch.layout, config)
-                found.update(zip(chunk, _optimise(loss_of, config, progress), strict=True))
+            with suffix_runner(model, batch.tokens, layer, **options, names=[place]) as runner:
+                keys = runner.found.pop(place)[batch.layout.prompt, batch.start].unflatten(0, (len(chunk), -1))
+                values = _optimise(_Loss(model, runner, batch.layout, config), config, progress)
+            for index, value, rows in zip(chunk, values, keys, strict=True):
+                found[index] = replace(value, keys=keys_in_contexts(rows))
     return [found[index] for index in range(len(facts))]
 
 
