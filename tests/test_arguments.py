@@ -53,9 +53,15 @@ def public() -> dict[str, Any]:
                 found[value.__qualname__] = value
             elif inspect.isclass(value) and not issubclass(value, BaseException) and Protocol not in value.__bases__:
                 for name, method in inspect.getmembers(value, callable):
+                    if inspect.isclass(method):  # an attribute, such as the class of an editor's settings
+                        continue
                     if name in ("__init__", "__call__") or not name.startswith("_"):
                         found[f"{value.__name__}.{name}"] = getattr(method, "__func__", method)
-    return {name: value for name, value in found.items() if value.__module__.startswith("tl_rome.")}
+    return {
+        name: value
+        for name, value in found.items()
+        if (getattr(value, "__module__", None) or "").startswith("tl_rome.")
+    }
 
 
 PUBLIC = public()

@@ -34,7 +34,7 @@ GATED = {"llama", "qwen2", "mistral", "gemma2"}
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_input_times_matrix_plus_bias_is_the_output(tiny, family, kind, dtype, tolerance):
     model, inputs, outputs = tiny(family, kind, dtype), {}, {}
-    places = editable_matrices(model)
+    places = list(editable_matrices(model))
     names = ["W_gate", "W_in", "W_out"] if family in GATED else ["W_in", "W_out"]
     assert places == [MlpMatrix(layer, name) for layer in range(N_LAYERS) for name in names]
 

@@ -5,7 +5,7 @@ Orientation: TransformerLens keeps a matrix as [d_in, d_out] and computes x @ W 
     product u v^T here, with v for Λ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,12 +47,16 @@ class MlpMatrix:
             UnsupportedModelError: If the block has no such two-dimensional matrix (mixtures of experts, attention-only,
                 W_gate where nothing is gated), or it cannot be read.
         """
+        return self._weight(model, hook_points(model))
+
+    def _weight(self, model: HookedModel, points: Container[str]) -> Float[Tensor, "d_in d_out"]:
+        """See `weight`; `points` are the names of the model's hook points, which a bridge lists slowly."""
         check_layer(model, self.layer)
         found = _read(model, self.layer, self.name)
         inner, outer = model.cfg.d_mlp, model.cfg.d_model
         shape = (inner, outer) if self.name == "W_out" else (outer, inner)
         whole = isinstance(found, Tensor) and tuple(found.shape) == shape
-        if not whole or key_hook(self.layer) not in hook_points(model):
+        if not whole or key_hook(self.layer) not in points:
             seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UnsupportedModelError(
                 f"layer {self.layer} has no plain MLP with {self.name} of shape {shape} (found {seen}), so it cannot "
@@ -81,22 +85,26 @@ def mlp_matrices(model: HookedModel, layer: int) -> tuple[MlpMatrix, ...]:
         InputError: If the layer is out of range.
         UnsupportedModelError: If one of them is not a single two-dimensional matrix.
     """
-    gated = isinstance(_read(model, check_layer(model, layer), "W_gate"), Tensor)
-    found = tuple(MlpMatrix(layer, name) for name in _PARTS if gated or name != "W_gate")
-    for matrix in found:
-        matrix.weight(model)
-    return found
+    return tuple(_weights(model, layer, hook_points(model)))
 
 
-def editable_matrices(model: HookedModel) -> list[MlpMatrix]:
-    """All matrices of all layers that have plain MLPs: those that an edit can change."""
-    found: list[MlpMatrix] = []
+def editable_matrices(model: HookedModel) -> dict[MlpMatrix, Float[Tensor, "d_in d_out"]]:
+    """All matrices of all layers that have plain MLPs, which are those that an edit can change, with their weights."""
+    found: dict[MlpMatrix, Tensor] = {}
+    points = hook_points(model)
     for layer in range(model.cfg.n_layers):
         try:
-            found += mlp_matrices(model, layer)
+            found |= _weights(model, layer, points)
         except UnsupportedModelError:
             continue
     return found
+
+
+def _weights(model: HookedModel, layer: int, points: Container[str]) -> dict[MlpMatrix, Float[Tensor, "d_in d_out"]]:
+    """The matrices of a layer's MLP."""
+    gated = isinstance(_read(model, check_layer(model, layer), "W_gate"), Tensor)
+    found = [MlpMatrix(layer, name) for name in _PARTS if gated or name != "W_gate"]
+    return {matrix: matrix._weight(model, points) for matrix in found}
 
 
 def input_hook(model: HookedModel, matrix: MlpMatrix, watch: Watch) -> Hook:

@@ -206,8 +206,8 @@ def model_settings(model: HookedModel) -> dict[str, Any]:
 def edited_weights(model: HookedModel) -> str:
     """16 hexadecimal digits of samples of every matrix that an edit can change."""
     digest = hashlib.sha256()
-    for matrix in editable_matrices(model):
-        digest.update(sample_bytes(matrix.weight(model)))
+    for weight in editable_matrices(model).values():
+        digest.update(sample_bytes(weight))
     return digest.hexdigest()[:16]
 
 

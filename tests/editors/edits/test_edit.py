@@ -289,7 +289,7 @@ def test_edits_of_several_matrices_are_applied_saved_and_undone(fresh_tiny, tmp_
         left, right = (torch.randn(size, 2, generator=generator) / size**0.5 for size in (d_in, d_out))
         low = LowRankUpdate(place.layer, left, right, place.name)
         updates.append(low if place.layer == 1 else DenseUpdate(2, low.delta.float(), "W_in"))
-    before = {place: place.weight(model).detach().clone() for place in editable_matrices(model)}
+    before = {place: weight.detach().clone() for place, weight in editable_matrices(model).items()}
     figures = UpdateFigures(preset="random", layer_choice="given", losses=(1.0,))
     made = {"before": probe_model(model, REQUEST), "provenance": {}, "started": 0.0, "remedy": "another seed"}
     path = finish_edit(model, REQUEST, updates, figures, **made).save(tmp_path / "edit.safetensors")

@@ -86,4 +86,4 @@ class WeightGuard:
 
 
 def _copies(model: HookedModel) -> dict[MlpMatrix, Tensor]:
-    return {place: place.weight(model).detach().to("cpu", copy=True) for place in editable_matrices(model)}
+    return {place: weight.detach().to("cpu", copy=True) for place, weight in editable_matrices(model).items()}
