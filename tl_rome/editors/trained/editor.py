@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,8 @@ from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 from tl_rome.storage.parts import read_as, reading
+
+_Editor = TypeVar("_Editor", bound="TrainedEditor")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,7 +229,7 @@ class TrainedEditor(ABC):
         return save(path, self.kind, self.network.state_dict(), header)
 
     @classmethod
-    def load(cls, path: str | Path, model: HookedModel) -> Self:
+    def load(cls: type[_Editor], path: str | Path, model: HookedModel) -> _Editor:
         """Read an editor that `save` wrote.
 
         Args:
