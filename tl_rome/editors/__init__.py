@@ -36,7 +36,7 @@ from tl_rome.editors.knowledge_neurons.scores import shared_neurons as shared_ne
 from tl_rome.editors.layers import default_layer as default_layer
 from tl_rome.editors.rank_one.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.rank_one.editor import Rome as Rome
-from tl_rome.editors.rank_one.editor import rome as rome
+from tl_rome.editors.rank_one.one_call import rome as rome
 from tl_rome.editors.rank_one.presets import DRAFT as DRAFT
 from tl_rome.editors.rank_one.presets import NEURIPS as NEURIPS
 from tl_rome.editors.rank_one.presets import P_ROME as P_ROME
