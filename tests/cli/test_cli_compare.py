@@ -79,7 +79,7 @@ def test_the_layer_is_found_once_for_all_workers(options, monkeypatch):
 
 
 def test_unknown_editors_and_layers_are_refused(options):
-    assert "there is no editor 'kn'; choose from ft" in misuse("compare", *options, "--editors", "ft,kn")
+    assert "there is no editor 'memit'; choose from ft" in misuse("compare", *options, "--editors", "ft,memit")
     assert "'deep' is neither a layer's number nor auto" in misuse("compare", *options, "--layer", "deep")
 
 

@@ -91,7 +91,7 @@ def test_layer_that_tracing_finds(folder, statistics, tmp_path, monkeypatch, edi
 def test_fine_tuning_takes_no_statistics(statistics, tmp_path):
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--editor", "ft", "--model", "./nowhere", "--out", tmp_path / "edit")
     for option in (("--covariance", statistics), ("--contexts", "recipe")):
-        assert "ft fine-tunes on the prompt alone; leave out --covariance" in fail(*arguments, *option)
+        assert "ft reads the prompt alone; leave out --covariance" in fail(*arguments, *option)
 
 
 def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):

@@ -42,7 +42,7 @@ def test_counts_go_as_far_as_the_records_by_default(options, tmp_path):
         (("--counts", "1,9"), "give numbers from 1 to 3"),
         (("--counts", "0,1"), "give numbers from 1 to 3"),
         (("--records", "nowhere.json"), "cannot read nowhere.json"),
-        (("--editors", "ft,ft_l", "--layer", "2"), "ft and ft_l train the first layer here"),
+        (("--editors", "ft,ft_l", "--layer", "2"), "ft and ft_l choose their layers themselves here"),
         (("--covariance", "nowhere"), "nowhere does not exist"),
     ],
 )
