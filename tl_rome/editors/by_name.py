@@ -154,7 +154,7 @@ def check_names(names: str | Iterable[str]) -> list[str]:
 
 def _untrained(name: str) -> str:
     command = name.replace("_", "-")
-    return f"{name!r} is trained first, by `tl-rome train {command} --out FILE`; give what load_trained reads there"
+    return f"{name!r} is trained first, by `tl-rome train {command} --out FILE`; give what load_trained reads there (--trained FILE)"
 
 
 def _label(name: str, editor: Editor) -> str:
