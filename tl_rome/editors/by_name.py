@@ -154,7 +154,8 @@ def check_names(names: str | Iterable[str]) -> list[str]:
 
 def _untrained(name: str) -> str:
     command = name.replace("_", "-")
-    return f"{name!r} is trained first, by `tl-rome train {command} --out FILE`; give what load_trained reads there (--trained FILE)"
+    made = f"{name!r} is trained first, by `tl-rome train {command} --out FILE`"
+    return f"{made}; give what load_trained reads there (--trained FILE)"
 
 
 def _label(name: str, editor: Editor) -> str:
