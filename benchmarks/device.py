@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from covariance import forward_seconds
-from least import least_of_edit, least_of_map
+from least import block_weights, least_of_edit, least_of_map
 from machine import peak_memory_mb
 from proxy import COMPONENTS, CONTEXTS, WORKS, measure_proxy
 from shapes import random_model
@@ -97,7 +97,7 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
     """All works of one model."""
     records, cfg = load_counterfact("sample"), model.cfg
     fact, layer = records[0].request.fact, default_layer(model)
-    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    block = block_weights(model)
 
     def trace(component: str, **options: Any) -> None:
         generator = torch.Generator().manual_seed(0)

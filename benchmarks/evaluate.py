@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from edit import plain_step
-from least import least_of_edit
+from least import block_weights, least_of_edit
 from machine import load, peak_flops_per_second, peak_memory_mb
 
 from tl_rome.counterfact import CounterFactRecord, EvaluationConfig, load_counterfact
@@ -85,7 +85,7 @@ def batched_scores(measured: MeasuredRecord) -> list[float]:
 def minimum_flops(model: Any, record: CounterFactRecord, edit: float) -> float:
     """Floating-point operations that an exact result needs, without attention scores and norms."""
     cfg = model.cfg
-    block = cfg.n_layers * sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    block = cfg.n_layers * block_weights(model)
     logits = cfg.d_model * cfg.d_vocab
     scored = cases(model, record)
     prompts = sum(len(start) for start, _ in scored[::2])

@@ -5,12 +5,21 @@ from typing import Any
 from tl_rome.editors.rank_one.batch import Rewrite
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.runs import Runs
+from tl_rome.running.matrices import mlp_matrices
+
+
+def block_weights(model: Any) -> int:
+    """Weights that a token passes in a block: bridges keep some of a block's twice."""
+    cfg = model.cfg
+    heads = cfg.n_heads + (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
+    mlp = sum(matrix.weight(model).numel() for matrix in mlp_matrices(model, 0))
+    return 2 * cfg.d_model * heads * cfg.d_head + mlp
 
 
 def least_of_map(model: Any, runs: Runs, patch: Patch) -> float:
     """Of one tracing map."""
     cfg, n_pos = model.cfg, len(runs.tokens)
-    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    block = block_weights(model)
     total = 0
     for window in patch.windows:
         layers = cfg.n_layers - window.start - (patch.component == "resid_post")
@@ -22,7 +31,7 @@ def least_of_map(model: Any, runs: Runs, patch: Patch) -> float:
 def least_of_edit(model: Any, layer: int, rewrite: Rewrite, evaluations: int) -> float:
     """Of one ROME edit that takes some evaluations of the loss."""
     cfg, rows = model.cfg, rewrite.rows
-    block = sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    block = block_weights(model)
     once = sum(len(tokens) for tokens, _ in rows) * cfg.n_layers * block
     moved = sum(len(tokens) - last for tokens, last in rows)
     scored = len(rewrite.prompts) * len(rewrite.target) + 1

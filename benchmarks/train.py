@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from least import block_weights
 from machine import load, peak_flops_per_second, peak_memory_mb
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -80,7 +81,7 @@ def added(model: Any, changes: dict[MlpMatrix, Any]) -> list[Any]:
 def minimum_flops(model: Any, parameters: int, examples: Sequence[TrainingExample], locality: Sequence[str]) -> float:
     """Floating-point operations of an exact step, without attention scores, norms and the optimiser."""
     cfg, layers = model.cfg, len({matrix.layer for matrix in choose_matrices(model, None)})
-    block = layers * sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1)
+    block = layers * block_weights(model)
     head, least = cfg.d_model * cfg.d_vocab, 0.0
     for example, text in zip(examples, locality, strict=True):
         inner, target = tokens_of(model, example.prompt, example)

@@ -36,7 +36,7 @@ from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest, check_requests
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import device_of, final_logits
-from tl_rome.running.matrices import key_hook, w_out
+from tl_rome.running.matrices import MlpMatrix, key_hook, w_out
 from tl_rome.running.memory import Halving, fitting
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, encode_target, pad
@@ -174,10 +174,12 @@ class FineTune:
         trained = _train(model, self.layer, requests, self.config, progress)
         outcomes = probe_requests(model, requests)
         shared = (time.perf_counter() - started) / len(requests)
+        unedited: dict[MlpMatrix, str] = {}
         for request, (change, losses), before in zip(requests, trained, outcomes, strict=True):
             started = time.perf_counter() - shared
             updates, figures = [DenseUpdate(self.layer, change.cpu())], self._figures(model, losses)
             made = {"provenance": self._provenance(model, losses), "started": started, "remedy": _REMEDY}
+            made |= {"unedited": unedited}
             edits.append(finish_edit(model, request, updates, figures, before=before, **made))
         return edits
 

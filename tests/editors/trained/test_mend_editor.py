@@ -9,7 +9,7 @@ from support.families import FAMILY_KINDS, KINDS
 from support.state import changed, model_state
 from support.training import EXAMPLES, SMALL, trained
 
-from tl_rome.editors import MEND_CF, Mend, edited_rows
+from tl_rome.editors import MEND_CF, Mend, edited_rows, training_doubt
 from tl_rome.editors.edits.outcome import probe_model
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.trained.mend.network import MendNetwork
@@ -68,6 +68,12 @@ def test_a_negative_start_raises_the_target_and_a_positive_one_lowers_it(tiny, s
     for edit in untrained.each(model, REQUESTS):
         before, after = edit.receipt.prob_new
         assert (after > before) == better
+
+
+def test_an_edit_says_that_its_editor_did_not_converge(tiny, editor):
+    doubt = training_doubt(editor.log, editor.config)
+    assert doubt
+    assert f"the editor did not converge: {doubt}" in editor(tiny("llama", KIND), REQUEST).receipt.warnings
 
 
 def test_training_lowers_the_loss_on_other_facts_and_keeps_the_best(editor):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.families import KINDS, SENTENCES
 
+from tl_rome.editors.trained.data import passages as building
 from tl_rome.editors.trained.data.locality import locality_texts
 from tl_rome.editors.trained.data.passages import passage_examples
 from tl_rome.editors.trained.data.samples import sampled_texts
@@ -100,3 +101,19 @@ def test_samples_stand_in_for_a_corpus(tiny):
     assert found[0] == found[1] != found[2]
     assert len(set(found[0])) == 5
     assert len(sampled_texts(model, 1, generator=seeded(), tokens=1000)) == 1, "as many as the context holds"
+
+
+def test_a_prompt_that_ends_in_a_space_of_its_target_is_left_out(tiny, monkeypatch):
+    refused, own = [], encode_target
+
+    def refuse_the_first(model, target, prompt=None, joiner=None):
+        refused.append(prompt)
+        if len(refused) == 1:
+            raise InputError("prompt ends in a space that belongs to the token")
+        return own(model, target, prompt, joiner)
+
+    monkeypatch.setattr(building, "encode_target", refuse_the_first)
+    made = passages(tiny("gpt2", KINDS[0]))
+    assert len(made.examples) == 8
+    assert refused[0] not in [example.prompt for example in made.examples]
+    assert made.left_out["the continuation is not text of its own"] >= 1

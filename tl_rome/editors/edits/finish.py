@@ -14,6 +14,7 @@ from tl_rome.editors.edits.update import DenseUpdate, Update, check_places
 from tl_rome.editors.edits.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.facts import EditRequest
+from tl_rome.running.matrices import MlpMatrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
@@ -33,6 +34,7 @@ def finish_edit(
     after_text: str = "",
     contexts: Sequence[str] = (),
     cautions: Sequence[str] = (),
+    unedited: dict[MlpMatrix, str] | None = None,
     run: RunToTop | None = None,
 ) -> Edit:
     """The edit that makes some updates, with its effect measured; signs of damage or of no effect are logged too.
@@ -49,6 +51,8 @@ def finish_edit(
         after_text: See there.
         contexts: Those that the editor used; the first one that is not empty stands for a paraphrase, see `verdict`.
         cautions: Further warnings, which have been logged.
+        unedited: Digests of matrices as they are, to which those that are missing are added; for many edits of one
+            model, a digest of which is taken once then.
         run: How to run the edited model, see `probe_requests`.
 
     Raises:
@@ -58,7 +62,8 @@ def finish_edit(
     check_places(updates)
     places = [update.place for update in updates]
     changes = tuple(_change(model, update) for update in updates)
-    digests_before = [weight_digest(model, place) for place in places]
+    unedited = {} if unedited is None else unedited
+    unedited |= {place: weight_digest(model, place) for place in places if place not in unedited}
     with updates_applied(model, updates):
         after = probe_model(model, request, first_context(contexts), run=run)
         digests_after = [weight_digest(model, place) for place in places]
@@ -90,7 +95,7 @@ def finish_edit(
         _log.warning("the edit %r -> %r may disable the model: %s", receipt.prompt, receipt.target_new, warning)
     if weak is not None:
         _log.warning("the edit %r -> %r: %s", receipt.prompt, receipt.target_new, weak)
-    digests = dict(zip(places, zip(digests_before, digests_after, strict=True), strict=True))
+    digests = {place: (unedited[place], after) for place, after in zip(places, digests_after, strict=True)}
     return Edit(tuple(updates), request, receipt, fingerprint(model), provenance, digests)
 
 

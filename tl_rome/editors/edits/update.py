@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -161,8 +162,15 @@ def with_updates(weight: Float[Tensor, "d_in d_out"], updates: Iterable[Update])
     """A matrix as applying updates of it one after another leaves it: each sum in float64, rounded to its dtype."""
     for update in updates:
         exact = in_float64(weight)
-        weight = (exact + update.delta.to(exact.device)).to(weight)
+        weight = (exact + _delta_on(exact.device, update)).to(weight)
     return weight
+
+
+def _delta_on(device: torch.device, update: Update) -> Float[Tensor, "d_in d_out"]:
+    """`Update.delta` on a device, to the bit: one product per element is the same everywhere, a sum of them is not."""
+    if isinstance(update, LowRankUpdate) and update.rank == 1:
+        return update.left.to(device).double() * update.right.to(device).double().T
+    return update.delta.to(device)
 
 
 def _check_finite(update: Update) -> None:

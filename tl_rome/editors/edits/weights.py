@@ -45,7 +45,7 @@ def weight_digest(model: HookedModel, place: MlpMatrix) -> str:
 
 
 def _digest(weight: Float[Tensor, "d_in d_out"]) -> str:
-    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]
 
 
 def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -> None:

@@ -31,7 +31,7 @@ from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest, Fact, check_requests
 from tl_rome.running.arithmetic import in_float64
-from tl_rome.running.matrices import b_out, w_out
+from tl_rome.running.matrices import MlpMatrix, b_out, w_out
 from tl_rome.running.memory import Halving, fitting_tokens
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
@@ -197,11 +197,12 @@ class Rome:
         outcomes = probe_requests(model, requests)
         memory = self._memory(model)
         shared, edits = (time.perf_counter() - started) / max(1, len(requests)), []
+        unedited: dict[MlpMatrix, str] = {}
         for request, value, before, caution in zip(requests, found, outcomes, cautions, strict=True):
             started = time.perf_counter() - shared
             update, figures = self._update(model, memory, request, value, value.keys)
             made = {"provenance": self._provenance(model, value), "started": started, "contexts": self.contexts}
-            made |= {"remedy": _REMEDY, "after_text": _AFTER_TEXT, "cautions": caution}
+            made |= {"remedy": _REMEDY, "after_text": _AFTER_TEXT, "cautions": caution, "unedited": unedited}
             edits.append(finish_edit(model, request, [update], figures, before=before, **made))
         return edits
 

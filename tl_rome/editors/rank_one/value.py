@@ -33,8 +33,13 @@ from tl_rome.facts import Fact
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
 from tl_rome.running.matrices import key_hook
+from tl_rome.running.replay import Replay
 from tl_rome.sites import HookedModel, check_layer
 
+PARTS: tuple[str, ...] = ("loss", "nll", "kl", "penalty", "target_prob")
+"""What is noted of an evaluation."""
+_PADDED = 1.25
+"""Most positions that a group of requests is run on, over those that it needs."""
 _UNWRITTEN = math.log(2)
 """NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
 
@@ -128,8 +133,16 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
     losses: list[list[dict[str, float]]] = [[] for _ in delta]
     most = config.max_evaluations + config.extra_evaluations
     limits = [config.max_evaluations] * len(delta)
+
+    def evaluate() -> tuple[Tensor, Tensor]:
+        now = delta.detach().requires_grad_()  # the same memory; a leaf of one evaluation can be recorded
+        total, figures = loss_of(now)
+        return torch.autograd.grad(total, now)[0], figures
+
+    evaluated = Replay(evaluate, delta.is_cuda)
     for step in tqdm(range(most), desc="optimise v*", unit="step", disable=not progress):
-        total, parts = loss_of(delta)
+        delta.grad, found_parts = evaluated()
+        parts = [dict(zip(PARTS, row, strict=True)) for row in found_parts.tolist()]  # all that a step waits for
         for request, figures in zip(loss_of.left, parts, strict=True):
             losses[request].append(figures)
             if step + 1 == config.max_evaluations and figures["nll"] > _UNWRITTEN:
@@ -142,10 +155,9 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
             raise NumericsError(f"the loss of v* is {loss} at step {step}; look for NaN or inf weights")
         if len(found) == len(delta):
             break
-        optimiser.zero_grad()
-        total.backward()
         optimiser.step()
-        loss_of.drop(found)
+        if loss_of.drop(found):
+            evaluated.forget()
         if config.clamp is not None:
             with torch.no_grad():
                 limit = config.clamp * loss_of.initial.norm(dim=1) / delta.norm(dim=1)
@@ -160,16 +172,20 @@ def _optimiser(delta: Float[Tensor, "requests d_model"], config: RomeConfig) -> 
 
 
 def _chunks(rewrites: Sequence[Rewrite], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Group rewrites, those with few positions first, so that rows times positions stay within the bound."""
+    """Group rewrites, those with few positions first, so that rows times positions stay within the bound.
+
+    All rows of a group are run on as many positions as the longest has, which is to be little more than they need.
+    """
     chunk: list[int] = []
-    rows = 0
+    rows = needed = 0
     for index in sorted(range(len(rewrites)), key=lambda index: rewrites[index].positions):
         rewrite = rewrites[index]
-        if chunk and (rows + len(rewrite.rows)) * rewrite.positions > max_batch_tokens:
+        tokens, own = (rows + len(rewrite.rows)) * rewrite.positions, len(rewrite.rows) * rewrite.positions
+        if chunk and (tokens > max_batch_tokens or tokens > _PADDED * (needed + own)):
             yield chunk
-            chunk, rows = [], 0
+            chunk, rows, needed = [], 0, 0
         chunk.append(index)
-        rows += len(rewrite.rows)
+        rows, needed = rows + len(rewrite.rows), needed + own
     if chunk:
         yield chunk
 
@@ -185,11 +201,10 @@ class _Loss:
         self._kept: Tensor | slice = slice(None)
         self._usual: Tensor | None = None
 
-    def __call__(self, delta: Float[Tensor, "requests d_model"]) -> tuple[Float[Tensor, ""], list[dict[str, float]]]:
-        """Sum of the losses of the requests that are left, differentiable in delta, and each one's parts.
-
-        A device is waited for once, for the parts, by which is decided who has ended.
-        """
+    def __call__(
+        self, delta: Float[Tensor, "requests d_model"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "left parts"]]:
+        """Sum of the losses of the requests that are left, differentiable in delta, and each one's `PARTS`."""
         layout, config = self.layout, self.config
         delta, initial = delta[self._kept], self.initial[self._kept]
         resid = self._runner(delta[layout.owner][:, None])
@@ -204,9 +219,8 @@ class _Loss:
         kl = config.kl_factor * kl_div(self._usual, essence, log_target=True, reduction="none").sum(1)
         penalty = config.norm_penalty * delta.norm(dim=1) / initial.norm(dim=1) ** 2
         loss = nll + kl + penalty
-        parts = {"loss": loss, "nll": nll, "kl": kl, "penalty": penalty, "target_prob": self._mean((-nll_each).exp())}
-        figures = torch.stack(list(parts.values()), dim=1).tolist()
-        return loss.sum(), [dict(zip(parts, row, strict=True)) for row in figures]
+        parts = [loss, nll, kl, penalty, self._mean((-nll_each).exp())]
+        return loss.sum(), torch.stack(parts, dim=1).detach()
 
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
         """Mean over each request's contexts."""
@@ -214,14 +228,15 @@ class _Loss:
         total = each.new_zeros(len(self.left)).index_add(0, self.layout.owner[rows], each[rows])
         return total * len(self.left) / len(rows)
 
-    def drop(self, ended: Container[int]) -> None:
-        """Go on without some requests."""
+    def drop(self, ended: Container[int]) -> bool:
+        """Go on without some requests; whether any of them was still there."""
         places = [place for place, request in enumerate(self.left) if request not in ended]
         if len(places) == len(self.left):
-            return
+            return False
         assert self._usual is not None
         kept = torch.tensor(places, device=self.initial.device)
         self.layout, rows = self.layout.keep(kept)
         self.left, self._usual = [self.left[place] for place in places], self._usual[kept]
         self._kept = torch.tensor(self.left, device=self.initial.device)
         self._runner.keep(rows)
+        return True

@@ -23,6 +23,7 @@ from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.edits.verdict import first_context
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.config import TrainingConfig
+from tl_rome.editors.trained.convergence import training_doubt
 from tl_rome.editors.trained.log import TrainingLog
 from tl_rome.editors.trained.network import EditNetwork
 from tl_rome.editors.trained.passes.inner import inner_gradients
@@ -146,7 +147,9 @@ class TrainedEditor(ABC):
         check_requests(requests)
         self.check(model)
         self.network.to(device_of(model))
-        edits: list[Edit] = []
+        edits, unedited = list[Edit](), dict[MlpMatrix, str]()
+        doubt = training_doubt(self.log, self.config)
+        cautions = [f"the editor did not converge: {doubt}"] if doubt else []
         with (
             borrowed_for_gradients(model),
             torch.no_grad(),
@@ -172,6 +175,8 @@ class TrainedEditor(ABC):
                             provenance=self._provenance(),
                             started=started,
                             remedy="an editor that was trained for longer, or on facts that are more like this one",
+                            cautions=cautions,
+                            unedited=unedited,
                             run=texts.run,
                         )
                     )

@@ -200,7 +200,8 @@ class Climb:
             places(final, self._scored),
             places(run, self._scored),
         ]
-        moved = torch.tensor([place for each in lists for place in each]).T.to(self._device)
+        # Without waiting for the climb before this one, which the device may still be at.
+        moved = torch.tensor([place for each in lists for place in each]).T.to(self._device, non_blocking=True)
         *parts, everywhere, tail, last = moved.split([len(each) for each in lists], dim=1)
         return parts[: len(steps)], parts[len(steps) :], everywhere, tail, last
 

@@ -137,4 +137,7 @@ def _example(
 
 def _follows(model: HookedModel, prompt: str, text: str, joiner: str, target: Int[Tensor, " target"]) -> bool:
     """Whether a target after a prompt is read as the tokens that were sampled."""
-    return bool(text.strip()) and torch.equal(encode_target(model, text, prompt, joiner), target)
+    try:
+        return torch.equal(encode_target(model, text, prompt, joiner), target)
+    except InputError:  # nothing but white space, or the prompt ends in a space that is part of the target's token
+        return False
