@@ -1,9 +1,9 @@
 """What tracing, editing and evaluating cost on this machine's accelerator, or on its CPU for small shapes.
 
 Models have random weights in the shapes of GPT-2 XL (float32, both classes) and GPT-J (bfloat16). Each work is run once
-for the wall time and once under torch's profiler, which adds up its kernels (on a CPU: the operators' own time); the
-least is its necessary multiply-adds at the rate of a large matrix product in the model's dtype, measured here too.
-Peak memory is what tensors took on an accelerator, and the process's on a CPU.
+for the wall time and, unless that would take minutes, once under torch's profiler, which adds up its kernels (on a CPU:
+the operators' own time); the least is its necessary multiply-adds at the rate of a large matrix product in the model's
+dtype, measured here too. Peak memory is what tensors took on an accelerator, and the process's on a CPU.
 
 `--proxy` measures a deep thin model on one CPU thread instead, see `proxy`. The last line is one JSON object.
 """
@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ SMALL = tuple((f"{name.removesuffix('-xl')}-small", kind, dtype) for name, kind,
 NOISE = GaussianNoise(0.1, 10)
 LENGTH = 50
 """Tokens of a text."""
-PLAIN_BATCHES = (4096, 16384)
+PLAIN_BATCH = 16384
 
 
 class Meter:
@@ -110,11 +111,8 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
     least = [map_flops(model, fact, component) for component in COMPONENTS]
     trace("resid_post")  # what is compiled or loaded at first is no part of the cost
     report("three maps", meter.measure(maps, sum(least)))
-    plain = [
-        meter.measure(lambda: trace("mlp_out", method="plain", max_batch_tokens=bound), least[1], kernels=False)  # noqa: B023
-        for bound in PLAIN_BATCHES
-    ]
-    report("one map, plain", min(plain, key=lambda found: found["wall"]))
+    trace_plainly = partial(trace, "mlp_out", method="plain", max_batch_tokens=PLAIN_BATCH)
+    report("one map, plain", meter.measure(trace_plainly, least[1], kernels=False))
 
     ids = torch.randint(100, 40_000, (-(-max(meter.tokens, 2 * cfg.d_mlp) // 128), 128), generator=torch.Generator())
     count, moments = ids.numel(), KeyMoments.zeros(model, [layer])
@@ -142,7 +140,8 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
         meter.measure(lambda: rome(model, requests[0]), needed[0], kernels=False),
     )
     report("one edit", meter.measure(lambda: rome(model, requests[0]), needed[0]))
-    report(f"{meter.together} edits together", meter.measure(lambda: rome.each(model, requests), sum(needed)))
+    together = meter.measure(lambda: rome.each(model, requests), sum(needed), kernels=False)
+    report(f"{meter.together} edits together", together)
 
     starts = [encode(model, record.request.fact.prompt) for record in records for _ in range(2)][: meter.texts]
 
@@ -151,7 +150,7 @@ def measure_model(model: Any, meter: Meter, report: Callable[[str, dict[str, flo
         generate_to_length(model, starts, LENGTH, generator=generators, top_k=5)
 
     least_texts = 2.0 * meter.texts * (LENGTH - 1) * (cfg.n_layers * block + cfg.d_model * cfg.d_vocab)
-    found = meter.measure(texts, least_texts)
+    found = meter.measure(texts, least_texts, kernels=False)
     report("texts", {**found, "texts_per_second": meter.texts / found["wall"]})
 
 

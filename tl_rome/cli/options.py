@@ -49,7 +49,10 @@ RecordsOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take this many records from the start.")]
 BatchSizeOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Records or prompts at once; more take more memory.")
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, help="Records or prompts at once; more take more memory.", show_default="what fits"
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of all random draws.")]
 RetryOption = Annotated[

@@ -43,7 +43,7 @@ def compare(
     ] = 7,
     texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 1,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
-    batch_size: BatchSizeOption = 16,
+    batch_size: BatchSizeOption = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes with a model each.", show_default="2 on a CPU with two threads, else 1"),

@@ -61,7 +61,7 @@ def sweep(
     ] = None,
     records: RecordsOption = "sample",
     limit: LimitOption = 50,
-    batch_size: BatchSizeOption = 8,
+    batch_size: BatchSizeOption = None,
     seed: SeedOption = 0,
     retry_failed: RetryOption = False,
     out: ResultsOption = Path("tl-rome-sweep"),

@@ -24,7 +24,7 @@ def trace_many(
     ] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Facts to trace, of those that the model knows.")] = 60,
     samples: Annotated[int, typer.Option(min=1, help="Noise samples to average over.")] = 10,
-    batch_size: BatchSizeOption = 1,
+    batch_size: BatchSizeOption = None,
     seed: SeedOption = 0,
     out: ResultsOption = Path("tl-rome-trace-many"),
 ) -> None:

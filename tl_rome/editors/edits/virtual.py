@@ -109,7 +109,7 @@ def score_edited(
     targets: Sequence[str],
     rows: Rows,
     *,
-    max_batch_tokens: Count = 4096,
+    max_batch_tokens: Count | None = None,
 ) -> TargetScores:
     """Score each target after its prompt in the model with that row's edit; see `score_targets` and `edited_rows`.
 
