@@ -199,6 +199,21 @@ class Edit:
             check_fingerprint(model, edit.model, str(path))
         return edit
 
+    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
+        """Write the edit as a LoRA adapter for plain transformers, see `export_peft`.
+
+        Args:
+            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
+            model: What the edit was made on, without it; left as found.
+            source: Name or folder that the model was loaded from, as `load_model` takes it.
+
+        Raises:
+            TLRomeError: As `export_peft` does.
+        """
+        from tl_rome.editors.export.peft import export_peft
+
+        return export_peft(self, model, source, folder)
+
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file keeps of the edit: tensors, and a JSON-serialisable header."""
         names = [f"{place.layer}.{place.name}" for place in self.places]

@@ -103,6 +103,21 @@ class EditSequence:
             headers.append(header)
         return save(path, SEQUENCE_KIND, tensors, {"edits": headers})
 
+    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
+        """Write all edits as one LoRA adapter for plain transformers, see `export_peft`.
+
+        Args:
+            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
+            model: What the first edit was made on, without any of them; left as found.
+            source: Name or folder that the model was loaded from, as `load_model` takes it.
+
+        Raises:
+            TLRomeError: As `export_peft` does.
+        """
+        from tl_rome.editors.export.peft import export_peft
+
+        return export_peft(self, model, source, folder)
+
     @classmethod
     def load(cls, path: str | Path, model: HookedModel | None = None) -> "EditSequence":
         """Read a sequence that `save` wrote.
