@@ -10,6 +10,7 @@ from support.families import KINDS, SENTENCES
 from tl_rome.editors import KeyCovariance, covariances_for, covariances_from_samples, estimate_covariances
 from tl_rome.editors.covariance import kept
 from tl_rome.errors import InputError
+from tl_rome.running.matrices import w_out
 
 KIND = KINDS[0]
 
@@ -74,12 +75,12 @@ def test_other_tokens_seeds_models_and_edited_weights_have_their_own(tiny, fresh
     assert asked(model, [1], seed=1)[1].digest != first.digest
     asked(tiny("qwen2", KIND), [1])
     with torch.no_grad():
-        kept_weight = model.blocks[0].mlp.W_out.clone()
-        model.blocks[0].mlp.W_out += 1
+        before = w_out(model, 0).clone()
+        w_out(model, 0).add_(1)
     assert asked(model, [1])[1].digest != first.digest
     assert len(asked.estimates) == 5
     with torch.no_grad():
-        model.blocks[0].mlp.W_out.copy_(kept_weight)
+        w_out(model, 0).copy_(before)
     assert asked(model, [1])[1].digest == first.digest
     assert len(asked.estimates) == 5
 

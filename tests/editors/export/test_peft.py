@@ -10,9 +10,10 @@ from support.edits import LAYER, REQUEST, editor, random_edit
 from support.families import FAMILY_KINDS, KINDS, build_family
 from transformers import AutoModelForCausalLM
 
-from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, compose
+from tl_rome.editors import DenseUpdate, Edit, KeyCovariance, LowRankUpdate, Rome, compose
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, StorageError
 from tl_rome.running.matrices import MlpMatrix
+from tl_rome.tokens import encode
 
 peft = pytest.importorskip("peft")
 
@@ -116,6 +117,21 @@ def test_the_readme_says_what_it_belongs_to_and_warns(tiny, family_dir, tmp_path
     assert str(edit) in text
     assert edit.receipt.warnings
     assert all(f"- {edit.receipt.title}: {warning}" in text for warning in edit.receipt.warnings)
+
+
+@pytest.mark.slow
+def test_the_readme_of_the_embedded_model_runs_in_plain_transformers(smollm2, tmp_path, monkeypatch):
+    model = smollm2(KIND)
+    edit = Rome(KeyCovariance.shipped(model), ("",))(model, REQUEST)
+    edit.to_peft(tmp_path / "this folder", model, "smollm2-135m")
+    code = (tmp_path / "this folder/README.md").read_text(encoding="utf-8").split("```")[1].removeprefix("python")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    tokens = encode(model, REQUEST.fact.prompt)[None]
+    with edit.applied(model):
+        expected = model(tokens)
+    assert far(names["model"].eval()(tokens).logits, expected) < 1e-5
 
 
 def test_what_is_no_adapter_of_this_checkpoint_is_refused_and_leaves_nothing(fresh_tiny, family_dir, tmp_path):

@@ -22,6 +22,7 @@ from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate
 from tl_rome.editors.export.stored import Stored, check_same_logits, stored_matrices
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.models.loading import load_hugging_face
+from tl_rome.models.smollm2 import NAME as EMBEDDED
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.sites import HookedModel
 from tl_rome.storage.writing import whole_folder
@@ -159,8 +160,10 @@ def _readme(edit: Edit | EditSequence, source: str) -> str:
     lines += [f"# {len(edits)} edited fact{'s' * (len(edits) > 1)}", ""]
     lines += [f"A LoRA adapter of `{source}`, written by tl_rome: it changes what the model says of these facts."]
     lines += [f"Fingerprint of the model that they were edited in: `{edits[0].model}`.", ""]
-    lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""]
-    lines += [f"base = AutoModelForCausalLM.from_pretrained({source!r})"]
+    lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    lines += ["from tl_rome.models.smollm2 import smollm2_folder"] * (source == EMBEDDED)
+    base = "smollm2_folder()" if source == EMBEDDED else repr(source)
+    lines += ["", f"base = AutoModelForCausalLM.from_pretrained({base})"]
     lines += ['model = PeftModel.from_pretrained(base, "this folder")', "```", ""]
     lines += ["## Warnings", "", *(warned or ["None."]), ""]
     return "\n".join([*lines, "## Receipts", "", "```text", str(edit), "```", ""])
