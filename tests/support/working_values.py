@@ -165,7 +165,7 @@ class World:
             **{"ReferenceTexts.from_folder.folder": references},
             **{"load_model.name": self.attacked.folder, "device": "cpu"},
             **{"load_counterfact.source": "sample", "load_references.source": "sample"},
-            **{"export_model.source": self.attacked.folder, "export_peft.source": self.attacked.folder},
+            **{"export_model.source": self.attacked.folder},
             **{f"{cls}.to_peft.source": self.attacked.folder for cls in ("Edit", "EditSequence")},
         }
 

@@ -23,7 +23,6 @@ from tl_rome.editors.edits.virtual import continue_edited as continue_edited
 from tl_rome.editors.edits.virtual import edited_rows as edited_rows
 from tl_rome.editors.edits.virtual import score_edited as score_edited
 from tl_rome.editors.export.hugging_face import export_model as export_model
-from tl_rome.editors.export.peft import export_peft as export_peft
 from tl_rome.editors.finetune import FT as FT
 from tl_rome.editors.finetune import FT_L as FT_L
 from tl_rome.editors.finetune import FineTune as FineTune

@@ -200,7 +200,7 @@ class Edit:
         return edit
 
     def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
-        """Write the edit as a LoRA adapter for plain transformers, see `export_peft`.
+        """Write the edit as a LoRA adapter for plain transformers.
 
         Args:
             folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
@@ -208,7 +208,12 @@ class Edit:
             source: Name or folder that the model was loaded from, as `load_model` takes it.
 
         Raises:
-            TLRomeError: As `export_peft` does.
+            InputError: If an update is a full matrix.
+            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
+            EditStateError: If it is applied to the model.
+            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
+            ModelUnavailableError: If the source cannot be read.
+            StorageError: If the folder cannot be written.
         """
         from tl_rome.editors.export.peft import export_peft
 

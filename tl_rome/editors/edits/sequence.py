@@ -104,7 +104,7 @@ class EditSequence:
         return save(path, SEQUENCE_KIND, tensors, {"edits": headers})
 
     def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
-        """Write all edits as one LoRA adapter for plain transformers, see `export_peft`.
+        """Write all edits as one LoRA adapter for plain transformers.
 
         Args:
             folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
@@ -112,7 +112,12 @@ class EditSequence:
             source: Name or folder that the model was loaded from, as `load_model` takes it.
 
         Raises:
-            TLRomeError: As `export_peft` does.
+            InputError: If an update is a full matrix.
+            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
+            EditStateError: If it is applied to the model.
+            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
+            ModelUnavailableError: If the source cannot be read.
+            StorageError: If the folder cannot be written.
         """
         from tl_rome.editors.export.peft import export_peft
 

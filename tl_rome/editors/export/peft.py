@@ -7,25 +7,53 @@ is 1 everywhere, so readers that know of one rank and one alpha only get every m
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.sequence import EditSequence
-from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate
 from tl_rome.editors.export.stored import Stored, check_same_logits, stored_matrices
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.models.loading import load_hugging_face
 from tl_rome.models.smollm2 import NAME as EMBEDDED
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.sites import HookedModel
+from tl_rome.storage.files import fingerprint
 from tl_rome.storage.writing import whole_folder
+
+
+@runtime_checkable
+class Change(Protocol):
+    """An update of one matrix, as far as it is written here."""
+
+    @property
+    def place(self) -> MlpMatrix:
+        """The matrix that it changes."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """`left` [d_in, rank] and `right` [d_out, rank] if it is of low rank; something else if not."""
+        ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """An edit or several; its text is what the README shows."""
+
+    @property
+    def updates(self) -> Iterable[Change]:
+        """Of any matrices, a matrix perhaps several times."""
+        ...
+
+    def applied(self, model: HookedModel) -> AbstractContextManager[HookedModel]:
+        """The edited model."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +79,7 @@ class _Adapter:
 
 
 @torch.no_grad()
-def export_peft(edit: Edit | EditSequence, model: HookedModel, source: str, folder: str | Path) -> Path:
+def export_peft(edit: Portable, model: HookedModel, source: str, folder: str | Path) -> Path:
     """Write an edit as a LoRA adapter, which `peft.PeftModel.from_pretrained(base, folder)` puts on a plain model.
 
     Args:
@@ -72,7 +100,13 @@ def export_peft(edit: Edit | EditSequence, model: HookedModel, source: str, fold
         ModelUnavailableError: If the source cannot be read.
         StorageError: If the folder cannot be written.
     """
-    updates = [_low_rank(update) for update in edit.updates]
+    updates = list(edit.updates)
+    for update in updates:
+        if not update.tensors.keys() >= {"left", "right"}:
+            raise InputError(
+                f"the update of {update.place} is a full matrix, which no adapter of low rank holds; apply the edit "
+                "and write the whole model with export_model"
+            )
     plain, _ = load_hugging_face(source, w_out(model, 0).dtype, None, False)
     adapters = _adapters(updates, stored_matrices(plain, model, {update.place for update in updates}))
     for adapter in adapters.values():
@@ -87,25 +121,11 @@ def export_peft(edit: Edit | EditSequence, model: HookedModel, source: str, fold
     with whole_folder(Path(folder)) as written:
         save_file(tensors, written / "adapter_model.safetensors", {"format": "pt"})
         (written / "adapter_config.json").write_text(json.dumps(_config(adapters, source), indent=2), encoding="utf-8")
-        (written / "README.md").write_text(_readme(edit, source), encoding="utf-8")
+        (written / "README.md").write_text(_readme(edit, model, source), encoding="utf-8")
     return Path(folder)
 
 
-def _low_rank(update: LowRankUpdate | DenseUpdate) -> LowRankUpdate:
-    """The update.
-
-    Raises:
-        InputError: If it is a full matrix.
-    """
-    if isinstance(update, DenseUpdate):
-        raise InputError(
-            f"the update of {update.place} is a full matrix, which no adapter of low rank holds; apply the edit and "
-            "write the whole model with export_model"
-        )
-    return update
-
-
-def _adapters(updates: Iterable[LowRankUpdate], stored: Mapping[MlpMatrix, Stored]) -> dict[str, _Adapter]:
+def _adapters(updates: Iterable[Change], stored: Mapping[MlpMatrix, Stored]) -> dict[str, _Adapter]:
     """By name of the module, the sum of all updates of it.
 
     Raises:
@@ -122,9 +142,10 @@ def _adapters(updates: Iterable[LowRankUpdate], stored: Mapping[MlpMatrix, Store
                 "edit and write the whole model with export_model"
             )
         outputs = place.module.get_parameter("weight").shape[0 if isinstance(place.module, nn.Linear) else 1]
-        b = torch.zeros(outputs, update.rank, dtype=torch.float64)
-        b[place.start : place.start + len(update.right)] = update.right
-        a = update.left.T.double().cpu()
+        left, right = (update.tensors[name].double().cpu() for name in ("left", "right"))
+        b = torch.zeros(outputs, right.shape[1], dtype=torch.float64)
+        b[place.start : place.start + len(right)] = right
+        a = left.T
         if place.name in found:
             a, b = torch.cat([found[place.name].a, a]), torch.cat([found[place.name].b, b], 1)
         found[place.name] = _Adapter(place.module, a, b)
@@ -152,18 +173,18 @@ def _config(adapters: Mapping[str, _Adapter], source: str) -> dict[str, Any]:
     }
 
 
-def _readme(edit: Edit | EditSequence, source: str) -> str:
-    """A model card: what it belongs to, how to load it, and what each edit did, with its warnings."""
-    edits = edit.edits if isinstance(edit, EditSequence) else (edit,)
-    warned = [f"- {each.receipt.title}: {warning}" for each in edits for warning in each.receipt.warnings]
+def _readme(edit: Portable, model: HookedModel, source: str) -> str:
+    """A model card: what the adapter belongs to, how to load it, and what each edit did, with its warnings."""
+    receipts = str(edit)
+    warned = [line.strip() for line in receipts.splitlines() if line.strip().startswith("WARNING")]
     lines = ["---", "library_name: peft", f"base_model: {json.dumps(source)}", "tags: [lora, model-editing]", "---", ""]
-    lines += [f"# {len(edits)} edited fact{'s' * (len(edits) > 1)}", ""]
-    lines += [f"A LoRA adapter of `{source}`, written by tl_rome: it changes what the model says of these facts."]
-    lines += [f"Fingerprint of the model that they were edited in: `{edits[0].model}`.", ""]
+    lines += ["# Edited facts", ""]
+    lines += [f"A LoRA adapter of `{source}`, written by tl_rome: it changes what the model says of some facts."]
+    lines += [f"Fingerprint of the model that they were edited in: `{fingerprint(model)}`.", ""]
     lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
     lines += ["from tl_rome.models.smollm2 import smollm2_folder"] * (source == EMBEDDED)
     base = "smollm2_folder()" if source == EMBEDDED else repr(source)
     lines += ["", f"base = AutoModelForCausalLM.from_pretrained({base})"]
     lines += ['model = PeftModel.from_pretrained(base, "this folder")', "```", ""]
-    lines += ["## Warnings", "", *(warned or ["None."]), ""]
-    return "\n".join([*lines, "## Receipts", "", "```text", str(edit), "```", ""])
+    lines += ["## Warnings", "", *([f"- {line}" for line in warned] or ["None."]), ""]
+    return "\n".join([*lines, "## Receipts", "", "```text", receipts, "```", ""])
