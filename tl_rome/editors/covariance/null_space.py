@@ -52,8 +52,9 @@ def null_space_leak(first: KeyCovariance, second: KeyCovariance, energy_share: S
         energy_share: Defines the `null_space` of the first.
 
     Returns:
-        tr(Q^T C2 Q) / tr C2, to be compared with the share itself: near it the null space is known, 1.5 times it says
-        that the first statistics are of too few tokens, or of other text.
+        tr(Q^T C2 Q) / tr C2, to be compared with the share itself: near it the null space is known; 1.5 times it says
+        that the first statistics are of too few tokens, or of other text. SmolLM2's layers 3 and 7 at 5% have 4.6 times
+        it from 3,000 tokens of encyclopedia, 2.5 from 8,000, 1.8 from 16,000, 1.4 from 32,000, 1.2 from 65,000.
 
     Raises:
         InputError: If the two are of different layers or sizes, or the share is too small.
