@@ -8,6 +8,7 @@ from support.cli import fail, misuse, run, succeed, written
 from support.families import KINDS, N_LAYERS, SENTENCES
 
 from tl_rome import Fact, KeyCovariance
+from tl_rome.cli.options import integers
 from tl_rome.editors import estimate_covariances, measure_convergence
 from tl_rome.editors.covariance.estimation import covariance_from_samples, estimate_covariance
 from tl_rome.editors.rank_one.key import subject_keys
@@ -73,6 +74,11 @@ def test_several_layers_in_one_pass(folder, tiny, text, tmp_path):
         moment = statistics.second_moment.float().double()
         torch.testing.assert_close(found[layer].second_moment, moment, rtol=1e-5, atol=1e-6)
         assert f"layer {layer}: {statistics.count} tokens from text.txt" in printed
+
+
+def test_ranges_of_layers_include_both_ends():
+    assert integers("7,1-3,2") == (1, 2, 3, 7)
+    assert integers("4-4") == (4,)
 
 
 def test_several_layers_of_own_samples_are_those_of_each_alone(folder, tmp_path):
@@ -162,5 +168,6 @@ def test_options_that_do_not_go_together(folder, text, data, tmp_path):
         assert "give --text or --dataset" in fail(*arguments, *option)
     assert "is not a folder" in fail(*arguments[:3], "--layers", "1,2", "--text", text, "--out", text)
     assert "it is a folder; name a file" in fail(*arguments, "--text", text, "--checkpoint", tmp_path)
-    assert "'1-2' is not a list of numbers such as 1,2,3" in misuse(*arguments, "--layers", "1-2")
+    assert "'1;2' is not a list of numbers such as 1,2,3" in misuse(*arguments, "--layers", "1;2")
+    assert "7-3 is not a range such as 3-7" in misuse(*arguments, "--layers", "7-3")
     assert not written(tmp_path)

@@ -1,5 +1,7 @@
 """`tl-rome export`: a folder with the edits in it, whole or not at all."""
 
+import json
+
 import pytest
 import torch
 from support.cli import fail, succeed, written
@@ -43,6 +45,13 @@ def test_a_composed_file_is_exported_as_its_edits_are(folder, edits, tmp_path):
     succeed("export", together, "--model", folder, "--out", tmp_path / "one")
     succeed("export", *edits, "--model", folder, "--out", tmp_path / "two")
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+
+
+def test_peft_writes_one_adapter_of_all_edits(folder, edits, tmp_path):
+    printed = succeed("export", *edits, "--peft", "--model", folder, "--out", tmp_path / "lora")
+    assert written(tmp_path / "lora") == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert json.loads((tmp_path / "lora/adapter_config.json").read_text())["r"] == 2
+    assert "'Big Ben is a' -> 'bridge'" in printed
 
 
 def test_what_is_refused_leaves_nothing(folder, family_dir, statistics, edits, tmp_path):

@@ -98,6 +98,7 @@ class World:
         tensors = {"embeddings": torch.zeros(2, 32), "logits": torch.zeros(2, 1, 600), "key": torch.ones(128)}
         rest = {"keys": torch.ones(1, 128), "unit": 0, "shape": (2, 2, 32), "progress": False, "epsilons": [0.1, 0.2]}
         here = {"WikiDataNeighbors.endpoint": NOWHERE, "retries": 0, "interval": 0.0, "workers": 1}
+        here["energy_share"] = 0.1
         here["contexts"] = CONTEXTS
         here |= {"u": torch.ones(128), "v": torch.ones(32)}
         here |= {"kept": ["Rome"], "split_examples.train": 4, "split_examples.validation": 2, "check": 1}
@@ -119,6 +120,7 @@ class World:
             **{"generators": Each(lambda: [torch.Generator().manual_seed(0)]), "export_model.model": model},
             **{"average_traces.results": [made_trace(seed=1), made_trace(seed=2)], "approximate": RESULT},
             **{"plot_sequential.results": {"rome": objects[cf.SequentialResult]}, "Curve.of.rows": {1: "rome"}},
+            **{"null_space_leak.first": self.attacked.covariance, "null_space_leak.second": self.attacked.covariance},
             **{"covariances": [self.attacked.covariance], "rome.request": REQUEST, "editors_by_name.names": ["ft"]},
             **{"sweep_editors.editors": {1: RandomEdit(1)}, "continue_side_by_side.edits": {"x": edit}, "ax": None},
             **{"evaluate_in_processes.editors": None, "Curve.from_dict.data": Each(objects[cf.Curve].to_dict)},
@@ -164,6 +166,7 @@ class World:
             **{"load_model.name": self.attacked.folder, "device": "cpu"},
             **{"load_counterfact.source": "sample", "load_references.source": "sample"},
             **{"export_model.source": self.attacked.folder},
+            **{f"{cls}.to_peft.source": self.attacked.folder for cls in ("Edit", "EditSequence")},
         }
 
     def new_path(self) -> Path:

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, each written once, and the parsers of lists."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -16,16 +17,28 @@ class Floats(tuple[float, ...]):
 
 
 Number = TypeVar("Number", int, float)
+_LONGEST = 1000
+"""Numbers in a range; more are a slip of the keyboard."""
 
 
 def integers(text: str | Integers) -> Integers:
-    """Parse integers; a default is parsed already."""
-    return Integers(_numbers(text, int)) if isinstance(text, str) else text
+    """Parse integers and ranges of them, such as 1,3-7; a default is parsed already."""
+    if not isinstance(text, str):
+        return text
+    spelled = re.sub(r"(\d+)-(\d+)", lambda found: ",".join(map(str, _range(*map(int, found.groups())))), text)
+    return Integers(_numbers(spelled, int))
 
 
 def floats(text: str | Floats) -> Floats:
     """Parse numbers; a default is parsed already."""
     return Floats(_numbers(text, float)) if isinstance(text, str) else text
+
+
+def _range(first: int, last: int) -> range:
+    """Both included."""
+    if not 0 <= last - first < _LONGEST:
+        raise typer.BadParameter(f"{first}-{last} is not a range such as 3-7")
+    return range(first, last + 1)
 
 
 def _numbers(text: str, read: Callable[[str], Number]) -> list[Number]:

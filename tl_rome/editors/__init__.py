@@ -7,8 +7,11 @@ from tl_rome.editors.covariance.estimation import covariance_from_samples as cov
 from tl_rome.editors.covariance.estimation import covariances_from_samples as covariances_from_samples
 from tl_rome.editors.covariance.estimation import estimate_covariance as estimate_covariance
 from tl_rome.editors.covariance.estimation import estimate_covariances as estimate_covariances
+from tl_rome.editors.covariance.kept import covariances_for as covariances_for
 from tl_rome.editors.covariance.key_covariance import KeyCovariance as KeyCovariance
 from tl_rome.editors.covariance.npz import import_npz as import_npz
+from tl_rome.editors.covariance.null_space import null_space as null_space
+from tl_rome.editors.covariance.null_space import null_space_leak as null_space_leak
 from tl_rome.editors.edits.edit import Edit as Edit
 from tl_rome.editors.edits.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence

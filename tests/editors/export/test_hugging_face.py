@@ -7,7 +7,7 @@ from support.families import FAMILY_KINDS, KINDS, build_family
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tl_rome.editors import export_model
-from tl_rome.editors.export.hugging_face import _stored
+from tl_rome.editors.export.stored import stored_matrix
 from tl_rome.errors import ModelMismatchError, ModelUnavailableError, StorageError, UnsupportedModelError
 from tl_rome.models.loading import load_model
 from tl_rome.running.matrices import MlpMatrix, editable_matrices
@@ -69,7 +69,7 @@ def test_another_checkpoint_is_refused(fresh_tiny, family_dir, tmp_path):
 def test_indistinguishable_matrices_are_refused():
     block = torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8), "down": torch.nn.Linear(8, 8)})
     with pytest.raises(UnsupportedModelError, match=r"W_out of layer 3 cannot be told apart among the 2 matrices"):
-        _stored(block, torch.ones(8, 8), MlpMatrix(3))
+        stored_matrix(block, torch.ones(8, 8), MlpMatrix(3))
 
 
 def test_other_weights_than_w_in_are_compared_through_the_logits(fresh_tiny, family_dir, tmp_path):

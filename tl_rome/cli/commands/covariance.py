@@ -32,7 +32,7 @@ def covariance(
             "--layer",
             parser=integers,
             metavar="NUMBERS",
-            help="One, or several as 3,5,7.",
+            help="One, or several as 3,5,7 or 3-7.",
             show_default="by model size",
         ),
     ] = None,

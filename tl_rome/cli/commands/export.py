@@ -1,4 +1,4 @@
-"""`tl-rome export`: a model with edits, as a Hugging Face folder."""
+"""`tl-rome export`: a model with edits, as a Hugging Face folder, or the edits alone as a LoRA adapter of it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 def export(
     edits: Annotated[list[str], typer.Argument(help="Files of edits, or hf://owner/name/file, in order.")],
-    out: Annotated[Path, typer.Option(help="New or empty folder for weights, config and tokenizer.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder to write to.")],
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = Dtype.float32,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="Write the edits alone, as a LoRA adapter for the PEFT library.")
+    ] = False,
 ) -> None:
     """Write the model with one edit or several in Hugging Face layout, for any library to load."""
     from tl_rome.editors import compose, export_model
@@ -27,8 +30,12 @@ def export(
     _check_new(out)
     whole = compose(edit for location in edits for edit in _read(location))
     loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
-    with quiet(console.shows_progress()), whole.applied(loaded):
-        export_model(loaded, model, out)
+    with quiet(console.shows_progress()):
+        if peft:
+            whole.to_peft(out, loaded, model)
+        else:
+            with whole.applied(loaded):
+                export_model(loaded, model, out)
     for edit in whole.edits:
         console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, {describe_places(edit.places)}")
     console.say_written([out])

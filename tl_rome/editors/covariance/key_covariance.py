@@ -22,6 +22,9 @@ from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, has_fingerprint, load, save
 from tl_rome.storage.parts import read_as, reading
 
+Eigen = tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]
+"""Eigenvalues and, as columns, eigenvectors."""
+
 _KIND = "key_covariance"
 _HEADER = ("layer", "count", "source", "prepend_bos", "model")
 
@@ -96,6 +99,22 @@ class KeyCovariance:
                 f"dimensions; {remedy}"
             )
         return factor
+
+    @cached_property
+    def _eigen(self) -> dict[torch.device, Eigen]:
+        """What `eigen` has made."""
+        return {}
+
+    def eigen(self, device: torch.device) -> Eigen:
+        """Eigenvalues, ascending, and eigenvectors as columns, in float64; made once and kept, as `factor` is.
+
+        Args:
+            device: Where they are wanted; they are made and kept there if the device has float64, else on the CPU.
+        """
+        device = float64_device(device)
+        if device not in self._eigen:
+            self._eigen[device] = torch.linalg.eigh(self.second_moment.to(device))
+        return self._eigen[device]
 
     def solve(self, keys: Float[Tensor, "*keys d_mlp"]) -> Float[Tensor, "*keys d_mlp"]:
         """C^-1 k of each key, in float64, on the keys' device where that has it, else on the CPU.

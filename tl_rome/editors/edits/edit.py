@@ -199,6 +199,26 @@ class Edit:
             check_fingerprint(model, edit.model, str(path))
         return edit
 
+    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
+        """Write the edit as a LoRA adapter for plain transformers.
+
+        Args:
+            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
+            model: What the edit was made on, without it; left as found.
+            source: Name or folder that the model was loaded from, as `load_model` takes it.
+
+        Raises:
+            InputError: If an update is a full matrix.
+            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
+            EditStateError: If it is applied to the model.
+            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
+            ModelUnavailableError: If the source cannot be read.
+            StorageError: If the folder cannot be written.
+        """
+        from tl_rome.editors.export.peft import export_peft
+
+        return export_peft(self, model, source, folder)
+
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file keeps of the edit: tensors, and a JSON-serialisable header."""
         names = [f"{place.layer}.{place.name}" for place in self.places]

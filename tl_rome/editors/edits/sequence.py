@@ -103,6 +103,26 @@ class EditSequence:
             headers.append(header)
         return save(path, SEQUENCE_KIND, tensors, {"edits": headers})
 
+    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
+        """Write all edits as one LoRA adapter for plain transformers.
+
+        Args:
+            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
+            model: What the first edit was made on, without any of them; left as found.
+            source: Name or folder that the model was loaded from, as `load_model` takes it.
+
+        Raises:
+            InputError: If an update is a full matrix.
+            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
+            EditStateError: If it is applied to the model.
+            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
+            ModelUnavailableError: If the source cannot be read.
+            StorageError: If the folder cannot be written.
+        """
+        from tl_rome.editors.export.peft import export_peft
+
+        return export_peft(self, model, source, folder)
+
     @classmethod
     def load(cls, path: str | Path, model: HookedModel | None = None) -> "EditSequence":
         """Read a sequence that `save` wrote.

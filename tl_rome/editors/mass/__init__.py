@@ -1,0 +1,1 @@
+"""Many facts in one edit: MEMIT and its kin, and what is done to a finished change."""
