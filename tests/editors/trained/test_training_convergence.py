@@ -10,8 +10,9 @@ from tl_rome.editors.trained.log import TrainingLog, Validation
 
 
 def doubt_of(*points, every=25):
-    """A training with these l_edit at its validations, without any divergence."""
-    curve = tuple(Validation(every * index, edit, 0.0, 0.5, 0.1 * edit) for index, edit in enumerate(points))
+    """A training with these l_edit at its validations, or pairs of those with l_loc, which is zero without."""
+    pairs = [point if isinstance(point, tuple) else (point, 0.0) for point in points]
+    curve = tuple(Validation(every * i, edit, other, 0.5, 0.1 * edit + other) for i, (edit, other) in enumerate(pairs))
     best = min(curve, key=lambda point: point.loss)
     log = TrainingLog(curve[-1].step, best.step, 0, "", curve, {})
     return training_doubt(log, TrainingConfig(preset="", learning_rate=1.0, patience=100))
@@ -22,10 +23,12 @@ def doubt_of(*points, every=25):
     [
         ((8.0, 4.0, 1.0, 0.5, 0.4, 0.4), ""),
         ((8.0, 4.0, 0.5, 0.6, 0.7, 0.6, 0.55), ""),  # nothing better for 100 steps
-        ((8.0, 7.0, 6.0, 5.0), "went from 8.00 to 5.00 nats only"),
-        ((8.0, 9.0, 10.0, 11.0), "went from 8.00 to 8.00 nats only"),
+        ((8.0, 7.0, 6.0, 5.0), "loss went from 0.800 to 0.500 only"),
+        ((8.0, 9.0, 10.0, 11.0), "loss went from 0.800 to 0.800 only"),
+        (((0.5, 0.2), (0.45, 0.01), (0.4, 0.01), (0.4, 0.01), (0.4, 0.01)), ""),  # the identity wrote, and harmed
+        (((0.5, 1.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0)), "l_edit went from 0.50 up to 2.00 nats"),  # does nothing
         ((8.0, 6.0, 4.0, 3.0, 2.0), "still fell, from 0.300 to 0.200, when 100 steps ended"),
-        ((8.0,), "nats only"),
+        ((8.0,), "only"),
     ],
 )
 def test_doubts(points, doubt):

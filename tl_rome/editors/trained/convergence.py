@@ -2,7 +2,8 @@
 
 It did if both hold for the network that was kept, the one of the lowest validation loss:
 
-    it learnt     l_edit is at most half of what it was before the first step
+    it learnt     what is minimised, c_edit l_edit + l_loc, is at most half of what it was before the first step, and
+                  l_edit is no higher: MEND begins as the gradient itself, which may write facts already and harm all else
     it was done   no validation was better for `patience` steps; or the last quarter of the steps brought less than a
                   twentieth of what all of them brought
 
@@ -24,8 +25,10 @@ def training_doubt(log: TrainingLog, config: TrainingConfig) -> str:
         config: Its settings.
     """
     first, best = log.curve[0], log.best
-    if not best.edit_loss <= _LEARNT * first.edit_loss:
-        return f"its validation l_edit went from {first.edit_loss:.2f} to {best.edit_loss:.2f} nats only"
+    if not best.edit_loss <= first.edit_loss:
+        return f"its validation l_edit went from {first.edit_loss:.2f} up to {best.edit_loss:.2f} nats"
+    if not best.loss <= _LEARNT * first.loss:
+        return f"its validation loss went from {first.loss:.3f} to {best.loss:.3f} only"
     if log.steps - best.step >= config.patience:
         return ""
     earlier = min(point.loss for point in log.curve if point.step <= (1 - _LAST) * log.steps)
