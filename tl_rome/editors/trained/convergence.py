@@ -3,7 +3,7 @@
 It did if both hold for the network that was kept, the one of the lowest validation loss:
 
     it learnt     what is minimised, c_edit l_edit + l_loc, is at most half of what it was before the first step, and
-                  l_edit is no higher: MEND begins as the gradient itself, which may write facts already and harm all else
+                  l_edit is no higher: MEND begins as the gradient itself, which may write facts and harm all else
     it was done   no validation was better for `patience` steps; or the last quarter of the steps brought less than a
                   twentieth of what all of them brought
 
