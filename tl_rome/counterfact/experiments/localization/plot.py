@@ -1,4 +1,4 @@
-"""Pictures of a localization report: effect against score, and both by layer (Hase et al. 2023, figures 1 and 4)."""
+"""Pictures of a localization report: effect against score, and both by layer, as Hase et al. (2023) draw them."""
 
 from typing import TYPE_CHECKING
 

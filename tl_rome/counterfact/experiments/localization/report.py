@@ -129,19 +129,19 @@ class LocalizationReport:
         means = (values * present[:, None]).sum(0) / n
         found = torch.stack([means, *ends], -1).tolist()
         return tuple(
-            ChosenLayer(name, layer, tuple(Estimate(*each, int(k)) for each, k in zip(row, n, strict=True)))
+            ChosenLayer(name, layer, tuple(Estimate(*each, n=int(k)) for each, k in zip(row, n, strict=True)))
             for (name, layer, _), row in zip(ways, found, strict=True)
         )
 
     @cached_property
     def explained(self) -> tuple[Explained, ...]:
         """How much of each score the layer explains, and what the effect of each component adds; over all facts."""
-        return tuple(explain(*names, x, y, **self._options) for *names, x, y in self._pairs())
+        return tuple(explain(name, score, x, y, **self._options) for name, score, x, y in self._pairs())
 
     @cached_property
     def correlations(self) -> tuple[Correlation, ...]:
         """Effect and score of the same layer over all facts, layer by layer."""
-        found = (correlate(*names, self.layers, x, y, **self._options) for *names, x, y in self._pairs())
+        found = (correlate(name, score, self.layers, x, y, **self._options) for name, score, x, y in self._pairs())
         return tuple(row for rows in found for row in rows)
 
     @property

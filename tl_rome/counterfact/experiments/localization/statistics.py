@@ -1,6 +1,7 @@
-"""How much of an edit's score the trace explains, beyond the layer that is edited (Hase et al. 2023, section 5).
+"""How much of an edit's score the trace explains, beyond the layer that is edited (Hase et al. 2023).
 
-Least squares of the score y on one intercept per layer, without and with a common slope on the trace's effect x. By the
+Theirs is the regression (arXiv 2301.04213, where localisation is put beside editing): least squares of the score y on
+one intercept per layer, without and with a common slope on the trace's effect x. By the
 theorem of Frisch, Waugh and Lovell both fits are functions of moments within layers: with S_ab the covariance of a and
 b within layers, pooled over layers, and S the variance of y over everything,
 
