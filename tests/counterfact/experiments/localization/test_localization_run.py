@@ -50,9 +50,11 @@ def test_a_report_has_the_effects_of_traces_and_the_scores_of_edits(tiny, kind):
         generator = torch.Generator().manual_seed(prompt_seed(0, fact))
         trace = causal_trace(model, fact, component, generator=generator, corruption=NOISE, progress=False)
         torch.testing.assert_close(effects[0], trace.effects[[0, 2], trace.subject.last])
-    for place, layer in enumerate((0, 2)):
-        results = evaluate(model, RECORDS, EDITORS[layer], config=SCORES_ONLY, progress=False)
-        for fact, result in enumerate(results):
+    named = {"0": EDITORS[0], "2": EDITORS[2]}
+    found = iter(evaluate(model, RECORDS, named, config=SCORES_ONLY, progress=False))
+    for place in range(2):
+        for fact in range(len(RECORDS)):
+            result = next(found)
             probs = [math.exp(-each.rewrite.loss("new", "released")[0]) for each in (result.before, result.after)]
             assert report.scores[0, fact, place].item() == pytest.approx(plain_score(*probs))
     assert report.scores[SCORES.index("neighborhood"), 1].isnan().all()  # the record has no neighbours
@@ -68,9 +70,6 @@ def test_a_report_chooses_its_layer_on_held_out_facts_and_editors_take_it(tiny):
     layer, why = choose_layer(model, report)
     assert (layer, why) == (report.layer, f"suggested: {report}")
     assert "2 held-out facts" in why
-    other = report_of(model, held_out=0.4, seed=2)
-    assert not other.held_out.equal(report.held_out)
-    torch.testing.assert_close(other.scores, report.scores, equal_nan=True)
 
 
 def test_rome_is_edited_at_the_layer_of_a_report(tiny):
