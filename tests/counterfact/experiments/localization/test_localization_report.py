@@ -90,6 +90,14 @@ def test_correlations_are_those_of_numpy_and_of_ranks():
             assert -1 <= each.low <= each.mean <= each.high <= 1
 
 
+def test_no_correlation_is_a_correlation_of_zero():
+    effects = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()[None, :, None].expand(2, -1, 3).contiguous()
+    scores = torch.tensor([2.0, 4.0, 1.0, 3.0]).double()[None, :, None].expand(4, -1, 3).contiguous()
+    row = made_report(4, effects=effects, scores=scores).correlations[0]
+    assert (row.pearson.mean, row.spearman.mean) == (0, 0)
+    assert (row.pearson.n, row.spearman.n) == (4, 4)
+
+
 def test_what_does_not_vary_has_no_correlation_and_explains_nothing():
     report = made_report(effects=torch.full((2, 12, 3), 0.25, dtype=torch.float64))
     assert all(row.pearson.n == row.spearman.n == 0 for row in report.correlations)

@@ -92,7 +92,7 @@ def plot_localization_by_layer(
     ax.set_xlabel("layer")
     ax.set_ylabel(f"{score} edit score", color=_SCORE_COLOR)
     other.set_ylabel(f"effect of restoring {name}", color=_EFFECT_COLOR)
-    ax.set_title(title or f"mean over {report.n} facts; edits do best at layer {report.layer}", fontsize="medium")
+    ax.set_title(title or f"mean of {report.n} facts; best on those held out: layer {report.layer}", fontsize="medium")
     for each in (ax, other):
         each.spines[["top"]].set_visible(False)
     return ax

@@ -1,9 +1,9 @@
 """How much of an edit's score the trace explains, beyond the layer that is edited (Hase et al. 2023).
 
-Theirs is the regression (arXiv 2301.04213, where localisation is put beside editing): least squares of the score y on
-one intercept per layer, without and with a common slope on the trace's effect x. By the
-theorem of Frisch, Waugh and Lovell both fits are functions of moments within layers: with S_ab the covariance of a and
-b within layers, pooled over layers, and S the variance of y over everything,
+Theirs is the regression (arXiv 2301.04213): least squares of the score y on one intercept per layer, without and with a
+common slope on the trace's effect x. By the theorem of Frisch, Waugh and Lovell both fits are functions of moments
+within layers: with S_ab the covariance of a and b within layers, pooled over layers, and S the variance of y over
+everything,
 
     R^2(layer) = 1 - S_yy / S,   R^2(layer, trace) = R^2(layer) + S_xy^2 / (S_xx S)
 
@@ -142,18 +142,21 @@ def _redrawn(
 
 
 def _within(means: Float[Tensor, "*draw layer 5"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances of x and of y, and their covariance, at each layer; 0 where rounding is all there is."""
+    """Variances of x and of y, and their covariance, at each layer; 0 where what is left is rounding."""
     x, y, xx, yy, xy = means.unbind(-1)
-    spread_x, spread_y = xx - x * x, yy - y * y
-    tiny = 1e-12
-    constant = (spread_x <= tiny * xx.clamp_min(1e-300)) | (spread_y <= tiny * yy.clamp_min(1e-300))
-    return spread_x.clamp_min(0), spread_y.clamp_min(0), (xy - x * y).masked_fill(constant, 0)
+    spread_x, spread_y = (_spread(*each) for each in ((x, xx), (y, yy)))
+    constant = (spread_x == 0) | (spread_y == 0)
+    return spread_x, spread_y, (xy - x * y).masked_fill(constant, 0)
+
+
+def _spread(mean: Float[Tensor, "*draw layer"], square: Float[Tensor, "*draw layer"]) -> Float[Tensor, "*draw layer"]:
+    variance = square - mean * mean
+    return variance.masked_fill(variance <= 1e-12 * square, 0)
 
 
 def _pearson(means: Float[Tensor, "*draw layer 5"]) -> Float[Tensor, "*draw layer"]:
     x, y, both = _within(means)
-    found = both / (x * y).sqrt()
-    return found.masked_fill(both == 0, torch.nan).clamp(-1, 1)
+    return (both / (x * y).sqrt()).clamp(-1, 1)
 
 
 def _fit(means: Float[Tensor, "*draw layer 5"]) -> dict[str, Float[Tensor, "*draw"]]:
