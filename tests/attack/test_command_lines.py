@@ -35,6 +35,7 @@ WORK = {
     "export": ("edit.safetensors",),
     "compare": (*FT, "--generation-length", "0"),
     "sweep": (*FT, "--layers", "1"),
+    "localization": ("--editor", "ft", "--layers", "1", "--facts", "4", "--every-fact", "--samples", "1"),
     "sequential": (*FT, "--counts", "1"),
     "generate": (*REWRITE, "--editors", "ft", "--new-tokens", "2"),
 }

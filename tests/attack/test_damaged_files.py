@@ -26,11 +26,12 @@ from support.damaged import damages, json_bytes, odd_arrays, other_json
 from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS
 from support.known import known_to
+from support.localization import made_report
 from support.records import GAZI, changed
 from support.results import case, measurement
 from support.training import SMALL, trained
 
-from tl_rome.counterfact import load_counterfact, load_references
+from tl_rome.counterfact import LocalizationReport, load_counterfact, load_references
 from tl_rome.counterfact.dataset.relations import parse_relations
 from tl_rome.counterfact.dataset.wikidata import WikiDataNeighbors
 from tl_rome.counterfact.evaluation.store import RunStore, editor_line, load_results, unedited_line
@@ -198,6 +199,7 @@ KINDS_OF_FILES = {
         lambda f, m: average_of([made_trace(), made_trace(seed=1)]).save(f / "x"),
         lambda f, m: AverageTrace.load(f / "x"),
     ),
+    "localization": Kind(lambda f, m: made_report().save(f / "x"), lambda f, m: LocalizationReport.load(f / "x")),
     "covariance": Kind(lambda f, m: statistics(m).save(f / "x"), lambda f, m: KeyCovariance.load(f / "x")),
     "checkpoint": Kind(make_moments, lambda f, m: KeyMoments.load(f / "x", m, [1], "texts")),
     "trained editor": Kind(lambda f, m: briefly_trained(m).save(f / "x"), lambda f, m: whole(Mend.load(f / "x", m))),
@@ -311,6 +313,7 @@ AGED = {
     "sequence": "edit_sequence",
     "trace": "trace",
     "average": "average trace",
+    "localization": "localization report",
     "covariance": "key_covariance",
     "checkpoint": "key_moments",
 }

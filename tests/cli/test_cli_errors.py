@@ -28,6 +28,7 @@ WORK = {
     "export": ("edit",),
     "compare": (),
     "sweep": (),
+    "localization": ("--editor", "ft"),
     "sequential": (),
     "generate": ("--record", 1),
 }
@@ -181,10 +182,10 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
     assert not written(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "sequential"])
+@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "localization", "sequential"])
 def test_interrupted_commands_that_resume_say_so(tmp_path, monkeypatch, command):
     monkeypatch.setattr("tl_rome.models.loading.load_model", interrupt)
-    options = ("--workers", 1) if command == "compare" else ()
+    options = {"compare": ("--workers", 1), "localization": ("--editor", "ft")}.get(command, ())
     result = run(command, *options, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; run the same command again to go on"

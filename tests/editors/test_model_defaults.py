@@ -6,7 +6,19 @@ import pytest
 from support.edits import CONTEXTS, LAYER, REQUEST, covariance
 from support.families import KINDS
 
-from tl_rome.editors import DRAFT, FT, FT_L, NEURIPS, P_ROME, R_ROME, RELEASED, FineTune, Rome, default_layer
+from tl_rome.editors import (
+    DRAFT,
+    FT,
+    FT_L,
+    NEURIPS,
+    P_ROME,
+    R_ROME,
+    R_ROME_2024,
+    RELEASED,
+    FineTune,
+    Rome,
+    default_layer,
+)
 from tl_rome.editors.layers import choose_layer
 from tl_rome.editors.model_defaults import MODEL_DEFAULTS, ModelDefaults, find_defaults
 from tl_rome.editors.rank_one.presets import with_model_defaults
@@ -43,7 +55,7 @@ def test_measured_models_get_their_own_settings(named, name, shape, layer, chang
     model = named(name, shape)
     assert choose_layer(model, None) == (layer, f"known for {name.split('/')[-1].lower()}")
     assert default_layer(model) == layer
-    for config in (RELEASED, R_ROME, P_ROME):
+    for config in (RELEASED, R_ROME, R_ROME_2024, P_ROME):
         assert with_model_defaults(model, config) == replace(config, **changes)
     for config in (DRAFT, NEURIPS, replace(RELEASED, clamp=5.0)):
         assert with_model_defaults(model, config) == config

@@ -16,6 +16,7 @@ from support.edits import CONTEXTS, REQUEST
 from support.evaluation import QUICK, RECORDS, RandomEdit
 from support.families import SENTENCES
 from support.known import known_to
+from support.localization import made_report
 from support.public_calls import PublicCall
 from support.results import case, measurement, scores
 from support.trace_example import RESULT
@@ -74,6 +75,8 @@ class World:
         yield from (ed.Convergence((10, 20), torch.rand(2, 1), torch.rand(2, 1)), cf.ReferenceTexts.from_rows([ROW]))
         yield from (cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), {}), cf.SideBySide(("In",), {"ft": (" x",)}))
         yield from (pa.suggest_layer(average, resamples=20), pa.KnownFact(FACT, FACT, " Paris", 0.5), SubjectSpan(0, 2))
+        report = made_report(5, resamples=20)
+        yield from (report, report.choices[0], report.explained[0], report.correlations[0])
         quick = replace(ed.KN_CORRECTED, steps=2)
         yield from (quick, ed.KnowledgeNeurons(quick), ed.attribute_neurons(model, "In", "Paris", steps=2))
         yield ed.Neuron(0, 1)
@@ -123,6 +126,8 @@ class World:
             **{"null_space_leak.first": self.attacked.covariance, "null_space_leak.second": self.attacked.covariance},
             **{"covariances": [self.attacked.covariance], "rome.request": REQUEST, "editors_by_name.names": ["ft"]},
             **{"sweep_editors.editors": {1: RandomEdit(1)}, "continue_side_by_side.edits": {"x": edit}, "ax": None},
+            **{"localization_report.editors": {1: RandomEdit(1)}, "localization_report.records": RECORDS[:4]},
+            **{"plot_localization.component": "mlp_out", "plot_localization_by_layer.component": "mlp_out"},
             **{"evaluate_in_processes.editors": None, "Curve.from_dict.data": Each(objects[cf.Curve].to_dict)},
             **{"SequentialResult.from_dict.data": Each(objects[cf.SequentialResult].to_dict)},
             **{"summary": objects[cf.Summary], "shared_neurons.several": [objects[ed.NeuronScores]]},
@@ -154,7 +159,11 @@ class World:
         tensors, header = RESULT.to_file()
         saved = {
             f"{cls.__name__}.load.path": Each(lambda cls=cls: self.objects[cls].save(self.new_path()))
-            for cls in (ed.Edit, ed.EditSequence, ed.KeyCovariance, ed.Mend, ed.Ke, pa.TraceResult, pa.AverageTrace)
+            for cls in (
+                *(ed.Edit, ed.EditSequence, ed.KeyCovariance, ed.Mend, ed.Ke),
+                *(pa.TraceResult, pa.AverageTrace),
+                cf.LocalizationReport,
+            )
         }
         return saved | {
             **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},

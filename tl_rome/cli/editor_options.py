@@ -30,6 +30,7 @@ class EditorName(StrEnum):
     mend_cf = "mend_cf"
     rome = "rome"
     r_rome = "r_rome"
+    r_rome_2024 = "r_rome_2024"
     p_rome = "p_rome"
     draft = "draft"
     neurips = "neurips"
@@ -37,7 +38,8 @@ class EditorName(StrEnum):
     @property
     def is_rome(self) -> bool:
         """Whether it needs key statistics and contexts."""
-        return self in (EditorName.rome, EditorName.r_rome, EditorName.p_rome, EditorName.draft, EditorName.neurips)
+        names = (EditorName.rome, EditorName.r_rome, EditorName.r_rome_2024, EditorName.p_rome)
+        return self in (*names, EditorName.draft, EditorName.neurips)
 
     @property
     def is_trained(self) -> bool:

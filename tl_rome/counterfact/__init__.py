@@ -16,6 +16,14 @@ from tl_rome.counterfact.evaluation.processes import evaluate_in_processes as ev
 from tl_rome.counterfact.evaluation.ray_actors import evaluate_on_ray as evaluate_on_ray
 from tl_rome.counterfact.evaluation.store import load_results as load_results
 from tl_rome.counterfact.experiments.curve import Curve as Curve
+from tl_rome.counterfact.experiments.localization.plot import plot_localization as plot_localization
+from tl_rome.counterfact.experiments.localization.plot import plot_localization_by_layer as plot_localization_by_layer
+from tl_rome.counterfact.experiments.localization.report import ChosenLayer as ChosenLayer
+from tl_rome.counterfact.experiments.localization.report import LocalizationReport as LocalizationReport
+from tl_rome.counterfact.experiments.localization.run import known_records as known_records
+from tl_rome.counterfact.experiments.localization.run import localization_report as localization_report
+from tl_rome.counterfact.experiments.localization.statistics import Correlation as Correlation
+from tl_rome.counterfact.experiments.localization.statistics import Explained as Explained
 from tl_rome.counterfact.experiments.plot import plot_sequential as plot_sequential
 from tl_rome.counterfact.experiments.plot import plot_sweep as plot_sweep
 from tl_rome.counterfact.experiments.sequential import sequential_edits as sequential_edits

@@ -45,6 +45,7 @@ from tl_rome.editors.rank_one.presets import NEURIPS as NEURIPS
 from tl_rome.editors.rank_one.presets import P_ROME as P_ROME
 from tl_rome.editors.rank_one.presets import PRESETS as PRESETS
 from tl_rome.editors.rank_one.presets import R_ROME as R_ROME
+from tl_rome.editors.rank_one.presets import R_ROME_2024 as R_ROME_2024
 from tl_rome.editors.rank_one.presets import RELEASED as RELEASED
 from tl_rome.editors.rank_one.presets import RomeConfig as RomeConfig
 from tl_rome.editors.rank_one.shared_values import SharedValues as SharedValues

@@ -22,6 +22,7 @@ from tl_rome.editors.rank_one.presets import (
     NEURIPS,
     P_ROME,
     R_ROME,
+    R_ROME_2024,
     RELEASED,
     RomeConfig,
     with_model_defaults,
@@ -35,7 +36,14 @@ from tl_rome.sites import HookedModel
 FINE_TUNING = {"ft": FT, "ft_l": FT_L}
 """Fine-tuning by name. The paper's layers for GPT-2 XL are 1 and 0 (appendix E.1); here both train the first."""
 
-ROME_CONFIGS = {"rome": RELEASED, "r_rome": R_ROME, "p_rome": P_ROME, "draft": DRAFT, "neurips": NEURIPS}
+ROME_CONFIGS = {
+    "rome": RELEASED,
+    "r_rome": R_ROME,
+    "r_rome_2024": R_ROME_2024,
+    "p_rome": P_ROME,
+    "draft": DRAFT,
+    "neurips": NEURIPS,
+}
 """Presets of ROME by name; "rome" is the released one."""
 
 KN_CONFIGS = {"kn": KN, "kn_corrected": KN_CORRECTED}

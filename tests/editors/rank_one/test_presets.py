@@ -2,7 +2,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tl_rome.editors import DRAFT, NEURIPS, P_ROME, PRESETS, R_ROME, RELEASED
+from tl_rome.editors import DRAFT, NEURIPS, P_ROME, PRESETS, R_ROME, R_ROME_2024, RELEASED
 from tl_rome.errors import InputError
 
 COLUMNS = (
@@ -24,6 +24,7 @@ TABLE = {
     "neurips": ("contexts", "contexts", "prompt", "adam", 0.5, 1.5e-3, 20, 0, False, 1e2, 0.0, None),
     "released": ("contexts", "prompt", "prompt", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
     "r_rome": ("contexts", "contexts", "key", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
+    "r_rome_2024": ("contexts", "contexts", "prompt", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
     "p_rome": ("prompt", "prompt", "prompt", "adam", 0.5, 0.0, 20, 0, False, 0.0625, 0.5, 4.0),
 }
 
@@ -39,7 +40,7 @@ def test_every_row_of_the_table(name):
 
 def test_no_preset_is_missing_from_the_table():
     assert set(TABLE) == set(PRESETS)
-    assert tuple(PRESETS.values()) == (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)
+    assert tuple(PRESETS.values()) == (DRAFT, NEURIPS, RELEASED, R_ROME, R_ROME_2024, P_ROME)
 
 
 def test_contexts_of_the_presets():
@@ -53,6 +54,7 @@ def test_contexts_of_the_presets():
 
 def test_r_rome_and_p_rome_differ_from_the_release_in_one_key_each():
     assert replace(R_ROME, preset="released", divisor_key="prompt", value_base="prompt") == RELEASED
+    assert replace(R_ROME_2024, preset="r_rome", value_base="key") == R_ROME
     assert replace(P_ROME, preset="released", direction_key="contexts") == RELEASED
 
 

@@ -10,7 +10,7 @@ from support.families import FAMILIES, FAMILY_KINDS, KINDS, SENTENCES
 from tl_rome.editors import KeyCovariance, Rome, SharedValues, default_layer, rome
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.rank_one.key import chosen_keys, subject_keys
-from tl_rome.editors.rank_one.presets import PRESETS, RELEASED
+from tl_rome.editors.rank_one.presets import PRESETS, R_ROME, R_ROME_2024, RELEASED
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.errors import InputError, NumericsError, SubjectError, TLRomeError
 from tl_rome.facts import EditRequest, Fact
@@ -117,6 +117,20 @@ def test_each_preset_stores_its_value_under_its_key(tiny, preset):
     assert edit.receipt.divisor == pytest.approx((key @ update.left[:, 0]).item())
     assert (edit.receipt.divisor_ratio == pytest.approx(1)) == (preset != "released")
     assert edit.receipt.losses == tuple(step["loss"] for step in edit.provenance["losses"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_two_states_of_r_rome_differ_by_what_the_prompt_gave_over_the_mean_key(tiny, kind):
+    model = tiny("llama", kind)
+    added, given = (rank_one(Rome(covariance(model), CONTEXTS, c)(model, REQUEST)) for c in (R_ROME, R_ROME_2024))
+    u = added.left[:, 0]
+    assert given.left[:, 0].equal(u)
+    keys = subject_keys(model, LAYER, REQUEST.fact, CONTEXTS).double()
+    before = keys @ w_out(model, LAYER).double()
+    wanted = (before[0] - before.mean(0)) / (keys.mean(0) @ u)
+    found = (given.delta - added.delta).T @ u
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert wanted.norm() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -236,7 +250,9 @@ def test_a_preset_may_be_named(tiny):
     assert named.receipt.preset == "r_rome"
     other = rome(model, REQUEST, config=PRESETS["r_rome"], **options)
     assert torch.equal(rank_one(named).right, rank_one(other).right)
-    with pytest.raises(InputError, match="no preset 'romr'; use one of draft, neurips, released, r_rome, p_rome"):
+    with pytest.raises(
+        InputError, match="no preset 'romr'; use one of draft, neurips, released, r_rome, r_rome_2024, p_rome"
+    ):
         rome(model, REQUEST, config="romr", **options)
     ready = Rome.prepare(model, config="r_rome", **options)
     assert repr(ready) == f"<Rome, preset r_rome, 3 contexts, {ready.covariance!r}>"

@@ -74,10 +74,10 @@ def sweep(
 
     output.check_folder(out)
     chosen = counterfact.load_counterfact(records)[:limit]
-    statistics = _statistics(covariances)
+    statistics = statistics_by_layer(covariances)
     for name in editors:
         if name.is_rome:
-            _check_statistics(name, layers, statistics)
+            check_statistics(name, layers, statistics)
         elif name not in _FINE_TUNING:
             raise InputError(f"{name} chooses its layers itself; sweep ft, ft_l or a preset of rome")
     model = load()
@@ -121,11 +121,11 @@ def _sweeps(
             configs = {f"ft_l, epsilon {epsilon:g}": replace(FT_L, epsilon=epsilon) for epsilon in epsilons}
             found += [(title, "layer", finetune_over_layers(spread, config)) for title, config in configs.items()]
         else:
-            found.append((name, "layer", _rome(model, name, layers, covariances, seed)))
+            found.append((name, "layer", rome_by_layer(model, name, layers, covariances, seed)))
     return found
 
 
-def _rome(
+def rome_by_layer(
     model: "HookedModel", name: str, layers: Sequence[int] | None, covariances: "dict[int, KeyCovariance]", seed: int
 ) -> "dict[int, Editor]":
     """A preset of ROME at every layer that there are key statistics of."""
@@ -143,7 +143,7 @@ def _rome(
     return {**rome_over_layers((covariances[layer] for layer in layers or sorted(covariances)), contexts, config)}
 
 
-def _statistics(folder: Path | None) -> "dict[int, KeyCovariance]":
+def statistics_by_layer(folder: Path | None) -> "dict[int, KeyCovariance]":
     """Key statistics of a folder by layer."""
     from tl_rome.editors import KeyCovariance
 
@@ -154,7 +154,12 @@ def _statistics(folder: Path | None) -> "dict[int, KeyCovariance]":
     return {each.layer: each for each in map(KeyCovariance.load, files)}
 
 
-def _check_statistics(name: str, layers: Sequence[int] | None, covariances: "dict[int, KeyCovariance]") -> None:
+def check_statistics(name: str, layers: Sequence[int] | None, covariances: "dict[int, KeyCovariance]") -> None:
+    """Refuse to edit layers without key statistics.
+
+    Raises:
+        InputError: If one has none, or there are none at all.
+    """
     missing = [layer for layer in layers or [] if layer not in covariances]
     if missing or not covariances:
         what = f"layers {', '.join(map(str, missing))}" if missing else "any layer"

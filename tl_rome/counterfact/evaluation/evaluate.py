@@ -87,7 +87,7 @@ def evaluate(
         retry_failed=retry_failed,
         progress=progress,
     )
-    with _folder(store) as folder:
+    with results_folder(store) as folder:
         return run.fill(folder, evaluator.identity, lambda batches: map(evaluator.run, batches))
 
 
@@ -114,7 +114,12 @@ def named_editors(editors: Editor | Mapping[str, Editor] | None) -> Mapping[str,
 
 
 @reliable
-def _folder(store: str | Path | None) -> Iterator[Path]:
+def results_folder(store: str | Path | None) -> Iterator[Path]:
+    """The folder that keeps results; without one, a temporary folder that is gone afterwards.
+
+    Raises:
+        StorageError: If no temporary folder can be made.
+    """
     if store is not None:
         yield Path(store)
         return

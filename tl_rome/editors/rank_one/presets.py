@@ -105,7 +105,14 @@ RELEASED = RomeConfig(
 """The authors' GPT-2 XL and GPT-J settings; for GPT-2 medium they clamp at 3."""
 
 R_ROME = replace(RELEASED, preset="r_rome", divisor_key="contexts", value_base="key")
-"""The release with the averaged key in both places; the output at the mean key moves by delta, as in its code."""
+"""The release with the averaged key in both places; the output at the mean key moves by delta.
+
+The public code has two states. This is that of its `r_rome/r_rome_main.py`, which adds delta to what the mean key
+gives; `R_ROME_2024` is the other."""
+
+R_ROME_2024 = replace(R_ROME, preset="r_rome_2024", value_base="prompt")
+"""`R_ROME` as in `rome/compute_v.py` of the public code of April 2024, its newest (`enable_random_prefix_keys`): the
+mean key is given v* itself, the output at the *prompt* plus delta, so that more than delta is added to what it gave."""
 
 P_ROME = replace(RELEASED, preset="p_rome", direction_key="prompt")
 """The release with the unprefixed prompt's key in both places."""
@@ -145,7 +152,7 @@ descent."""
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """What contexts begin with where the model's own beginnings of text are junk; those of MEMIT's code."""
 
-PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, P_ROME)}
+PRESETS = {config.preset: config for config in (DRAFT, NEURIPS, RELEASED, R_ROME, R_ROME_2024, P_ROME)}
 """The presets by name."""
 
 
@@ -161,14 +168,14 @@ def preset_named(name: str) -> RomeConfig:
 
 
 def with_model_defaults(model: HookedModel, config: RomeConfig) -> RomeConfig:
-    """The released preset, `R_ROME` or `P_ROME` with what suits the model; any other configuration as it is.
+    """The released preset or one of r-ROME's with what suits the model; any other configuration as it is.
 
     Args:
         model: Only its name and its shape are looked at.
         config: Preset, or a configuration of one's own, which is kept.
     """
     found = find_defaults(model)
-    if found is None or config not in (RELEASED, R_ROME, P_ROME):
+    if found is None or config not in (RELEASED, R_ROME, R_ROME_2024, P_ROME):
         return config
     changes: dict[str, Any] = {"clamp": found.row.clamp, "extra_evaluations": found.row.extra_evaluations}
     return replace(config, **{name: value for name, value in changes.items() if value is not None})

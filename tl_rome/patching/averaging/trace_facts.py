@@ -80,7 +80,7 @@ def trace_facts(
     components = tuple(dict.fromkeys(map(component_name, components)))
     for component in components:
         Patch.make(model, component, config.width(component), config.clipping, config.sever)
-    config = _measured(model, config)
+    config = with_measured_noise(model, config)
     kept = TraceStore.begin(store, {**model_settings(model), "seed": seed, **config.describe()})
     work = _Work(model, kept, components, seed, config)
     unique = list(dict.fromkeys(map(check_fact, facts)))
@@ -162,7 +162,7 @@ def _prompts_at_once(model: HookedModel, config: TraceConfig) -> int:
     return fitting(model, "prompts to trace", usual=1, each=each, most=8)
 
 
-def _measured(model: HookedModel, config: TraceConfig) -> TraceConfig:
+def with_measured_noise(model: HookedModel, config: TraceConfig) -> TraceConfig:
     """The settings with noise at the model's own scale, where it has none."""
     corruption = at_scale_of(model, config.corruption)
     if corruption is not config.corruption and isinstance(corruption, GaussianNoise):
