@@ -33,11 +33,22 @@ class EditorName(StrEnum):
     p_rome = "p_rome"
     draft = "draft"
     neurips = "neurips"
+    memit = "memit"
+    emmet = "emmet"
+    memit_seq = "memit_seq"
+    alphaedit = "alphaedit"
+    pmet = "pmet"
 
     @property
     def is_rome(self) -> bool:
         """Whether it needs key statistics and contexts."""
         return self in (EditorName.rome, EditorName.r_rome, EditorName.p_rome, EditorName.draft, EditorName.neurips)
+
+    @property
+    def is_mass(self) -> bool:
+        """Whether it edits several layers, with statistics of each."""
+        mass = (EditorName.memit, EditorName.emmet, EditorName.memit_seq, EditorName.alphaedit, EditorName.pmet)
+        return self in mass
 
     @property
     def is_trained(self) -> bool:
