@@ -1,10 +1,10 @@
-"""What every edit is, whatever it was asked for: updates of matrices, applied and taken back bit for bit, in one file."""
+"""What every edit is, whatever it was asked for: updates of matrices, applied and taken back bit for bit."""
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from tl_rome.storage.parts import read_as, reading
 
 SEQUENCE_KIND = "edit_sequence"
 """Kind of file that holds several."""
+_Kind = TypeVar("_Kind", bound="WeightEdit")
 _Changes = dict[MlpMatrix, tuple[Tensor, Tensor]]
 """Weights before and after."""
 
@@ -155,7 +156,7 @@ class WeightEdit:
         return save(path, self.kind, *self.to_file())
 
     @classmethod
-    def load(cls, path: str | Path, model: HookedModel | None = None) -> Self:
+    def load(cls: type[_Kind], path: str | Path, model: HookedModel | None = None) -> _Kind:
         """Read an edit that `save` wrote.
 
         Args:
@@ -191,7 +192,9 @@ class WeightEdit:
         return tensors, header
 
     @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path) -> Self:
+    def from_file(
+        cls: type[_Kind], tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path
+    ) -> _Kind:
         """The edit that `to_file` took apart; the path is for messages.
 
         Raises:

@@ -7,12 +7,12 @@ With columns as keys, K [d_mlp, n], and R [d_model, n] what W_out's output shoul
 to W_out; they differ in the prior A, what has to be kept:
 
     MEMIT           lambda C                       (Meng et al. 2023, arXiv 2210.07229, eq. 14)
-    EMMET           e w C, and C with equality for e = 0  (Gupta et al. 2024, 2403.14236; its C^-1 K (K^T C^-1 K + e w)^-1 is
-                    MEMIT's with lambda = e w)
+    EMMET           e w C, and C with equality for e = 0  (Gupta et al. 2024, 2403.14236; its
+                    C^-1 K (K^T C^-1 K + e w I)^-1 is MEMIT's with lambda = e w)
     ENCORE          lambda C + rho I               (2502.01636)
     key memory      plus K K^T of all earlier batches, so that batches one after another equal one solve over all facts
-    AlphaEdit       L2 I on range(P), infinite outside it, plus earlier keys inside  (2410.02355; its order of P and K K^T
-                    gives the same solution)
+    AlphaEdit       L2 I on range(P), infinite outside it, plus earlier keys inside  (2410.02355; its order of P and
+                    K K^T gives the same solution)
 
 A is written as weight * B, so that a weight of 0, exact equality, needs no division: K^T Delta^T = R^T then.
 """
@@ -49,7 +49,7 @@ class CovariancePrior:
     def __post_init__(self) -> None:
         if self.weight == 0 and (self.ridge or self.earlier is not None):
             raise InputError(
-                "a covariance weight of 0 stores new facts exactly; use no ridge and no key memory with it"
+                "a covariance weight of 0 stores facts exactly; use no ridge and no key memory with it"
             )
 
     @property
@@ -147,7 +147,7 @@ def _wide(prior: Prior, keys: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp 
         return basis @ _solve(prior._inside(basis) + inside @ inside.T, inside)
     if prior.weight == 0:
         raise InputError(
-            f"{keys.shape[1]} facts cannot all be stored exactly in {keys.shape[0]} dimensions; give a covariance weight"
+            f"{keys.shape[1]} facts cannot be stored exactly in {keys.shape[0]} dimensions; give a covariance weight"
         )
     return _solve(prior.matrix(keys.device) + keys @ keys.T, keys)
 

@@ -89,7 +89,7 @@ class MassConfig:
             raise InputError("l2 is 0: inside its subspace nothing would hold the change back; give a weight above 0")
         if self.in_subspace and (self.covariance_weight or self.equality_ridge is not None or self.ridge):
             raise InputError(
-                "in a subspace l2 is the only weight; leave out covariance_weight, equality_ridge and ridge"
+                "in a subspace l2 is the only weight; leave out covariance_weight, equality_ridge, ridge"
             )
 
     @property

@@ -1,7 +1,7 @@
 """Mass editing: many facts, one change of a few layers.
 
-    z from the optimisation (`rank_one.value`), keys and residuals layer by layer (`sweep`, `layers`), the change in closed
-    form (`closed_form`)
+    z from the optimisation (`rank_one.value`), keys and residuals layer by layer (`sweep`, `layers`), the change in
+    closed form (`closed_form`)
 
 Every source is one `MassConfig` of this implementation, see `config`.
 """
@@ -366,7 +366,7 @@ class MassEditor:
 
 
 def key_statistics(model: HookedModel, layers: Sequence[int], *, seed: int, progress: bool) -> dict[int, KeyCovariance]:
-    """Statistics of some layers: shipped ones, and the missing layers' from text that the model samples, in one pass."""
+    """Statistics of some layers: shipped ones, those of the others from text that the model samples, in one pass."""
     shipped = KeyCovariance.shipped(model)
     found = {} if shipped is None or shipped.layer not in layers else {shipped.layer: shipped}
     missing = [layer for layer in layers if layer not in found]

@@ -89,7 +89,8 @@ def write_layers(
             sweep.written(layer, w_out(model, layer).detach() - before)
             updates.append(update)
             kept[layer] = keys.cpu()
-        assert wanted is not None and start is not None, "there is a layer"
+        assert wanted is not None
+        assert start is not None
         left = (wanted - sweep.final()).norm(dim=1) / (wanted - start).norm(dim=1).clamp(min=1e-300)
     return Solved(tuple(updates), tuple(receipts), tuple(left.tolist()), kept)
 

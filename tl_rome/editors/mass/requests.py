@@ -29,8 +29,8 @@ def check_batch(requests: Sequence[EditRequest]) -> None:
             continue
         if other.target_new.strip() != request.target_new.strip():
             raise InputError(
-                f"two requests contradict each other: {prompt!r} -> {other.target_new!r} and -> {request.target_new!r}; "
-                "leave one of them out"
+                f"two requests contradict each other: {prompt!r} -> {other.target_new!r} and "
+                f"-> {request.target_new!r}; leave one of them out"
             )
         raise InputError(f"the request {prompt!r} -> {request.target_new!r} occurs twice; leave one of them out")
 

@@ -11,7 +11,7 @@ context share the states of the tokens that they begin with.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,7 @@ States = Float[Tensor, "facts d_model"]
 Change = Float[Tensor, "d_mlp d_model"]
 
 
+@runtime_checkable
 class Sweep(Protocol):
     """Keys and states of a model whose layers are written one after another, ascending."""
 
@@ -225,7 +226,8 @@ class LayerSweep:
 
     def final(self) -> States:
         """See `Sweep`; the last layer has been written."""
-        assert self._output is not None and self._next == self._last + 1
+        assert self._output is not None
+        assert self._next == self._last + 1
         return in_float64(self._output + self._added)
 
 
