@@ -174,7 +174,7 @@ def test_requests_are_looked_at_before_the_work(tiny, caplog):
     made = editor(model)
     with pytest.raises(InputError, match="occurs twice"):
         made(model, [REQUEST, CURIE, REQUEST])
-    with pytest.raises(InputError, match="contradict each other: 'The Eiffel Tower .* -> 'Rome' and -> 'Berlin'"):
+    with pytest.raises(InputError, match=r"contradict each other: 'The Eiffel Tower .* -> 'Rome' and -> 'Berlin'"):
         made(model, [REQUEST, replace(REQUEST, target_new="Berlin")])
     with pytest.raises(InputError, match="give at least one fact"):
         made(model, [])
