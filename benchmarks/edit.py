@@ -57,9 +57,9 @@ def plain_step(model: Any, layer: int, rewrite: Rewrite, repeats: int) -> tuple[
         for _ in range(repeats):
             with hooked(model, [value_hook(model, layer, add)]):
                 logprobs = model(batch.tokens).log_softmax(-1)
-            size = len(rewrite.target)
+            size = len(rewrite.targets[0])
             places = batch.last[:contexts, None] - size + 1 + torch.arange(size)
-            loss = -logprobs[torch.arange(contexts)[:, None], places, rewrite.target].mean()
+            loss = -logprobs[torch.arange(contexts)[:, None], places, rewrite.targets[0]].mean()
             loss.backward()
             losses.append(loss.item())
     return (time.process_time() - started) / repeats, losses[-1]

@@ -34,6 +34,6 @@ def least_of_edit(model: Any, layer: int, rewrite: Rewrite, evaluations: int) ->
     block = block_weights(model)
     once = sum(len(tokens) for tokens, _ in rows) * cfg.n_layers * block
     moved = sum(len(tokens) - last for tokens, last in rows)
-    scored = len(rewrite.prompts) * len(rewrite.target) + 1
+    scored = sum(map(len, rewrite.targets)) + 1
     step = (moved * (cfg.n_layers - layer - 2) + scored) * block + scored * cfg.d_model * cfg.d_vocab
     return float(2 * once + 2 * step * (2 * evaluations - 1))

@@ -34,12 +34,23 @@ class EditorName(StrEnum):
     p_rome = "p_rome"
     draft = "draft"
     neurips = "neurips"
+    memit = "memit"
+    emmet = "emmet"
+    memit_seq = "memit_seq"
+    alphaedit = "alphaedit"
+    pmet = "pmet"
 
     @property
     def is_rome(self) -> bool:
         """Whether it needs key statistics and contexts."""
         names = (EditorName.rome, EditorName.r_rome, EditorName.r_rome_2024, EditorName.p_rome)
         return self in (*names, EditorName.draft, EditorName.neurips)
+
+    @property
+    def is_mass(self) -> bool:
+        """Whether it edits several layers, with statistics of each."""
+        mass = (EditorName.memit, EditorName.emmet, EditorName.memit_seq, EditorName.alphaedit, EditorName.pmet)
+        return self in mass
 
     @property
     def is_trained(self) -> bool:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tl_rome.cli.console import visible
 from tl_rome.cli.demo_run import FACT, GROUPS, NEW, Answer, DemoResult
-from tl_rome.editors import Convergence, Receipt, TrainingLog
+from tl_rome.editors import BatchReceipt, Convergence, Receipt, TrainingLog
 from tl_rome.editors.covariance.convergence import CONVERGENCE_COLUMNS
 from tl_rome.grid import Grid
 from tl_rome.patching import TraceResult
@@ -41,7 +41,7 @@ def frame_grid(frame: "pandas.DataFrame", caption: str) -> Grid:
     return Grid(caption, tuple(map(str, frame.columns)), rows)
 
 
-def receipt_table(receipt: Receipt) -> Group:
+def receipt_table(receipt: Receipt | BatchReceipt) -> Group:
     """An edit's receipt."""
     table = _table("", "")
     table.show_header = False

@@ -1,4 +1,4 @@
-"""Changing a fact: rank-one edits of an MLP's W_out (section 3.1, appendices A and E)."""
+"""Changing facts: rank-one edits of an MLP's W_out (section 3.1, appendices A and E), and many facts at once."""
 
 from tl_rome.arguments import guard
 from tl_rome.editors.covariance.convergence import Convergence as Convergence
@@ -12,6 +12,10 @@ from tl_rome.editors.covariance.key_covariance import KeyCovariance as KeyCovari
 from tl_rome.editors.covariance.npz import import_npz as import_npz
 from tl_rome.editors.covariance.null_space import null_space as null_space
 from tl_rome.editors.covariance.null_space import null_space_leak as null_space_leak
+from tl_rome.editors.edits.batch_edit import BatchEdit as BatchEdit
+from tl_rome.editors.edits.batch_receipt import BatchReceipt as BatchReceipt
+from tl_rome.editors.edits.batch_receipt import FactReceipt as FactReceipt
+from tl_rome.editors.edits.batch_receipt import LayerReceipt as LayerReceipt
 from tl_rome.editors.edits.edit import Edit as Edit
 from tl_rome.editors.edits.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence
@@ -37,6 +41,16 @@ from tl_rome.editors.knowledge_neurons.scores import Neuron as Neuron
 from tl_rome.editors.knowledge_neurons.scores import NeuronScores as NeuronScores
 from tl_rome.editors.knowledge_neurons.scores import shared_neurons as shared_neurons
 from tl_rome.editors.layers import default_layer as default_layer
+from tl_rome.editors.mass.config import ALPHAEDIT as ALPHAEDIT
+from tl_rome.editors.mass.config import ALPHAEDIT_RELEASED as ALPHAEDIT_RELEASED
+from tl_rome.editors.mass.config import EMMET as EMMET
+from tl_rome.editors.mass.config import MASS_PRESETS as MASS_PRESETS
+from tl_rome.editors.mass.config import MEMIT as MEMIT
+from tl_rome.editors.mass.config import MEMIT_SEQ as MEMIT_SEQ
+from tl_rome.editors.mass.config import PMET as PMET
+from tl_rome.editors.mass.config import MassConfig as MassConfig
+from tl_rome.editors.mass.editor import MassEditor as MassEditor
+from tl_rome.editors.mass.memory import KeyMemory as KeyMemory
 from tl_rome.editors.rank_one.contexts import sample_contexts as sample_contexts
 from tl_rome.editors.rank_one.editor import Rome as Rome
 from tl_rome.editors.rank_one.one_call import rome as rome

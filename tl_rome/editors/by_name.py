@@ -1,10 +1,11 @@
 """The editors that the paper and its successors compare, made by name; they share what is expensive.
 
 All ROME presets get one covariance. Those that differ in their keys alone get the same contexts and one `SharedValues`
-too, so that a request's v* is optimised once for them all. Trained editors are values that the caller has.
+too, so that a request's v* is optimised once for them all; so do the mass editors. Trained editors are values that the
+caller has.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +15,8 @@ from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.knowledge_neurons.editor import KnowledgeNeurons
 from tl_rome.editors.knowledge_neurons.presets import KN, KN_CORRECTED
 from tl_rome.editors.layers import LayerChoice
+from tl_rome.editors.mass.config import ALPHAEDIT, EMMET, MEMIT, MEMIT_SEQ, PMET, mass_layers, mass_model_defaults
+from tl_rome.editors.mass.editor import MassEditor, key_statistics
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
@@ -49,10 +52,13 @@ ROME_CONFIGS = {
 KN_CONFIGS = {"kn": KN, "kn_corrected": KN_CORRECTED}
 """Knowledge neurons by name: as released, and as they were meant."""
 
+MASS_CONFIGS = {"memit": MEMIT, "emmet": EMMET, "memit_seq": MEMIT_SEQ, "alphaedit": ALPHAEDIT, "pmet": PMET}
+"""Presets of mass editing by name; asked for one fact they edit several layers for it."""
+
 TRAINED_NAMES = ("ke", "ke_cf", "mend", "mend_cf")
 """Presets of trained editors, which have to be given."""
 
-EDITOR_NAMES = (*FINE_TUNING, *KN_CONFIGS, *TRAINED_NAMES, *ROME_CONFIGS)
+EDITOR_NAMES = (*FINE_TUNING, *KN_CONFIGS, *TRAINED_NAMES, *ROME_CONFIGS, *MASS_CONFIGS)
 """Every name of an editor, for all that take one."""
 
 
@@ -62,18 +68,21 @@ def editor_by_name(
     *,
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
+    covariances: Mapping[int, KeyCovariance] | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     seed: Seed = 0,
     progress: bool = True,
-) -> Rome | FineTune | KnowledgeNeurons:
+) -> Rome | FineTune | KnowledgeNeurons | MassEditor:
     """Make one editor that needs no training.
 
     Args:
         model: Left as found.
         name: Of `EDITOR_NAMES`, without `TRAINED_NAMES`.
-        layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default, and KN finds its own.
+        layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default, and KN finds its own. Mass
+            editors choose theirs, see `MassEditor.prepare`.
         covariance: Key statistics, see `Rome.prepare`; for ROME only.
-        contexts: Prefixes, see `Rome.prepare`; for ROME only.
+        covariances: Key statistics by layer, see `MassEditor.prepare`; for mass editors only.
+        contexts: Prefixes, see `Rome.prepare`; for ROME and mass editors.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
 
@@ -84,9 +93,19 @@ def editor_by_name(
     check_names([name])
     if name in TRAINED_NAMES:
         raise InputError(_untrained(name))
+    if covariances is not None and name not in MASS_CONFIGS:
+        raise InputError(f"{name!r} takes no statistics of several layers; leave out covariances")
     if name in ROME_CONFIGS:
         options = {"contexts": contexts, "seed": seed, "progress": progress}
         return Rome.prepare(model, layer=layer, covariance=covariance, config=ROME_CONFIGS[name], **options)
+    if name in MASS_CONFIGS:
+        if layer is not None or covariance is not None:
+            raise InputError(
+                f"{name!r} edits several layers with statistics of each; leave out layer and covariance, or use "
+                "MassEditor.prepare(model, layers=..., covariances=...)"
+            )
+        options = {"covariances": covariances, "contexts": contexts, "seed": seed, "progress": progress}
+        return MassEditor.prepare(model, config=MASS_CONFIGS[name], **options)
     if covariance is not None or contexts is not None:
         raise InputError(f"{name!r} reads the prompt alone; leave out covariance and contexts")
     if name in KN_CONFIGS:
@@ -102,6 +121,7 @@ def editors_by_name(
     *,
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
+    covariances: Mapping[int, KeyCovariance] | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     max_contexts: Count | None = None,
     trained: Iterable[TrainedEditor] = (),
@@ -117,6 +137,7 @@ def editors_by_name(
         names: Of `EDITOR_NAMES`; one or several.
         layer: Layer that ROME edits, see `Rome.prepare`; fine-tuning trains the first.
         covariance: Key statistics, see `Rome.prepare`.
+        covariances: Key statistics by layer for mass editors, see `MassEditor.prepare`.
         contexts: Prefixes for all presets, or "recipe"; by default each preset's own, see `Rome.prepare`.
         max_contexts: Take this many of them at most, the empty one included; the cost of v* is proportional to it.
         trained: Trained editors, which are known by their presets; one for each of those named.
@@ -143,7 +164,35 @@ def editors_by_name(
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
         base = replace(base, find_values=SharedValues())
         made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
+    if massed := [name for name in names if name in MASS_CONFIGS]:
+        made |= _mass_editors(model, massed, covariances, contexts, seed, progress)
     return {_label(name, made[name]): _shortened(made[name], max_contexts) for name in names}
+
+
+def _mass_editors(
+    model: HookedModel,
+    names: Sequence[str],
+    covariances: Mapping[int, KeyCovariance] | None,
+    contexts: Sequence[str] | Literal["recipe"] | None,
+    seed: int,
+    progress: bool,
+) -> dict[str, Editor]:
+    """Mass editors that share statistics, contexts and values."""
+    configs = {name: mass_model_defaults(model, MASS_CONFIGS[name]) for name in names}
+    given = covariances
+    if covariances is None:
+        layers = sorted({layer for config in configs.values() for layer in mass_layers(model, config)[0]})
+        covariances = key_statistics(model, layers, seed=seed, progress=progress)
+    values, made, first = SharedValues(), dict[str, Editor](), None
+    for name, config in configs.items():
+        known = contexts if first is None else first.contexts
+        layers, choice = mass_layers(model, config, given)
+        parts = {"layers": layers, "covariances": covariances, "contexts": known, "seed": seed}
+        editor = MassEditor.prepare(model, config=config, **parts)
+        first = first or editor
+        shared = {"find_values": values, "contexts_choice": first.contexts_choice}
+        made[name] = replace(editor, layer_choice=choice, **shared)
+    return made
 
 
 def check_names(names: str | Iterable[str]) -> list[str]:
@@ -184,7 +233,7 @@ def _variant(
 
 def _shortened(editor: Editor, most: int | None) -> Editor:
     """The editor with at most this many contexts."""
-    if not isinstance(editor, Rome) or most is None:
+    if not isinstance(editor, Rome | MassEditor) or most is None:
         return editor
     contexts, choice = spread_contexts(editor.contexts, editor.contexts_choice, most)
     return replace(editor, contexts=contexts, contexts_choice=choice)

@@ -64,6 +64,6 @@ def choose_layer(model: HookedModel, layer: LayerChoice, covariance: HasLayer | 
 
 def _default_layer(model: HookedModel) -> tuple[int, str]:
     found = find_defaults(model)
-    if found is None:
+    if found is None or found.row.layer is None:
         return model.cfg.n_layers // 4, "a quarter of the way up"
     return found.row.layer, found.guess or f"known for {found.row.names[0]}"

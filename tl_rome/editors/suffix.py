@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.blocks import BlockRunner, check_blocks, first_run
 from tl_rome.running.forward import last_resid, read, record
-from tl_rome.running.hooks import hooked
+from tl_rome.running.hooks import Hook, hooked
 from tl_rome.running.matrices import value_hook
 from tl_rome.sites import HookedModel, Site
 
@@ -53,11 +53,13 @@ class SuffixRunner:
         self._past = [self._above.crop(attended[layer]) for layer in self._layers]
         places = torch.arange(start, tokens.shape[1], device=lengths.device)
         self._real, self._unedited = places < lengths[:, None], found[top][:, start:]
-        self._added = torch.zeros_like(self.outputs)
+        self._added = torch.zeros_like(self.outputs), torch.zeros_like(self.outputs)
 
-    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+    def __call__(
+        self, added: Float[Tensor, "left span d_model"], attention: Float[Tensor, "left span d_model"]
+    ) -> Float[Tensor, "left from_start d_model"]:
         """See `Runner`."""
-        self._added = added
+        self._added = added, attention
         edited, *above = self._layers
         changed = self._edited(edited, self._pre, self._past[0], self._rows)
         resid = torch.cat([changed, self._after], dim=1)
@@ -71,9 +73,9 @@ class SuffixRunner:
         self._pre, self._after = self._pre[rows], self._after[rows]
         self._past = [(keys[rows], values[rows]) for keys, values in self._past]
 
-    def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
-        """What is hooked on W_out's output."""
-        return (output + self._added).to(output.dtype)
+    def add(self, output: Float[Tensor, "left pos d_model"], place: int) -> Float[Tensor, "left pos d_model"]:
+        """What is hooked on W_out's output, place 0, and on that of attention, place 1."""
+        return (output + self._added[place]).to(output.dtype)
 
     @torch.no_grad()
     def check(self, found: Float[Tensor, "rows from_start d_model"]) -> None:
@@ -113,16 +115,18 @@ class WholeRunner:
         back = (places - shift[:, None]).clamp(min=0)
         self.found = {name: found[name][self._rows[:, None], back] for name in names}
         self.outputs: Float[Tensor, "rows span d_model"] = outputs[0][self._rows[:, None], self._changed]
-        self._added = torch.zeros_like(self.outputs)
+        self._added = torch.zeros_like(self.outputs), torch.zeros_like(self.outputs)
 
     @property
     def _changed(self) -> Int[Tensor, "left span"]:
         """Positions at which W_out's output changes, in the moved rows."""
         return self._places[:, : self._span]
 
-    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+    def __call__(
+        self, added: Float[Tensor, "left span d_model"], attention: Float[Tensor, "left span d_model"]
+    ) -> Float[Tensor, "left from_start d_model"]:
         """See `Runner`."""
-        self._added = added
+        self._added = added, attention
         resid = read(self._model, self._tokens, [self._top])[self._top]
         return resid[torch.arange(len(resid), device=resid.device)[:, None], self._places]
 
@@ -130,10 +134,10 @@ class WholeRunner:
         """See `Runner`."""
         self._tokens, self._places = self._tokens[rows], self._places[rows]
 
-    def add(self, output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
-        """What is hooked on W_out's output."""
+    def add(self, output: Float[Tensor, "left pos d_model"], place: int) -> Float[Tensor, "left pos d_model"]:
+        """See `SuffixRunner.add`."""
         rows = torch.arange(len(output), device=output.device)[:, None]
-        return output.index_put((rows, self._changed), self._added.to(output.dtype), accumulate=True)
+        return output.index_put((rows, self._changed), self._added[place].to(output.dtype), accumulate=True)
 
 
 class Runner:
@@ -156,23 +160,28 @@ class Runner:
         self.outputs: Float[Tensor, "rows span d_model"] = self._running.outputs
         """W_out's output at the positions that may change, bias included, before anything is added."""
 
-    def __call__(self, added: Float[Tensor, "left span d_model"]) -> Float[Tensor, "left from_start d_model"]:
+    def __call__(
+        self, added: Float[Tensor, "left span d_model"], attention: Float[Tensor, "left span d_model"] | None = None
+    ) -> Float[Tensor, "left from_start d_model"]:
         """The last block's output at positions from `start` on.
 
         Args:
             added: To W_out's output, for each row that is left; nothing in the first run, or one more is needed.
+            attention: To that of the layer's attention, where the runner was made for that.
         """
+        given, attention = attention is not None, torch.zeros_like(added) if attention is None else attention
         if self._tried or not isinstance(self._running, SuffixRunner):
-            return self._running(added)
-        self._tried, something = True, bool(added.any())
+            return self._running(added, attention)
+        self._tried, something = True, bool(added.any()) or (given and bool(attention.any()))
         try:
             with first_run():
-                found = self._running(torch.zeros_like(added) if something else added)
+                nothing = torch.zeros_like(added)
+                found = self._running(*((nothing, nothing) if something else (added, attention)))
                 self._running.check(found)
         except UnsupportedModelError as error:
             self._give_up(error)
-            return self._running(added)
-        return self._running(added) if something else found
+            return self._running(added, attention)
+        return self._running(added, attention) if something else found
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with some of the rows that are left, given by their places among those; not before the first run."""
@@ -187,7 +196,7 @@ class Runner:
         self._use(self._whole())
 
 
-def _unchanged(output: Float[Tensor, "left pos d_model"]) -> Float[Tensor, "left pos d_model"]:
+def _unchanged(output: Float[Tensor, "left pos d_model"], place: int) -> Float[Tensor, "left pos d_model"]:
     return output
 
 
@@ -202,6 +211,7 @@ def suffix_runner(
     span: int | None = None,
     padding: Int[Tensor, " rows"] | None = None,
     names: Iterable[str] = (),
+    attention: bool = False,
 ) -> Iterator[Runner]:
     """Record a run of a batch and continue it again and again; the runner is valid inside the `with` block.
 
@@ -215,6 +225,7 @@ def suffix_runner(
         span: Number of positions at which it changes; None is all of them.
         padding: Padding tokens on the left of each row.
         names: Further hook points to record, see `Runner.found`.
+        attention: Whether something is added to the output of the layer's attention too.
 
     Raises:
         InputError: If a hook point does not exist.
@@ -224,5 +235,8 @@ def suffix_runner(
         lambda: SuffixRunner(model, tokens, layer, lengths, start, span, padding, names),
         lambda: WholeRunner(model, tokens, layer, start, span, padding, names),
     )
-    with hooked(model, [value_hook(model, layer, lambda output: runner.add(output))]):
+    hooks: list[Hook] = [value_hook(model, layer, lambda output: runner.add(output, 0))]
+    if attention:
+        hooks.append((Site("attn_out", layer).hook, lambda output, hook: runner.add(output, 1)))
+    with hooked(model, hooks):
         yield runner

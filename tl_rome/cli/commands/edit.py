@@ -13,7 +13,7 @@ from tl_rome.cli.options import SeedOption, SubjectArgument, TemplateArgument
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_rome.editors import FineTune, Ke, KnowledgeNeurons, Mend, Rome
+    from tl_rome.editors import FineTune, Ke, KnowledgeNeurons, MassEditor, Mend, Rome
     from tl_rome.sites import HookedModel
 
 NOT_TAKEN = "did not take"
@@ -64,7 +64,9 @@ def edit(
 
     request = EditRequest(template, subject, target_new, target_true)
     output.check_file(out)
-    if not editor.is_rome and (covariance is not None or contexts != Contexts.auto):
+    if editor.is_mass and (covariance is not None or layer is not None):
+        raise InputError(f"{editor} edits several layers with statistics of each; leave out --layer and --covariance")
+    if not (editor.is_rome or editor.is_mass) and (covariance is not None or contexts != Contexts.auto):
         raise InputError(f"{editor} reads the prompt alone; leave out --covariance and --contexts")
     if editor.is_trained != (trained is not None) or (editor.is_trained and layer is not None):
         raise InputError(f"{editor} {_TRAINED if editor.is_trained else 'is not trained; leave out --trained'}")
@@ -90,7 +92,7 @@ def edit(
 
 def _prepare(
     model: "HookedModel", name: EditorName, trained: str | None, **options: Any
-) -> "Rome | FineTune | KnowledgeNeurons | Mend | Ke":
+) -> "Rome | FineTune | KnowledgeNeurons | MassEditor | Mend | Ke":
     """The editor of that name; a trained one comes from its file."""
     from tl_rome.editors import load_trained
     from tl_rome.editors.by_name import editor_by_name

@@ -18,7 +18,7 @@ from tl_rome.counterfact.evaluation.measure import EvaluationConfig, compare, me
 from tl_rome.counterfact.evaluation.run import Batch, Identity, RecordResult, Run
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import UNEDITED, CaseResult
-from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.protocol import Editor
@@ -218,7 +218,7 @@ class Evaluator:
         moves = compare(self.model, batch.before, [each.states for each in measured])
         results = []
         for record, moved, edit, each in zip(batch.records, moves, edits, measured, strict=True):
-            seconds = edit.receipt.seconds if isinstance(edit, Edit) else shared
+            seconds = shared if isinstance(edit, EditSequence) else edit.receipt.seconds
             figures = {"divergence": moved, "seconds": seconds, "verdict": _verdict(edit)}
             results.append(RecordResult(_result(record, after=each.measurement, **figures)))
         return results

@@ -1,38 +1,22 @@
-"""An edit as a value: what it changes, where it came from, what it did; applied and taken back bit for bit."""
+"""An edit of one fact as a value: what it changes, where it came from, what it did."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from tl_rome.editors.edits.former import of_today
 from tl_rome.editors.edits.receipt import Receipt, describe_places
-from tl_rome.editors.edits.update import Update, check_places, update_from, with_updates
-from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import EditStateError, NumericsError, StorageError
+from tl_rome.editors.edits.update import Update
+from tl_rome.editors.edits.weight_edit import WeightEdit
 from tl_rome.facts import EditRequest
-from tl_rome.running.interrupts import reliable, uninterrupted
-from tl_rome.running.loans import lent
-from tl_rome.running.matrices import MatrixName, MlpMatrix
-from tl_rome.sites import HookedModel
-from tl_rome.storage.files import check_fingerprint, load, save
-from tl_rome.storage.hub import local_path
-from tl_rome.storage.parts import read_as, reading
-
-_KIND = "edit"
-SEQUENCE_KIND = "edit_sequence"
-"""Kind of file that holds several."""
-_Changes = dict[MlpMatrix, tuple[Tensor, Tensor]]
-"""Weights before and after."""
+from tl_rome.running.matrices import MlpMatrix
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Edit:
+class Edit(WeightEdit):
     """A finished edit. The model it was made on is as it was before; `applied` or `apply` puts the edit in.
 
     An `Edit` can be applied to any model with the fingerprint of the one it was made on, whatever its class.
@@ -41,6 +25,8 @@ class Edit:
         InputError: If two updates are of the same matrix.
     """
 
+    kind: ClassVar[str] = "edit"
+    asked: ClassVar[Mapping[str, Any]] = {"request": EditRequest, "receipt": Receipt}
     updates: tuple[Update, ...]
     """At most one per matrix of a layer."""
     request: EditRequest
@@ -53,13 +39,9 @@ class Edit:
     """How it was made: editor settings, contexts, seed, BOS policy, covariance; JSON-serialisable."""
     digests: Mapping[MlpMatrix, tuple[str, str]] = field(default_factory=dict)
     """For each matrix `weight_digest` without the edit and with it; empty where they are unknown."""
-    _undo: list[tuple[weakref.ref, _Changes]] = field(default_factory=list, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_places(self.updates)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_undo": []}  # a copy, pickled or not, is applied to nothing
+    _undo: list[tuple[weakref.ref, dict[MlpMatrix, tuple[Tensor, Tensor]]]] = field(
+        default_factory=list, init=False, repr=False
+    )
 
     def __str__(self) -> str:
         return str(self.receipt)
@@ -77,224 +59,3 @@ class Edit:
     def label(self) -> str:
         """What was asked for, for messages."""
         return f"edit {self.request.fact.prompt!r} -> {self.request.target_new!r}"
-
-    @property
-    def places(self) -> tuple[MlpMatrix, ...]:
-        """The matrices that it changes."""
-        return tuple(update.place for update in self.updates)
-
-    @reliable
-    def applied(self, model: HookedModel) -> Iterator[HookedModel]:
-        """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
-
-        Raises:
-            ModelMismatchError: If the edit is for another model.
-            EditStateError: If it is applied already, or the weights were changed by others inside the block.
-        """
-        with lent(model):
-            self.apply(model)
-            try:
-                yield model
-            finally:
-                if self.is_applied(model):
-                    self.undo(model)
-
-    def is_applied(self, model: HookedModel) -> bool:
-        """Whether `apply` has been called on this model and `undo` has not."""
-        return self._position(model) is not None
-
-    def apply(self, model: HookedModel) -> None:
-        """Write the edit into the model's weights, in place, and keep the old ones for `undo`.
-
-        An interruption leaves the edit in or out, and `is_applied` says which.
-
-        Raises:
-            ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
-            EditStateError: If it is applied already, to this model or to the one that it was copied or loaded from, or
-                the model does not take the weights.
-            NumericsError: If the new weights would not be finite in the model's dtype.
-        """
-        with lent(model):
-            check_fingerprint(model, self.model, "this edit")
-            self._check_not_applied(model)
-            check_weights(model, [[self]])
-            self.apply_unchecked(model)
-
-    @uninterrupted
-    def apply_unchecked(self, model: HookedModel) -> None:
-        """As `apply`, without comparing model and weights; for a sequence, which has compared them.
-
-        Raises:
-            EditStateError: As `apply` does.
-            NumericsError: As `apply` does.
-        """
-        self._check_not_applied(model)
-        changes = _changes(model, self.updates)
-        entry = weakref.ref(model), changes
-        self._undo.append(entry)
-        try:
-            _write(model, {place: after for place, (_, after) in changes.items()})
-        except BaseException:
-            _write(model, {place: before for place, (before, _) in changes.items()})
-            self._undo.remove(entry)
-            raise
-
-    @uninterrupted
-    def undo(self, model: HookedModel) -> None:
-        """Put the weights back exactly as they were before `apply`.
-
-        Edits of different matrices may be undone in any order, those that share one last one first.
-
-        Raises:
-            EditStateError: If the edit is not applied to this model, or its weights have been changed since.
-        """
-        position = self._position(model)
-        if position is None:
-            raise EditStateError("this edit is not applied to this model, so there is nothing to undo")
-        changes = self._undo[position][1]
-        with lent(model):
-            for place, (_, after) in changes.items():
-                if not torch.equal(place.weight(model), after):
-                    raise EditStateError(
-                        f"{place} has changed since this edit was applied, so what it replaced cannot be put back "
-                        "without losing that change; undo what was applied later first, in reverse order"
-                    )
-            _write(model, {place: before for place, (before, _) in changes.items()})
-            del self._undo[position]
-
-    def _check_not_applied(self, model: HookedModel) -> None:
-        if self.is_applied(model):
-            raise EditStateError("this edit is applied to this model already; undo it first")
-
-    def _position(self, model: HookedModel) -> int | None:
-        return next((i for i, (held, _) in enumerate(self._undo) if held() is model), None)
-
-    def save(self, path: str | Path) -> Path:
-        """Write a small safetensors file with the vectors, the receipt and all provenance.
-
-        Raises:
-            StorageError: If the file cannot be written.
-        """
-        return save(path, _KIND, *self.to_file())
-
-    @classmethod
-    def load(cls, path: str | Path, model: HookedModel | None = None) -> "Edit":
-        """Read an edit that `save` wrote.
-
-        Args:
-            path: The file, or `hf://owner/name/file` for one that is shared in a repository of the model hub.
-            model: If given, the edit is checked to belong to it at once, otherwise when it is applied.
-
-        Raises:
-            StorageError: If the file is damaged, holds something else, or cannot be fetched.
-            ModelMismatchError: If the edit is for another model.
-        """
-        try:
-            edit = cls.from_file(*load(local_path(path), _KIND), path)
-        except StorageError as error:
-            if f"holds '{SEQUENCE_KIND}'" in str(error):
-                raise StorageError(f"{error}; it is several composed edits: use EditSequence.load") from error
-            raise
-        if model is not None:
-            check_fingerprint(model, edit.model, str(path))
-        return edit
-
-    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
-        """Write the edit as a LoRA adapter for plain transformers.
-
-        Args:
-            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
-            model: What the edit was made on, without it; left as found.
-            source: Name or folder that the model was loaded from, as `load_model` takes it.
-
-        Raises:
-            InputError: If an update is a full matrix.
-            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
-            EditStateError: If it is applied to the model.
-            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
-            ModelUnavailableError: If the source cannot be read.
-            StorageError: If the folder cannot be written.
-        """
-        from tl_rome.editors.export.peft import export_peft
-
-        return export_peft(self, model, source, folder)
-
-    def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a file keeps of the edit: tensors, and a JSON-serialisable header."""
-        names = [f"{place.layer}.{place.name}" for place in self.places]
-        parts = zip(names, self.updates, strict=True)
-        tensors = {f"{name}.{field}": part for name, update in parts for field, part in update.tensors.items()}
-        header = {
-            "matrices": names,
-            "request": asdict(self.request),
-            "receipt": asdict(self.receipt),
-            "model": self.model,
-            "provenance": dict(self.provenance),
-            "digests": {f"{place.layer}.{place.name}": list(pair) for place, pair in self.digests.items()},
-        }
-        return tensors, header
-
-    @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path) -> "Edit":
-        """The edit that `to_file` took apart; the path is for messages.
-
-        Raises:
-            StorageError: If a part is missing.
-        """
-        with reading(path, "an edit"):
-            tensors, header = of_today(tensors, header)
-            places = {name: _place(name) for name in read_as(tuple[str, ...], header["matrices"], "matrices")}
-            parts: dict[str, dict[str, Tensor]] = {name: {} for name in places}
-            for full, tensor in tensors.items():
-                name, _, part = full.rpartition(".")
-                parts[name][part] = tensor
-            digests = read_as(dict[str, tuple[str, str]], header.get("digests", {}), "digests")
-            return cls(
-                tuple(update_from(place, parts[name]) for name, place in places.items()),
-                read_as(EditRequest, header["request"], "request"),
-                read_as(Receipt, header["receipt"], "receipt"),
-                read_as(str, header["model"], "model"),
-                read_as(dict[str, Any], header["provenance"], "provenance"),
-                {_place(name): pair for name, pair in digests.items()},
-            )
-
-
-def _place(name: str) -> MlpMatrix:
-    """The matrix that a file names so, as in "5.W_out"."""
-    layer, _, matrix = name.partition(".")
-    return MlpMatrix(int(layer), read_as(MatrixName, matrix, name))
-
-
-@reliable
-def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[HookedModel]:
-    """The model with updates of different matrices, for the length of a `with` block, as `Edit.applied` gives it.
-
-    Raises:
-        NumericsError: If the new weights would not be finite in the model's dtype.
-    """
-    with lent(model):
-        changes = _changes(model, updates)
-        try:
-            _write(model, {place: after for place, (_, after) in changes.items()})
-            yield model
-        finally:
-            _write(model, {place: before for place, (before, _) in changes.items()})
-
-
-def _changes(model: HookedModel, updates: Iterable[Update]) -> _Changes:
-    changes: _Changes = {}
-    for update in updates:
-        before = update.place.weight(model).detach().clone()
-        after = with_updates(before, [update])
-        if not bool(after.isfinite().all()):
-            raise NumericsError(f"the edited {update.place} is not finite in {before.dtype}")
-        changes[update.place] = before, after
-    return changes
-
-
-def _write(model: HookedModel, weights: Mapping[MlpMatrix, Tensor]) -> None:
-    with torch.no_grad():
-        for place, weight in weights.items():
-            place.weight(model).copy_(weight)
-            if not torch.equal(place.weight(model), weight):
-                raise EditStateError(f"{place} does not keep what is written to it; load the model anew")

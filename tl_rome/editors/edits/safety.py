@@ -41,6 +41,12 @@ def find_warnings(figures: UpdateFigures, before: Outcome, after: Outcome) -> tu
             f"the layer's output on ordinary text changes by {figures.disturbance:.0%} of its size, at most "
             f"{MAX_DISTURBANCE:.0%} is expected; try preset 'r_rome', or a smaller clamp"
         )
+    return (*found, *find_text_warnings(before, after))
+
+
+def find_text_warnings(before: Outcome, after: Outcome) -> tuple[str, ...]:
+    """What plain sentences show of damage, in words; see `find_warnings`."""
+    found = []
     if not after.text_nll - before.text_nll <= MAX_NLL_RISE:
         found.append(f"plain sentences cost {after.text_nll:.2f} nats per token, {before.text_nll:.2f} before the edit")
     if not after.text_entropy >= MIN_ENTROPY_SHARE * before.text_entropy:

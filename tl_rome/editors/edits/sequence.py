@@ -1,15 +1,17 @@
 """Several edits as one: applied one after another, undone in reverse, kept in one file."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tl_rome.editors.edits.edit import SEQUENCE_KIND, Edit
+from tl_rome.editors.edits.batch_edit import BatchEdit
+from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.receipt import describe_places
 from tl_rome.editors.edits.update import Update
+from tl_rome.editors.edits.weight_edit import SEQUENCE_KIND, WeightEdit
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.running.interrupts import reliable, uninterrupted
@@ -19,7 +21,7 @@ from tl_rome.storage.files import check_fingerprint, load, save
 from tl_rome.storage.hub import local_path
 from tl_rome.storage.parts import read_as, reading
 
-_Step = Callable[[Edit, HookedModel], None]
+_Step = Callable[[WeightEdit, HookedModel], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +32,7 @@ class EditSequence:
         InputError: If there is no edit, or they are for different models.
     """
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit | BatchEdit, ...]
     """First to last."""
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class EditSequence:
         with lent(model):
             check_fingerprint(model, self.edits[0].model, "this sequence of edits")
             check_weights(model, [self.edits])
-            _all_or_none(model, self.edits, Edit.apply_unchecked, Edit.undo)
+            _all_or_none(model, self.edits, WeightEdit.apply_unchecked, WeightEdit.undo)
 
     def undo(self, model: HookedModel) -> None:
         """Take all edits back, or none.
@@ -88,7 +90,7 @@ class EditSequence:
             EditStateError: If one is not applied, or weights have been changed since.
         """
         with lent(model):
-            _all_or_none(model, self.edits[::-1], Edit.undo, Edit.apply_unchecked)
+            _all_or_none(model, self.edits[::-1], WeightEdit.undo, WeightEdit.apply_unchecked)
 
     def save(self, path: str | Path) -> Path:
         """Write one small safetensors file.
@@ -142,16 +144,21 @@ class EditSequence:
             for name, tensor in tensors.items():
                 index, _, rest = name.partition(".")
                 parts[int(index)][rest] = tensor
-            found = cls(tuple(Edit.from_file(part, head, path) for part, head in zip(parts, headers, strict=True)))
+            pairs = zip(parts, headers, strict=True)
+            found = cls(tuple(_class_of(head).from_file(part, head, path) for part, head in pairs))
         if model is not None:
             check_fingerprint(model, found.edits[0].model, str(path))
         return found
 
 
+def _class_of(header: Mapping[str, Any]) -> type[Edit] | type[BatchEdit]:
+    return BatchEdit if "requests" in header else Edit
+
+
 @uninterrupted
-def _all_or_none(model: HookedModel, edits: Sequence[Edit], do: _Step, undo: _Step) -> None:
+def _all_or_none(model: HookedModel, edits: Sequence[Edit | BatchEdit], do: _Step, undo: _Step) -> None:
     """Take a step with each edit; where one fails, those before it are taken back."""
-    done: list[Edit] = []
+    done: list[Edit | BatchEdit] = []
     try:
         for edit in edits:
             do(edit, model)
@@ -162,7 +169,7 @@ def _all_or_none(model: HookedModel, edits: Sequence[Edit], do: _Step, undo: _St
         raise
 
 
-def compose(edits: Iterable[Edit]) -> EditSequence:
+def compose(edits: Iterable[Edit | BatchEdit]) -> EditSequence:
     """Several edits as one.
 
     Applying them in the order in which they were made, each on top of those before, gives the weights that they were

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_rome.arguments import Count, Range, Whole
+from tl_rome.editors.edits.batch_edit import BatchEdit
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.edits.stacked import StackedUpdates
@@ -28,7 +29,7 @@ from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint
 
-AnyEdit = Edit | EditSequence
+AnyEdit = Edit | BatchEdit | EditSequence
 
 Rows = Int[Tensor, " batch"] | Sequence[Annotated[int, Range(-1, 2**63 - 1)]]
 """For each row of a batch the index of its edit, -1 for none."""

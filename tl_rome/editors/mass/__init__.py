@@ -1,1 +1,1 @@
-"""Many facts in one edit: MEMIT and its kin, and what is done to a finished change."""
+"""Mass editing: many facts in one change of a few layers (MEMIT, EMMET, AlphaEdit, PMET), by one closed form."""

@@ -21,35 +21,44 @@ from tl_rome.tokens import Prompt, encode_fact, encode_target, pad
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
-    """The tokens of one request."""
+    """The tokens of one request, or of several that ask for one value."""
 
     prompts: tuple[Prompt, ...]
-    """One for each context."""
-    target: Int[Tensor, " target"]
+    """One for each fact and context, fact by fact."""
+    targets: tuple[Int[Tensor, " target"], ...]
+    """What each of them is to be continued with."""
     essence: Int[Tensor, " pos"]
     """The essence prompt up to the subject's last token."""
 
     @classmethod
-    def make(cls, model: HookedModel, fact: Fact, contexts: Sequence[str], essence_template: str) -> "Rewrite":
-        """Tokenise a fact with a target.
+    def make(
+        cls, model: HookedModel, facts: Fact | tuple[Fact, ...], contexts: Sequence[str], essence_template: str
+    ) -> "Rewrite":
+        """Tokenise a fact with a target, or several of one subject.
 
         Raises:
             SubjectError: If the subject does not lie on whole tokens in some context.
-            InputError: If a prompt is longer than the context, there are no contexts, or the fact has no target.
+            InputError: If a prompt is longer than the context, there are no contexts, or a fact has no target.
         """
-        if fact.target is None:
-            raise InputError(f"{fact.prompt!r} has no target; give a fact with the one to write")
+        facts = (facts,) if isinstance(facts, Fact) else facts
         if not contexts:
             raise InputError("no contexts; give prefixes, '' first, which is the prompt without one")
-        prompts = tuple(encode_fact(model, fact, prefix) for prefix in contexts)
-        essence = encode_fact(model, Fact(essence_template, fact.subject))
-        target = encode_target(model, fact.target, prompts[0].text, fact.joiner)
-        return cls(prompts, target, essence.tokens[: essence.subject.end])
+        prompts: list[Prompt] = []
+        targets: list[Tensor] = []
+        for fact in facts:
+            if fact.target is None:
+                raise InputError(f"{fact.prompt!r} has no target; give a fact with the one to write")
+            prompts += [encode_fact(model, fact, prefix) for prefix in contexts]
+            target = encode_target(model, fact.target, prompts[-len(contexts)].text, fact.joiner)
+            targets += [target] * len(contexts)
+        essence = encode_fact(model, Fact(essence_template, facts[0].subject))
+        return cls(tuple(prompts), tuple(targets), essence.tokens[: essence.subject.end])
 
     @cached_property
     def rows(self) -> list[tuple[Int[Tensor, " pos"], int]]:
         """Each row's tokens and the position of the subject's last one; the essence row, if there is one, is last."""
-        rows = [(torch.cat([prompt.tokens, self.target[:-1]]), prompt.subject.last) for prompt in self.prompts]
+        pairs = zip(self.prompts, self.targets, strict=True)
+        rows = [(torch.cat([prompt.tokens, target[:-1]]), prompt.subject.last) for prompt, target in pairs]
         return rows if self.essence_row < len(rows) else [*rows, (self.essence, len(self.essence) - 1)]
 
     @cached_property
@@ -73,7 +82,7 @@ class Layout:
     first: Int[Tensor, " requests"]
     """Row of each request's prompt without a prefix."""
     prompt: Int[Tensor, " prompts"]
-    """Rows that are prompts with a target, as many for each request."""
+    """Rows that are prompts with a target."""
     essence: Int[Tensor, " requests"]
     """Row of each request whose first position shows the essence."""
     row: Int[Tensor, " scored"]
@@ -128,10 +137,10 @@ class RewriteBatch:
         counts = torch.tensor([len(rewrite.rows) for rewrite in rewrites])
         first = counts.cumsum(0) - counts
         scored = [
-            (int(offset) + i, len(prompt.tokens) - 1 - prompt.subject.last + place, int(token), 1 / len(rewrite.target))
+            (int(offset) + i, len(prompt.tokens) - 1 - prompt.subject.last + place, int(token), 1 / len(target))
             for offset, rewrite in zip(first, rewrites, strict=True)
-            for i, prompt in enumerate(rewrite.prompts)
-            for place, token in enumerate(rewrite.target)
+            for i, (prompt, target) in enumerate(zip(rewrite.prompts, rewrite.targets, strict=True))
+            for place, token in enumerate(target)
         ]
         row, position, token, share = (torch.tensor(column) for column in zip(*scored, strict=True))
         layout = Layout(

@@ -6,12 +6,13 @@ arXiv 2403.07175), which found that the code divides by another key than the one
 nothing, the release is followed.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from tl_rome.arguments import Count, Finite, NotNegative, Positive, Whole
 from tl_rome.editors.departures import departures_from
 from tl_rome.editors.model_defaults import find_defaults
+from tl_rome.editors.rank_one.value_settings import ValueSettings
 from tl_rome.errors import InputError
 from tl_rome.sites import HookedModel
 
@@ -68,6 +69,12 @@ class RomeConfig:
         """The settings that decide an edit once its contexts are given: all but the name and the recipe of contexts."""
         other = {"preset", "context_lengths", "context_top_k", "context_openings"}
         return {name: value for name, value in asdict(self).items() if name not in other}
+
+    @property
+    def value_settings(self) -> ValueSettings:
+        """What v* depends on, once contexts are given."""
+        own = {field.name for field in fields(self)}
+        return ValueSettings(**{x.name: getattr(self, x.name) for x in fields(ValueSettings) if x.name in own})
 
     @property
     def departures(self) -> str:

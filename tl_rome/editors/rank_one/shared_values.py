@@ -1,17 +1,15 @@
-"""v* shared between editors that differ only in their keys, as `released`, `r_rome` and `p_rome` do.
+"""v* shared between editors that differ only in what they do with it.
 
-Finding v* is nearly all of an edit's cost, and it depends neither on the key that u is solved for nor on the one in the
-divisor.
+`released`, `r_rome` and `p_rome` differ in their keys, mass editors in lower layers, spread and closed form. Finding v*
+is nearly all of an edit's cost. Values of another site, or of a model edited in between, are never mixed up.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from tl_rome.arguments import Count
-from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig
-from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
-from tl_rome.facts import Fact
+from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values
+from tl_rome.editors.rank_one.value_settings import HasValueSettings
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import model_settings
 
@@ -24,9 +22,9 @@ class ValueFinder(Protocol):
         self,
         model: HookedModel,
         layer: int,
-        facts: Sequence[Fact],
+        facts: Sequence[ToWrite],
         contexts: Sequence[str],
-        config: RomeConfig,
+        config: HasValueSettings,
         *,
         max_batch_tokens: Count = 2048,
         progress: bool = False,
@@ -48,23 +46,17 @@ class SharedValues:
         self,
         model: HookedModel,
         layer: int,
-        facts: Sequence[Fact],
+        facts: Sequence[ToWrite],
         contexts: Sequence[str],
-        config: RomeConfig,
+        config: HasValueSettings,
         *,
         max_batch_tokens: Count = 2048,
         progress: bool = False,
     ) -> list[OptimisedValue]:
         """See `optimise_values`."""
-        start = (*model_settings(model).values(), layer, tuple(contexts), _what_matters(config))
+        start = (*model_settings(model).values(), layer, tuple(contexts), config.value_settings)
         missing = [fact for fact in dict.fromkeys(facts) if (*start, fact) not in self._found]
         bounds = {"max_batch_tokens": max_batch_tokens, "progress": progress}
         new = optimise_values(model, layer, missing, contexts, config, **bounds)
         self._found |= {(*start, fact): value for fact, value in zip(missing, new, strict=True)}
         return [self._found[*start, fact] for fact in facts]
-
-
-def _what_matters(config: RomeConfig) -> RomeConfig:
-    """The settings without those that v* does not depend on once contexts are given."""
-    names = ("preset", "direction_key", "divisor_key", "value_base", "context_lengths", "context_top_k")
-    return replace(config, context_openings=(), **{name: getattr(RELEASED, name) for name in names})

@@ -6,7 +6,9 @@ put. The loss is
 
     mean over contexts of NLL(target) / tokens  +  kl_factor * KL  +  norm_penalty * ||delta|| / ||v0||^2
 
-The draft preset has the first term alone, summed over tokens, by plain gradient descent.
+The draft preset has the first term alone, summed over tokens, by plain gradient descent. Mass editors (MEMIT, PMET) add
+the same delta, but measure it by the norm of the residual stream after the block (`value_site`), which in blocks whose
+MLP output joins the stream as it is moves by delta too; PMET has a second offset, on the output of attention.
 
 Nothing below the layer and nothing before the subject's last token depends on delta, and in the edited block nothing
 after it does. So each step runs that block on one position, the blocks above on the positions from there on, and
@@ -26,7 +28,7 @@ from tqdm.auto import tqdm
 
 from tl_rome.editors.rank_one.batch import Layout, Rewrite, RewriteBatch
 from tl_rome.editors.rank_one.key import Keys, keys_in_contexts
-from tl_rome.editors.rank_one.presets import RomeConfig
+from tl_rome.editors.rank_one.value_settings import HasValueSettings, ValueSettings
 from tl_rome.editors.suffix import Runner, suffix_runner
 from tl_rome.errors import NumericsError
 from tl_rome.facts import Fact
@@ -34,14 +36,23 @@ from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
 from tl_rome.running.matrices import key_hook
 from tl_rome.running.replay import Replay
-from tl_rome.sites import HookedModel, check_layer
+from tl_rome.sites import HookedModel, Site, check_layer
 
-PARTS: tuple[str, ...] = ("loss", "nll", "kl", "penalty", "target_prob")
-"""What is noted of an evaluation."""
+PARTS: tuple[str, ...] = ("loss", "nll", "kl", "penalty", "target_prob", "missed")
+"""What is noted of an evaluation; the last, where a rule asks for it: target tokens that are not the most likely."""
 _PADDED = 1.25
 """Most positions that a group of requests is run on, over those that it needs."""
 _UNWRITTEN = math.log(2)
 """NLL in nats above which a target is less likely than not, see `RomeConfig.extra_evaluations`."""
+_RELAXED = 0.1
+"""PMET's factor on the NLL while every target token is the most likely one."""
+_SMALL_KL = 0.01
+"""PMET ends there if the KL term is at most this."""
+_ENOUGH = 2
+"""Evaluations in which every target token is the most likely one, after which MPES ends (arXiv 2502.01636)."""
+
+ToWrite = Fact | tuple[Fact, ...]
+"""A fact, or several of one subject that get one delta: their losses are averaged over all rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +67,23 @@ class OptimisedValue:
     """Per evaluation: loss, nll, kl, penalty (nats), and the mean probability of the target over contexts."""
     keys: Keys = field(default_factory=dict)
     """The subject's keys in the same contexts, "prompt" and "contexts", seen in the recorded run; in float64."""
+    output: Float[Tensor, " d_model"] | None = None
+    """What W_out gave for the prompt without a prefix, where v0 is something else."""
+
+    @property
+    def delta(self) -> Float[Tensor, " d_model"]:
+        """v* - v0."""
+        return self.value - self.initial
 
 
 def optimise_value(
-    model: HookedModel, layer: int, fact: Fact, contexts: Sequence[str], config: RomeConfig, *, progress: bool = False
+    model: HookedModel,
+    layer: int,
+    fact: Fact,
+    contexts: Sequence[str],
+    config: HasValueSettings,
+    *,
+    progress: bool = False,
 ) -> OptimisedValue:
     """Find v* for a fact.
 
@@ -68,7 +92,7 @@ def optimise_value(
         layer: Layer whose W_out is to be edited.
         fact: Prompt, subject and the new target.
         contexts: Prefixes, the empty one first.
-        config: Preset.
+        config: Such as a preset.
         progress: Whether to show a progress bar over evaluations.
 
     Raises:
@@ -81,9 +105,9 @@ def optimise_value(
 def optimise_values(
     model: HookedModel,
     layer: int,
-    facts: Sequence[Fact],
+    facts: Sequence[ToWrite],
     contexts: Sequence[str],
-    config: RomeConfig,
+    config: HasValueSettings,
     *,
     max_batch_tokens: int = 2048,
     progress: bool = False,
@@ -93,15 +117,15 @@ def optimise_values(
     Args:
         model: Left as found.
         layer: Layer whose W_out is to be edited.
-        facts: Prompts, subjects and new targets.
+        facts: Prompts, subjects and new targets; several in a tuple get one value.
         contexts: Prefixes, the empty one first.
-        config: Preset.
+        config: Such as a preset.
         max_batch_tokens: Bound on the rows times positions that are run at once, which bounds memory; one fact alone
             may exceed it.
         progress: Whether to show a progress bar over evaluations, one for each batch.
 
     Returns:
-        One outcome per fact, in order.
+        One outcome per fact or tuple, in order; the first fact of a tuple gives v0 and the keys.
 
     Raises:
         InputError: If the layer is out of range, there are no contexts, or a fact has no target.
@@ -109,28 +133,47 @@ def optimise_values(
         NumericsError: If a loss is not finite.
     """
     check_layer(model, layer)
-    rewrites = [
-        Rewrite.make(model, fact, contexts, config.kl_template if config.kl_factor else fact.template) for fact in facts
-    ]
+    settings = config.value_settings
+    groups = [(fact,) if isinstance(fact, Fact) else fact for fact in facts]
+    templates = [settings.kl_template if settings.kl_factor else group[0].template for group in groups]
+    made = zip(groups, templates, strict=True)
+    rewrites = [Rewrite.make(model, group, contexts, template) for group, template in made]
     found: dict[int, OptimisedValue] = {}
-    place = key_hook(layer)
+    place, names = key_hook(layer), _read_at(settings, layer)
     with frozen(model), torch.enable_grad():
         for chunk in _chunks(rewrites, max_batch_tokens):
             batch = RewriteBatch.make(model, [rewrites[index] for index in chunk])
             options = {"lengths": batch.lengths, "start": batch.start, "span": 1, "padding": batch.padding}
-            with suffix_runner(model, batch.tokens, layer, **options, names=[place]) as runner:
-                keys = runner.found.pop(place)[batch.layout.prompt, batch.start].unflatten(0, (len(chunk), -1))
-                values = _optimise(_Loss(model, runner, batch.layout, config), config, progress)
-            for index, value, rows in zip(chunk, values, keys, strict=True):
-                found[index] = replace(value, keys=keys_in_contexts(rows))
+            options["attention"] = settings.value_site == "w_out+w_o"
+            with suffix_runner(model, batch.tokens, layer, **options, names=[place, *names]) as runner:
+                places = torch.arange(len(contexts), device=batch.tokens.device)
+                keys = runner.found.pop(place)[batch.layout.first[:, None] + places, batch.start]
+                first = [runner.found.pop(name)[batch.layout.first, batch.start] for name in names]
+                outputs = runner.outputs[batch.layout.first, 0].float()
+                initial = torch.stack([each.float() for each in _bases(settings, outputs, first)], 1)
+                values = _optimise(_Loss(model, runner, batch.layout, settings, initial), settings, progress)
+            for index, value, rows, output in zip(chunk, values, keys, outputs, strict=True):
+                found[index] = replace(value, keys=keys_in_contexts(rows), output=output)
     return [found[index] for index in range(len(facts))]
 
 
-def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[OptimisedValue]:
+def _read_at(settings: ValueSettings, layer: int) -> list[str]:
+    """Hook points at which v0 is read, beside W_out's output."""
+    sites = {"w_out": [], "resid_post": ["resid_post"], "w_out+w_o": ["attn_out"]}[settings.value_site]
+    return [Site(site, layer).hook for site in sites]
+
+
+def _bases(settings: ValueSettings, outputs: Tensor, read: list[Tensor]) -> list[Tensor]:
+    """v0 of each offset, the first one being that of W_out's output or of the stream."""
+    return read if settings.value_site == "resid_post" else [outputs, *read]
+
+
+def _optimise(loss_of: "_Loss", config: ValueSettings, progress: bool) -> list[OptimisedValue]:
     delta = torch.zeros_like(loss_of.initial, requires_grad=True)
     optimiser = _optimiser(delta, config)
     found: dict[int, OptimisedValue] = {}
     losses: list[list[dict[str, float]]] = [[] for _ in delta]
+    predicted = [0] * len(delta)
     most = config.max_evaluations + config.extra_evaluations
     limits = [config.max_evaluations] * len(delta)
 
@@ -142,13 +185,16 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
     evaluated = Replay(evaluate, delta.is_cuda)
     for step in tqdm(range(most), desc="optimise v*", unit="step", disable=not progress):
         delta.grad, found_parts = evaluated()
-        parts = [dict(zip(PARTS, row, strict=True)) for row in found_parts.tolist()]  # all that a step waits for
+        parts = [dict(zip(PARTS, row, strict=False)) for row in found_parts.tolist()]  # all that a step waits for
         for request, figures in zip(loss_of.left, parts, strict=True):
             losses[request].append(figures)
+            predicted[request] += (hit := bool(figures.pop("missed", 1) == 0))
             if step + 1 == config.max_evaluations and figures["nll"] > _UNWRITTEN:
                 limits[request] = most
-            if figures["loss"] < config.stop_loss or step + 1 == limits[request]:
-                value, initial = (loss_of.initial + delta).detach()[request], loss_of.initial[request]
+            relaxed = config.relax_when_predicted and hit and figures["kl"] <= _SMALL_KL
+            enough = relaxed or (config.early_stop and predicted[request] == _ENOUGH)
+            if enough or figures["loss"] < config.stop_loss or step + 1 == limits[request]:
+                value, initial = (loss_of.initial + delta).detach()[request, 0], loss_of.initial[request, 0]
                 found[request] = OptimisedValue(value, initial, tuple(losses[request]))
         loss = sum(figures["loss"] for figures in parts)
         if not math.isfinite(loss):
@@ -160,12 +206,12 @@ def _optimise(loss_of: "_Loss", config: RomeConfig, progress: bool) -> list[Opti
             evaluated.forget()
         if config.clamp is not None:
             with torch.no_grad():
-                limit = config.clamp * loss_of.initial.norm(dim=1) / delta.norm(dim=1)
-                delta.mul_(limit.clamp(max=1.0)[:, None])
+                limit = config.clamp * loss_of.initial.norm(dim=2) / delta.norm(dim=2)
+                delta.mul_(limit.clamp(max=1.0)[..., None])
     return [found[request] for request in range(len(delta))]
 
 
-def _optimiser(delta: Float[Tensor, "requests d_model"], config: RomeConfig) -> torch.optim.Optimizer:
+def _optimiser(delta: Float[Tensor, "requests offsets d_model"], config: ValueSettings) -> torch.optim.Optimizer:
     if config.optimiser == "gradient_descent":
         return torch.optim.SGD([delta], lr=config.learning_rate)
     return torch.optim.Adam([delta], lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -193,21 +239,27 @@ def _chunks(rewrites: Sequence[Rewrite], max_batch_tokens: int) -> Iterator[list
 class _Loss:
     """The losses of v* as a function of delta, with everything that does not depend on delta computed once."""
 
-    def __init__(self, model: HookedModel, runner: Runner, layout: Layout, config: RomeConfig) -> None:
-        self.model, self.config, self.layout, self._runner = model, config, layout, runner
-        self.initial = runner.outputs[layout.first, 0].float()
+    def __init__(
+        self,
+        model: HookedModel,
+        runner: Runner,
+        layout: Layout,
+        config: ValueSettings,
+        initial: Float[Tensor, "requests offsets d_model"],
+    ) -> None:
+        self.model, self.config, self.layout, self._runner, self.initial = model, config, layout, runner, initial
         self.left = list(range(len(self.initial)))
         """Requests that have not ended."""
         self._kept: Tensor | slice = slice(None)
         self._usual: Tensor | None = None
 
     def __call__(
-        self, delta: Float[Tensor, "requests d_model"]
+        self, delta: Float[Tensor, "requests offsets d_model"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "left parts"]]:
         """Sum of the losses of the requests that are left, differentiable in delta, and each one's `PARTS`."""
         layout, config = self.layout, self.config
         delta, initial = delta[self._kept], self.initial[self._kept]
-        resid = self._runner(delta[layout.owner][:, None])
+        resid = self._runner(*delta[layout.owner].unsqueeze(2).unbind(1))
         read = torch.cat([resid[layout.row, layout.position], resid[layout.essence, 0]])
         logprobs, essence = final_logits(self.model, read).float().log_softmax(-1).split([len(layout.row), len(delta)])
         if self._usual is None:
@@ -217,16 +269,25 @@ class _Loss:
         nll_each = scored.new_zeros(len(layout.owner)).index_add(0, layout.row, scored)
         nll = self._mean(nll_each)
         kl = config.kl_factor * kl_div(self._usual, essence, log_target=True, reduction="none").sum(1)
-        penalty = config.norm_penalty * delta.norm(dim=1) / initial.norm(dim=1) ** 2
-        loss = nll + kl + penalty
-        parts = [loss, nll, kl, penalty, self._mean((-nll_each).exp())]
+        penalty = (config.norm_penalty * delta.norm(dim=2) / initial.norm(dim=2) ** 2).sum(1)
+        factor: Tensor | float = config.nll_factor
+        missed = []
+        if config.needs_predictions:
+            other = (logprobs.argmax(1) != layout.token).to(nll.dtype)
+            missed.append(torch.zeros_like(nll).index_add(0, layout.owner[layout.row], other))
+            if config.relax_when_predicted:
+                factor = factor * torch.where(missed[0] == 0, _RELAXED, 1.0)
+        loss = factor * nll + kl + penalty
+        parts = [loss, nll, kl, penalty, self._mean((-nll_each).exp()), *missed]
         return loss.sum(), torch.stack(parts, dim=1).detach()
 
     def _mean(self, each: Float[Tensor, " rows"]) -> Float[Tensor, " requests"]:
-        """Mean over each request's contexts."""
+        """Mean over each request's prompts."""
         rows = self.layout.prompt
-        total = each.new_zeros(len(self.left)).index_add(0, self.layout.owner[rows], each[rows])
-        return total * len(self.left) / len(rows)
+        total, count = each.new_zeros(2, len(self.left)).index_add(
+            1, self.layout.owner[rows], torch.stack([each[rows], torch.ones_like(each[rows])])
+        )
+        return total / count
 
     def drop(self, ended: Container[int]) -> bool:
         """Go on without some requests; whether any of them was still there."""

@@ -1,0 +1,374 @@
+"""Mass editing: many facts, one change of a few layers.
+
+    z from the optimisation (`rank_one.value`), keys and residuals layer by layer (`sweep`, `layers`), the change in
+    closed form (`closed_form`)
+
+Every source is one `MassConfig` of this implementation, see `config`.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal, overload
+
+import torch
+
+from tl_rome.arguments import Count, Seed
+from tl_rome.editors.covariance.estimation import covariances_from_samples
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.editors.edits.batch_edit import BatchEdit
+from tl_rome.editors.edits.outcome import Outcome
+from tl_rome.editors.gradients import borrowed_for_gradients
+from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior
+from tl_rome.editors.mass.config import MEMIT, MassConfig, mass_layers, mass_model_defaults, mass_preset_named
+from tl_rome.editors.mass.finish import finish_batch, probe_all
+from tl_rome.editors.mass.layers import write_layers
+from tl_rome.editors.mass.memory import KeyMemory
+from tl_rome.editors.mass.requests import check_batch, fact_groups, shared_subject_warning
+from tl_rome.editors.mass.subspace import KeySubspace, doubt_of_subspace, quiet_subspace
+from tl_rome.editors.mass.sweep import sweep_layers
+from tl_rome.editors.mass.values import check_stream, with_norm_anchor
+from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
+from tl_rome.editors.rank_one.key import sink_warning
+from tl_rome.editors.rank_one.shared_values import ValueFinder
+from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values
+from tl_rome.errors import InputError
+from tl_rome.facts import EditRequest
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.memory import Halving, fitting_tokens
+from tl_rome.sites import HookedModel, check_layer, is_hooked_transformer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MassEditor:
+    """A mass editor for one model and some layers: call it with a model and requests to get one `BatchEdit` of all.
+
+    It holds everything expensive, so that many batches share it; `MassEditor.prepare` makes one with defaults.
+
+    Raises:
+        InputError: If there are no statistics, they are filed under another layer than theirs, or the first context is
+            not the empty one.
+    """
+
+    covariances: Mapping[int, KeyCovariance]
+    """Key statistics of the layers to edit, by layer."""
+    contexts: tuple[str, ...]
+    """Prefixes, the empty one first."""
+    config: MassConfig = MEMIT
+    """Preset."""
+    layer_choice: str = "given"
+    """Why these layers, for the receipt."""
+    seed: Seed | None = None
+    """Seed that contexts and own samples were drawn with, if they were."""
+    contexts_choice: str = "given"
+    """How the contexts were chosen, for the receipt."""
+    find_values: ValueFinder = optimise_values
+    """Finds z; with `SharedValues()` editors that differ in layers below, spread or prior share the optimisation."""
+    _subspaces: dict[int, KeySubspace] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.contexts or self.contexts[0]:
+            raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
+        if not self.covariances:
+            raise InputError("no key statistics; give those of each layer to edit")
+        for layer, covariance in self.covariances.items():
+            if covariance.layer != layer:
+                raise InputError(f"the statistics filed under layer {layer} are of layer {covariance.layer}")
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.layers))
+        return f"<MassEditor, preset {self.config.preset}, layers {layers}, {len(self.contexts)} contexts>"
+
+    @classmethod
+    def prepare(
+        cls,
+        model: HookedModel,
+        *,
+        config: MassConfig | str = MEMIT,
+        layers: Sequence[int] | None = None,
+        covariances: Mapping[int, KeyCovariance] | None = None,
+        contexts: Sequence[str] | Literal["recipe"] | None = None,
+        seed: Seed = 0,
+        progress: bool = True,
+    ) -> "MassEditor":
+        """An editor with every part that is not given chosen for the model.
+
+        Args:
+            model: Left as found.
+            config: Preset or its name, which takes what suits the model (`model_defaults`), or a configuration of your
+                own, which is kept.
+            layers: Layers to edit; by default those known for the model and preset, else all of `covariances`, else
+                some that end a quarter of the way up.
+            covariances: Key statistics by layer, of those layers at least; by default shipped ones where they fit, else
+                estimates from text that the model samples itself, which takes minutes: keep them.
+            contexts: Prefixes, `""` first; by default sampled by the preset's recipe.
+            seed: Seed of the generator that samples contexts and text.
+            progress: Whether long work shows progress bars.
+
+        Raises:
+            InputError: If a layer is out of range, has no statistics, or theirs are of another BOS policy; or no preset
+                has this name.
+            ModelMismatchError: If statistics are of another model.
+            UnsupportedModelError: If the output of the model's MLPs does not join the residual stream as it is.
+        """
+        is_hooked_transformer(model)
+        config = mass_model_defaults(model, mass_preset_named(config) if isinstance(config, str) else config)
+        choice = "given"
+        if layers is None:
+            layers, choice = mass_layers(model, config, covariances)
+        layers = sorted({check_layer(model, layer) for layer in layers})
+        if not layers:
+            raise InputError("no layers; give at least one to edit")
+        if covariances is not None and (missing := [layer for layer in layers if layer not in covariances]):
+            known = ", ".join(map(str, covariances)) or "no layer"
+            raise InputError(
+                f"there are no key statistics of layer {', '.join(map(str, missing))} (only of {known}); "
+                "make them with estimate_covariances, or give other layers"
+            )
+        if covariances is not None:
+            for layer in layers:
+                covariances[layer].check(model, layer)
+        generator = torch.Generator().manual_seed(seed)
+        contexts_choice = "given"
+        if contexts is None:
+            contexts, contexts_choice = choose_contexts(model, config.recipe, generator=generator)
+        elif contexts == "recipe":
+            contexts = sample_contexts(model, config.recipe, generator=generator)
+            contexts_choice = config.recipe.contexts_choice
+        if covariances is None:
+            covariances = key_statistics(model, layers, seed=seed, progress=progress)
+        chosen = {layer: covariances[layer] for layer in layers}
+        return cls(chosen, tuple(contexts), config, choice, seed, contexts_choice)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that are edited, lowest first; z lives at the last."""
+        return tuple(sorted(self.covariances))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the edits, JSON-serialisable: two editors that make the same edits are equal here."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in ("preset", "depth")}
+        return {
+            "editor": type(self).__qualname__,
+            "covariances": {str(layer): self.covariances[layer].digest for layer in self.layers},
+            "contexts": list(self.contexts),
+            "config": settings,
+        }
+
+    @overload
+    def __call__(
+        self, model: HookedModel, requests: Sequence[EditRequest] | EditRequest, *, progress: bool = False
+    ) -> BatchEdit: ...
+
+    @overload
+    def __call__(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        memory: KeyMemory,
+        progress: bool = False,
+    ) -> tuple[BatchEdit, KeyMemory]: ...
+
+    def __call__(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        memory: KeyMemory | None = None,
+        progress: bool = False,
+    ) -> BatchEdit | tuple[BatchEdit, KeyMemory]:
+        """Make one edit of all requests; the model is left as found.
+
+        Batch after batch in one model: begin with `KeyMemory.empty(model, editor.layers)`, apply each edit before the
+        next batch is made, and hand on the memory that came with it. An edit that is undone is forgotten by going on
+        with the memory from before it. Without a memory nothing is known of earlier batches.
+
+        Args:
+            model: The model that the editor was prepared for, with the edits of the memory applied.
+            requests: The facts to write.
+            memory: Keys of earlier batches, for a preset that keeps them.
+            progress: Whether to show a progress bar over the optimisation.
+
+        Returns:
+            The edit; where a memory was given, the one that goes with it too.
+
+        Raises:
+            SubjectError: If a subject does not lie on whole tokens.
+            InputError: If there is no request, requests repeat or contradict each other, a prompt is longer than the
+                context, or a memory is given to a preset without one or is of other layers.
+            ModelMismatchError: If statistics or memory are of another model.
+            EditStateError: If the model is not as the memory's last batch left it.
+            UnsupportedModelError: See `prepare`.
+            NumericsError: If weights or losses are not finite, or a prior is singular.
+        """
+        asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+        check_batch(asked)
+        if memory is not None:
+            if not self.config.memory:
+                raise InputError(f"preset {self.config.preset!r} keeps no key memory; use memit_seq, or memory=True")
+            memory.check(model, self.layers)
+        groups = fact_groups(asked, self.config.merge_subjects)
+        warning = None if self.config.merge_subjects else shared_subject_warning(asked)
+        if warning is not None:
+            _log.warning("the edit of %d facts: %s", len(asked), warning)
+        warnings = () if warning is None else (warning,)
+        with self._working(model):
+            found = self._values(model, asked, groups, progress=progress)
+            edit, grown = self._edit(model, asked, groups, found, memory, warnings)
+        return edit if grown is None else (edit, grown)
+
+    def each(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest],
+        *,
+        max_batch_tokens: Count | None = None,
+        progress: bool = False,
+    ) -> list[BatchEdit]:
+        """Make an edit for each request as if alone, optimising many z at once; the model is left as found.
+
+        Args:
+            model: The model that the editor was prepared for.
+            requests: The facts to write, each in a model of its own.
+            max_batch_tokens: Bounds memory, see `optimise_values`.
+            progress: Whether to show a progress bar over each optimisation.
+
+        Returns:
+            One edit per request, in order.
+
+        Raises:
+            TLRomeError: As a call with one request does.
+        """
+        for request in requests:
+            check_batch([request])
+        groups = fact_groups(requests, merge=False)
+        with self._working(model):
+            found = self._values(model, requests, groups, max_batch_tokens=max_batch_tokens, progress=progress)
+            shared = found[1] / max(1, len(requests))
+            return [
+                self._edit(model, [request], [(0,)], ([value], shared), None, ())[0]
+                for request, value in zip(requests, found[0], strict=True)
+            ]
+
+    def _working(self, model: HookedModel) -> Any:
+        for layer in self.layers:
+            self.covariances[layer].check(model, layer)
+        return borrowed_for_gradients(model)
+
+    def _values(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest],
+        groups: Sequence[Sequence[int]],
+        *,
+        max_batch_tokens: int | None = None,
+        progress: bool,
+    ) -> tuple[list[OptimisedValue], float]:
+        """The value of each group, and the seconds that this took."""
+        started, last = time.perf_counter(), self.layers[-1]
+        check_stream(model, last)
+        bound = max_batch_tokens or fitting_tokens(model, 2048, trained_from=last)
+        options = {"max_batch_tokens": bound, "progress": progress}
+        facts: list[ToWrite] = [
+            requests[group[0]].fact if len(group) == 1 else tuple(requests[index].fact for index in group)
+            for group in groups
+        ]
+
+        def find(part: Sequence[ToWrite]) -> list[OptimisedValue]:
+            return self.find_values(model, last, part, self.contexts, self.config, **options)
+
+        found = [value for _, values in Halving("facts to find values for")(facts, find) for value in values]
+        return with_norm_anchor(found, self.config), time.perf_counter() - started
+
+    def _edit(
+        self,
+        model: HookedModel,
+        requests: Sequence[EditRequest],
+        groups: Sequence[tuple[int, ...]],
+        values: tuple[list[OptimisedValue], float],
+        memory: KeyMemory | None,
+        warnings: Sequence[str],
+    ) -> tuple[BatchEdit, KeyMemory | None]:
+        started, (found, seconds) = time.perf_counter(), values
+        facts = [request.fact for request in requests]
+        cautions = [sink_warning(model, fact) for fact in facts]
+        before: list[Outcome] = probe_all(model, requests)
+        sweep = sweep_layers(model, facts, self.contexts, self.layers[-1], self.config.value_site)
+        deltas = torch.stack([value.delta for value in found])
+        prior_of = partial(self._prior, memory)
+        solved = write_layers(model, sweep, self.layers, groups, deltas, self.config, prior_of, self.covariances)
+        of_fact = {index: value for group, value in zip(groups, found, strict=True) for index in group}
+        doubts = [doubt_of_subspace(self.covariances[layer]) for layer in self.layers if self.config.in_subspace]
+        doubts = [doubt for doubt in doubts if doubt is not None][:1]
+        for doubt in doubts:
+            _log.warning("%s", doubt)
+        edit = finish_batch(
+            model,
+            requests,
+            solved,
+            [of_fact[index] for index in range(len(requests))],
+            before,
+            contexts=self.contexts,
+            cautions=cautions,
+            warnings=(*warnings, *doubts),
+            figures={
+                "preset": self.config.preset,
+                "departures": self.config.departures,
+                "layer_choice": self.layer_choice,
+                "contexts": len(self.contexts),
+                "contexts_choice": self.contexts_choice,
+                "covariance": self._statistics_in_words,
+                "earlier": 0 if memory is None else memory.facts,
+                "seconds": seconds + time.perf_counter() - started,
+            },
+            provenance=self._provenance(model, found),
+        )
+        if memory is None:
+            return edit, None
+        digests = {layer: edit.digests[MlpMatrix(layer)][1] for layer in self.layers}
+        return edit, memory.grown(solved.keys, digests)
+
+    def _prior(self, memory: KeyMemory | None, layer: int, facts: int) -> tuple[Prior, KeySubspace | None]:
+        earlier = None if memory is None else memory.earlier(layer)
+        config, covariance = self.config, self.covariances[layer]
+        if not config.in_subspace:
+            weight = config.weight_for(facts, len(covariance.second_moment))
+            return CovariancePrior(covariance, weight, config.ridge, earlier), None
+        if layer not in self._subspaces:
+            limits = {"energy_share": config.energy_share, "absolute_cut": config.absolute_cut}
+            self._subspaces[layer] = quiet_subspace(covariance, **limits)
+        subspace = self._subspaces[layer]
+        return SubspacePrior(subspace.basis, config.l2, earlier), subspace
+
+    @property
+    def _statistics_in_words(self) -> str:
+        found = {f"{each.count} tokens, {each.source}" for each in self.covariances.values()}
+        return "; ".join(sorted(found))
+
+    def _provenance(self, model: HookedModel, found: Sequence[OptimisedValue]) -> dict[str, Any]:
+        return {
+            "editor": type(self).__name__,
+            "config": asdict(self.config),
+            "layers": list(self.layers),
+            "contexts": list(self.contexts),
+            "seed": self.seed,
+            "prepend_bos": bool(model.cfg.default_prepend_bos),
+            "covariances": {str(layer): self.covariances[layer].digest for layer in self.layers},
+            "losses": [list(value.losses) for value in found],
+        }
+
+
+def key_statistics(model: HookedModel, layers: Sequence[int], *, seed: int, progress: bool) -> dict[int, KeyCovariance]:
+    """Statistics of some layers: shipped ones, those of the others from text that the model samples, in one pass."""
+    shipped = KeyCovariance.shipped(model)
+    found = {} if shipped is None or shipped.layer not in layers else {shipped.layer: shipped}
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        generator = torch.Generator().manual_seed(seed)
+        found |= covariances_from_samples(model, missing, generator=generator, progress=progress)
+    return found

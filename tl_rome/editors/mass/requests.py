@@ -1,0 +1,63 @@
+"""The facts of a batch, looked at before any work: duplicates, contradictions, and several facts of one subject.
+
+Facts of one subject have nearly equal keys and different values, and no linear map serves both: each ends half written
+(MEMIT-Merge, arXiv 2502.07322). They are named in a warning, or merged: one delta for all of them.
+"""
+
+from collections.abc import Sequence
+
+from tl_rome.errors import InputError
+from tl_rome.facts import EditRequest, check_requests
+
+_SHOWN = 5
+
+
+def check_batch(requests: Sequence[EditRequest]) -> None:
+    """Refuse an empty batch, and one that asks twice, or for two answers, to one prompt.
+
+    Raises:
+        InputError: If it is one of those; names the requests.
+    """
+    check_requests(requests)
+    if not requests:
+        raise InputError("no requests; give at least one fact to write")
+    seen: dict[str, EditRequest] = {}
+    for request in requests:
+        prompt = request.fact.prompt
+        other = seen.get(prompt)
+        seen[prompt] = request
+        if other is None:
+            continue
+        if other.target_new.strip() != request.target_new.strip():
+            raise InputError(
+                f"two requests contradict each other: {prompt!r} -> {other.target_new!r} and "
+                f"-> {request.target_new!r}; leave one of them out"
+            )
+        raise InputError(f"the request {prompt!r} -> {request.target_new!r} occurs twice; leave one of them out")
+
+
+def fact_groups(requests: Sequence[EditRequest], merge: bool) -> list[tuple[int, ...]]:
+    """Indices of the requests that get one value each: every one its own, or those of one subject together."""
+    if not merge:
+        return [(index,) for index in range(len(requests))]
+    return list(_by_subject(requests).values())
+
+
+def shared_subject_warning(requests: Sequence[EditRequest]) -> str | None:
+    """Which subjects have several facts, in words; None if each has one."""
+    several = {subject: len(found) for subject, found in _by_subject(requests).items() if len(found) > 1}
+    if not several:
+        return None
+    names = ", ".join(f"{subject!r} ({count})" for subject, count in list(several.items())[:_SHOWN])
+    more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
+    return (
+        f"several facts of one subject share a key and end half written: {names}{more}; "
+        "use merge_subjects=True, or write them in separate batches"
+    )
+
+
+def _by_subject(requests: Sequence[EditRequest]) -> dict[str, tuple[int, ...]]:
+    groups: dict[str, tuple[int, ...]] = {}
+    for index, request in enumerate(requests):
+        groups[request.subject] = (*groups.get(request.subject, ()), index)
+    return groups
