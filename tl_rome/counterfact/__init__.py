@@ -27,6 +27,7 @@ from tl_rome.counterfact.experiments.sweep import finetune_over_layers as finetu
 from tl_rome.counterfact.experiments.sweep import rome_over_layers as rome_over_layers
 from tl_rome.counterfact.experiments.sweep import sweep_editors as sweep_editors
 from tl_rome.counterfact.metrics.columns import COLUMNS as COLUMNS
+from tl_rome.counterfact.metrics.columns import FREE_COLUMNS as FREE_COLUMNS
 from tl_rome.counterfact.metrics.columns import PAPER_COLUMNS as PAPER_COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite

@@ -101,6 +101,10 @@ class Measurement:
     """Continuations of the generation prompts."""
     essence_nll: float | None = None
     """Mean token NLL, in nats, of a text about the subject; its exponential is the authors' essence score."""
+    free_rewrite: tuple[Generation, ...] = ()
+    """What the model says by itself after the rewriting prompt, up to its natural stop."""
+    free_paraphrase: tuple[Generation, ...] = ()
+    """The same after paraphrase prompts."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ def compare(
     ] = 7,
     texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 1,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
+    free: Annotated[
+        bool, typer.Option("--free", help="Let the model answer rewrite and paraphrase prompts by itself too.")
+    ] = False,
     batch_size: BatchSizeOption = 16,
     workers: Annotated[
         int | None,
@@ -69,14 +72,17 @@ def compare(
         maker,
         store=out / "results",
         workers=workers,
-        config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
+        config=counterfact.EvaluationConfig(
+            generation_length=generation_length, texts=texts, counterfact_plus=plus, free=free
+        ),
         batch_size=batch_size,
         seed=seed,
         retry_failed=retry_failed,
         progress=console.shows_progress(),
     )
     summary = counterfact.summarize(results, references=about, seed=seed)
-    console.say_grids((summary.grid(), summary.differences()))  # the files have all columns
+    said = (summary.grid(counterfact.FREE_COLUMNS),) if free else ()
+    console.say_grids((summary.grid(), *said, summary.differences()))  # the files have all columns
     console.say_written(summary.save(out, results, chosen))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
+from tl_rome.counterfact.metrics.free import Judge, contains, is_exact, judged
 from tl_rome.counterfact.metrics.prompts import (
     accuracy,
     mean,
@@ -41,6 +42,16 @@ COLUMNS: Mapping[str, str] = {
     "EA": "every token of o* is the argmax after the rewriting prompt, %",
     "PA": "every token of o* is the argmax after paraphrases, %",
     "NA": "every token of o^c is the argmax after neighbourhood prompts, %",
+    "free": "the model's own answer to the rewriting prompt names o*, %",
+    "free P": "its own answers to paraphrases name o*, %",
+    "exact": "its own answer to the rewriting prompt is o* and nothing else, %",
+    "exact P": "the same of paraphrases, %",
+    "judge": "the judge accepts its own answer to the rewriting prompt, %",
+    "judge P": "the same of paraphrases, %",
+    "ES-free": "ES minus free: success by teacher forcing that the model does not say, points",
+    "PS-free": "PS minus free P, points",
+    "EA-free": "EA minus free, points",
+    "PA-free": "PA minus free P, points",
     "NS+": "NS with the rewrite stated before each prompt (CounterFact+), %",
     "NM+": "NM with the rewrite stated before each prompt (CounterFact+), points",
     "KL": "KL(before || after) of the next token after neighbourhood prompts, nats",
@@ -58,6 +69,22 @@ PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
 }
 """The columns that each source has."""
 
+FREE_COLUMNS = (
+    "ES",
+    "EA",
+    "free",
+    "exact",
+    "ES-free",
+    "EA-free",
+    "PS",
+    "PA",
+    "free P",
+    "exact P",
+    "PS-free",
+    "PA-free",
+)
+"""Teacher-forced success beside what the model says by itself."""
+
 
 def digits(column: str, conventions: Conventions) -> int:
     """Decimal places worth printing."""
@@ -74,6 +101,8 @@ class RecordMetrics:
     """Reference texts, for RS; NaN without."""
     conventions: Conventions = "released"
     """Whose conventions."""
+    judge: Judge | None = None
+    """Of the model's own answers; NaN without."""
 
     def compute(
         self,
@@ -95,7 +124,10 @@ class RecordMetrics:
         took = {"took": math.nan if verdict is None else 100 * float(verdict == TOOK)}
         cost = {"s/edit": seconds or math.nan}
         drift = self._drift(case, moved)
-        return {**self._probabilities(case), **self._generations(case, rewrite), **took, **drift, **cost}
+        forced, said = self._probabilities(case), self._answers(case, rewrite)
+        beside = {"ES": "free", "PS": "free P", "EA": "free", "PA": "free P"}
+        gaps = {f"{name}-free": forced[name] - said[own] for name, own in beside.items()}
+        return {**forced, **self._generations(case, rewrite), **said, **gaps, **took, **drift, **cost}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
         conventions, plus = self.conventions, case.neighborhood_plus
@@ -126,6 +158,16 @@ class RecordMetrics:
             "says o*": 100 * mention_rate(continuations, rewrite.target_new.str),
             "says o^c": 100 * mention_rate(continuations, rewrite.target_true.str),
         }
+
+    def _answers(self, case: Measurement, rewrite: RequestedRewrite) -> dict[str, float]:
+        """What the model says by itself, against o*."""
+        target, figures = rewrite.target_new.str, {}
+        for suffix, said in (("", case.free_rewrite), (" P", case.free_paraphrase)):
+            texts = [each.continuation for each in said]
+            figures[f"free{suffix}"] = mean([float(contains(text, target)) for text in texts])
+            figures[f"exact{suffix}"] = mean([float(is_exact(text, target)) for text in texts])
+            figures[f"judge{suffix}"] = math.nan if self.judge is None else judged(said, target, self.judge)
+        return {name: 100 * figure for name, figure in figures.items()}
 
     @staticmethod
     def _drift(case: Measurement, moved: Divergence | None) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import TOOK, UNEDITED, CaseResult, Conventions, Measurement, PromptScores
+from tl_rome.counterfact.results import TOOK, UNEDITED, CaseResult, Conventions, Generation, Measurement, PromptScores
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 
@@ -225,9 +225,15 @@ def _short(prob: float) -> str:
 
 def _texts(sides: Sequence[Side]) -> list[PromptRow]:
     """Continuations by prompt: the models have continued the same prompts in the same order."""
-    written = [(side, side.measurement.generations) for side in sides if side.measurement.generations]
-    prompts = [text.prompt for text in sides[0].measurement.generations] if sides else []
+    written = [(side, _written(side)) for side in sides if _written(side)]
+    prompts = [text.prompt for text in written[0][1]] if written else []
     return [
         PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in written))
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _written(side: Side) -> tuple[Generation, ...]:
+    """Sampled texts, then the model's own answers to rewrite and paraphrase prompts."""
+    measured = side.measurement
+    return (*measured.generations, *measured.free_rewrite, *measured.free_paraphrase)

@@ -91,9 +91,10 @@ def _features() -> "Features":
         **{f"tokens_{target}": [count] for target in ("new", "true")},
         **{f"argmax_{target}": [flag] for target in ("new", "true")},
     }
+    texts = [{"prompt": text, "continuation": text}]
     measured = {
         **{group: scores for group in _GROUPS},
-        "generations": [{"prompt": text, "continuation": text}],
+        **{name: texts for name in ("generations", "free_rewrite", "free_paraphrase")},
         "essence_nll": number,
     }
     return Features(
