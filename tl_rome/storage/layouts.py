@@ -26,7 +26,11 @@ LAYOUTS = (
     Layout("reference texts", ("relation_id", "samples"), "read it with load_references"),
     Layout("patterns of ParaRel", ("pattern",), _PARAREL),
     Layout("facts of ParaRel", ("sub_label", "obj_label"), _PARAREL),
-    Layout("zsRE in MEND's layout (zsre_mend_eval)", ("src", "rephrase", "alt", "loc")),
+    Layout(
+        "zsRE in MEND's layout (zsre_mend_eval)",
+        ("src", "rephrase", "alt", "loc"),
+        "read it with tl_rome.zsre.load_zsre",
+    ),
     Layout("MQuAKE", ("requested_rewrite", "questions", "new_answer")),
     Layout("UnKE", ("question", "para_question", "answer")),
     Layout("RippleEdits", ("edit", "Logical_Generalization")),

@@ -84,7 +84,7 @@ class EvaluationConfig:
         return (*(("neighborhood", *plus) if self.kl else ()), *essence)
 
     def describe(self) -> dict[str, Any]:
-        """JSON form for a store's settings; texts are represented by a digest; without free answers they are not named."""
+        """JSON form for a store's settings; a digest stands for texts, and free answers are named only if asked for."""
         free = ("free", "free_tokens")
         plain = {name: value for name, value in asdict(self).items() if self.free or name not in free}
         return {**plain, "essence_texts": digest(sorted(self.essence_texts.items()))}
