@@ -134,8 +134,13 @@ def measure(
         nll = found.pop("essence_text").nll if "essence_text" in found else None
         groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
         essence_nll = None if nll is None else nll.item()
-        free = {f"free_{name}": each for name, each in said.items()}
-        measured = Measurement(**groups, **free, generations=generations, essence_nll=essence_nll)
+        measured = Measurement(
+            **groups,
+            generations=generations,
+            essence_nll=essence_nll,
+            free_rewrite=said.get("rewrite", ()),
+            free_paraphrase=said.get("paraphrase", ()),
+        )
         readings.append(MeasuredRecord(measured, {name: kept[name].clone() for name in config.compared}))
     return readings
 
