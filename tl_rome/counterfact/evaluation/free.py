@@ -41,7 +41,9 @@ def answer_freely(
         InputError: If a prompt with its answer could exceed the context.
         NumericsError: If a logit is not finite.
     """
-    asked = [(i, name, text) for i, each in enumerate(records) for name in GROUPS for text in each.prompts(name)]
+    asked: list[tuple[int, PromptGroup, str]] = [
+        (i, name, text) for i, each in enumerate(records) for name in GROUPS for text in each.prompts(name)
+    ]
     starts = [encode(model, text) for _, _, text in asked]
     with nullcontext() if edits is None else edits.on([owner for owner, _, _ in asked]):
         filled = generate_to_length(

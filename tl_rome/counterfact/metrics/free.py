@@ -18,6 +18,8 @@ from tl_rome.errors import InputError
 Judge = Callable[[str, str, str], bool | float]
 """Takes a prompt, what the model said after it, and the target; returns whether that answers, or how much, 0 to 1."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_UNPARTED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""How Unicode names the characters of scripts that put no space between words, or none before a particle."""
 _FULL_STOP = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.(?=\s|$)|。")
 
 
@@ -34,20 +36,33 @@ def natural_stop(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Lower case without punctuation, English articles and doubled spaces; articles stay where nothing else is left."""
-    kept = "".join(char for char in text.casefold() if not unicodedata.category(char).startswith("P"))
+    """Lower case without punctuation, English articles and doubled spaces; articles stay where nothing else is left.
+
+    Dashes and slashes part words; SQuAD's code joins them.
+    """
+    parted = "".join(" " if unicodedata.category(char) == "Pd" or char == "/" else char for char in text.casefold())
+    kept = "".join(char for char in parted if not unicodedata.category(char).startswith("P"))
     return " ".join(_ARTICLES.sub(" ", kept).split()) or " ".join(kept.split())
 
 
 def contains(text: str, target: str) -> bool:
-    """Whether a text names the target, as whole words where its script has upper and lower case."""
-    wanted = normalized(target)
+    """Whether a text names the target, as whole words where its script parts words."""
+    wanted, said = normalized(target), normalized(text)
     if not wanted:
         return target in text
-    before, after = (
-        r"\b" if char.isdigit() or char.lower() != char.upper() else "" for char in (wanted[0], wanted[-1])
-    )
-    return re.search(f"{before}{re.escape(wanted)}{after}", normalized(text)) is not None
+    starts = [found.start() for found in re.finditer(f"(?={re.escape(wanted)})", said)]
+    ends = [start + len(wanted) for start in starts]
+    return any(_may_part(said, start) and _may_part(said, end) for start, end in zip(starts, ends, strict=True))
+
+
+def _may_part(text: str, place: int) -> bool:
+    """Whether a word can begin or end before the character at a place."""
+    sides = text[max(place - 1, 0) : place], text[place : place + 1]
+    return any(not side or unicodedata.category(side)[0] not in "LMN" or _is_unparted(side) for side in sides)
+
+
+def _is_unparted(char: str) -> bool:
+    return unicodedata.name(char, "").startswith(_UNPARTED)
 
 
 def is_exact(text: str, target: str) -> bool:

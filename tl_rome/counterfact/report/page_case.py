@@ -113,6 +113,8 @@ class CaseView:
     """Prompts by group."""
     texts: tuple[PromptRow, ...]
     """Generation prompts with each model's continuation."""
+    answers: tuple[PromptRow, ...]
+    """Rewrite and paraphrase prompts with what each model says by itself."""
 
 
 def case_view(
@@ -152,7 +154,10 @@ def case_view(
         outcomes=tuple(judged),
         sides=tuple(sides),
         groups=tuple(_groups(sides, record, rewriting, conventions)),
-        texts=tuple(_texts(sides)),
+        texts=tuple(_texts([(side, side.measurement.generations) for side in sides])),
+        answers=tuple(
+            _texts([(side, side.measurement.free_rewrite + side.measurement.free_paraphrase) for side in sides])
+        ),
     )
 
 
@@ -223,17 +228,11 @@ def _short(prob: float) -> str:
     return f"{prob:.3f}" if prob >= 0.0005 else f"{prob:.0e}"
 
 
-def _texts(sides: Sequence[Side]) -> list[PromptRow]:
-    """Continuations by prompt: the models have continued the same prompts in the same order."""
-    written = [(side, _written(side)) for side in sides if _written(side)]
-    prompts = [text.prompt for text in written[0][1]] if written else []
+def _texts(written: Sequence[tuple[Side, Sequence[Generation]]]) -> list[PromptRow]:
+    """Continuations by prompt: the models that have any have continued the same prompts in the same order."""
+    some = [(side, texts) for side, texts in written if texts]
+    prompts = [text.prompt for text in some[0][1]] if some else []
     return [
-        PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in written))
+        PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in some))
         for i, prompt in enumerate(prompts)
     ]
-
-
-def _written(side: Side) -> tuple[Generation, ...]:
-    """Sampled texts, then the model's own answers to rewrite and paraphrase prompts."""
-    measured = side.measurement
-    return (*measured.generations, *measured.free_rewrite, *measured.free_paraphrase)
