@@ -21,6 +21,7 @@ from tl_rome.errors import InputError, ModelMismatchError, NumericsError, Worker
 from tl_rome.models.loading import load_model
 
 pytestmark = pytest.mark.leg("3.9")
+FREE = EvaluationConfig(generation_length=0, free=True, free_tokens=5)
 OPTIONS = {"config": SHORT, "batch_size": 2, "progress": False}
 
 
@@ -240,11 +241,10 @@ def test_what_a_worker_cannot_find_is_named(load, monkeypatch):
         Setup.unpacked(packed)
 
 
+@pytest.mark.slow
 def test_free_answers_come_from_processes_too(load, tmp_path):
-    options = {**OPTIONS, "config": EvaluationConfig(generation_length=0, free=True, free_tokens=5)}
-    alone = evaluate(load(), RECORDS[:2], RandomEdit(), **options)
-    found = evaluate_in_processes(
-        load, RECORDS[:2], partial(give, editors={"RandomEdit": RandomEdit()}), workers=2, **options
-    )
+    alone = evaluate(load(), RECORDS[:2], RandomEdit(), **OPTIONS | {"config": FREE})
+    editors = partial(give, editors={"RandomEdit": RandomEdit()})
+    found = evaluate_in_processes(load, RECORDS[:2], editors, store=tmp_path, **OPTIONS | {"config": FREE})
     assert [each.after.free_rewrite for each in found] == [each.after.free_rewrite for each in alone]
     assert all(each.after.free_paraphrase for each in found)

@@ -21,9 +21,10 @@ from torch import Tensor
 from tl_rome.arguments import Count, Whole
 from tl_rome.counterfact.evaluation.continuation import continuation
 from tl_rome.counterfact.evaluation.free import answer_freely
+from tl_rome.counterfact.groups import PromptAnswer
 from tl_rome.counterfact.metrics.prompts import check_comparable, relative_entropy
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
+from tl_rome.counterfact.results import AnswerScores, Divergence, Generation, Measurement, PromptScores
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
@@ -36,6 +37,8 @@ from tl_rome.storage.text import has_half_character
 from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100
+_NAMED = "groups."
+"""Sets a record's own groups apart from COUNTERFACT's."""
 States = Mapping[str, Float[Tensor, "_ d_model"]]
 """The last block's output at the end of some prompts, by group; next-token logits are computed from it."""
 
@@ -130,8 +133,10 @@ def measure(
     texts = generate(model, records, config, seed=seed, edits=edits)
     answers = answer_freely(model, records, config.free_tokens, edits=edits) if config.free else [{} for _ in records]
     readings = []
-    for (found, kept), generations, said in zip(_split(sections, scores, states), texts, answers, strict=True):
+    parts = zip(records, _split(sections, scores, states), texts, answers, strict=True)
+    for record, (found, kept), generations, said in parts:
         nll = found.pop("essence_text").nll if "essence_text" in found else None
+        named = {name: _answers(group, found.pop(_NAMED + name)) for name, group in record.groups.items()}
         groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
         essence_nll = None if nll is None else nll.item()
         measured = Measurement(
@@ -140,6 +145,7 @@ def measure(
             essence_nll=essence_nll,
             free_rewrite=said.get("rewrite", ()),
             free_paraphrase=said.get("paraphrase", ()),
+            groups=named,
         )
         readings.append(MeasuredRecord(measured, {name: kept[name].clone() for name in config.compared}))
     return readings
@@ -158,6 +164,8 @@ def _sections(
         name: [ScoringPrompt.texts(model, prompt, targets, record.joiner) for prompt in record.prompts(name)]
         for name in groups
     }
+    for name, group in record.groups.items():
+        found[_NAMED + name] = [ScoringPrompt.texts(model, each.prompt, each.answers, record.joiner) for each in group]
     if config.essence_template is not None:
         found["essence"] = [ScoringPrompt(encode(model, Fact(config.essence_template, request.subject).prompt))]
     if request.subject in config.essence_texts:
@@ -182,6 +190,13 @@ def _split(
             kept[name] = states[prompt : prompt + len(given)]
             prompt, target = prompt + len(given), target + ends
         yield found, kept
+
+
+def _answers(group: Sequence[PromptAnswer], scores: TargetScores) -> AnswerScores:
+    """Scores of all answers to a group's prompts, parted by prompt."""
+    sizes = [len(each.answers) for each in group]
+    columns = (scores.logprob, scores.n_tokens, scores.is_argmax)
+    return AnswerScores(*(tuple(tuple(part.tolist()) for part in column.split(sizes)) for column in columns))
 
 
 def generate(

@@ -5,7 +5,7 @@ Rates, magnitudes, accuracies and RS are times 100, as every source prints them;
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
@@ -20,7 +20,7 @@ from tl_rome.counterfact.metrics.prompts import (
 )
 from tl_rome.counterfact.metrics.texts import Words, generation_entropy, mention_rate, reference_score
 from tl_rome.counterfact.records import RequestedRewrite
-from tl_rome.counterfact.results import TOOK, Conventions, Divergence, Measurement
+from tl_rome.counterfact.results import TOOK, AnswerScores, Conventions, Divergence, Measurement
 
 SCORE = "S"
 """Harmonic mean of the averages of `RATES`; a figure of many records only."""
@@ -60,7 +60,7 @@ COLUMNS: Mapping[str, str] = {
     "PPL": "perplexity of a text about the subject: the authors' essence score",
     "s/edit": "wall-clock seconds that an edit took, where several were made together their share",
 }
-"""Every column, in the order of tables, with its meaning."""
+"""Every column but those of a record's own groups, in the order of tables, with its meaning."""
 
 PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
     "draft": ("ES", "PS", "NS", "GE", "RS"),
@@ -84,6 +84,23 @@ FREE_COLUMNS = (
     "PA-free",
 )
 """Teacher-forced success beside what the model says by itself."""
+
+
+_GROUP_COLUMNS = {
+    "A": "every token of an answer is the argmax after the prompts of '{}', %",
+    "P": "probability of the likeliest answer after them, points",
+}
+"""Columns of a record's own groups, named "A(group)" and "P(group)"."""
+
+
+def meaning(column: str) -> str:
+    """What a column says: one of `COLUMNS`, or one of a record's own groups."""
+    return COLUMNS.get(column) or _GROUP_COLUMNS[column[0]].format(column[2:-1])
+
+
+def group_columns(figures: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Columns of records' own groups among the names of their figures, in the order in which they occur."""
+    return tuple(dict.fromkeys(name for each in figures for name in each if name[:2] in ("A(", "P(")))
 
 
 def digits(column: str, conventions: Conventions) -> int:
@@ -127,7 +144,8 @@ class RecordMetrics:
         forced, said = self._probabilities(case), self._answers(case, rewrite)
         beside = {"ES": "free", "PS": "free P", "EA": "free", "PA": "free P"}
         gaps = {f"{name}-free": forced[name] - said[own] for name, own in beside.items()}
-        return {**forced, **self._generations(case, rewrite), **said, **gaps, **took, **drift, **cost}
+        named = self._groups(case.groups)
+        return {**forced, **self._generations(case, rewrite), **said, **gaps, **took, **drift, **cost, **named}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
         conventions, plus = self.conventions, case.neighborhood_plus
@@ -167,6 +185,14 @@ class RecordMetrics:
             figures[f"free{suffix}"] = mean([float(contains(text, target)) for text in texts])
             figures[f"exact{suffix}"] = mean([float(is_exact(text, target)) for text in texts])
             figures[f"judge{suffix}"] = math.nan if self.judge is None else judged(said, target, self.judge)
+        return {name: 100 * figure for name, figure in figures.items()}
+
+    def _groups(self, groups: Mapping[str, AnswerScores]) -> dict[str, float]:
+        """Of each prompt's likeliest answer, by these conventions."""
+        figures = {}
+        for name, scores in groups.items():
+            figures[f"A({name})"] = mean([float(any(hits)) for hits in scores.argmax])
+            figures[f"P({name})"] = mean([math.exp(-min(losses)) for losses in scores.losses(self.conventions)])
         return {name: 100 * figure for name, figure in figures.items()}
 
     @staticmethod
