@@ -27,6 +27,9 @@ from tl_rome.counterfact.experiments.sweep import finetune_over_layers as finetu
 from tl_rome.counterfact.experiments.sweep import rome_over_layers as rome_over_layers
 from tl_rome.counterfact.experiments.sweep import sweep_editors as sweep_editors
 from tl_rome.counterfact.groups import PromptAnswer as PromptAnswer
+from tl_rome.counterfact.layouts.knowedit import load_knowedit as load_knowedit
+from tl_rome.counterfact.layouts.mquake import load_mquake as load_mquake
+from tl_rome.counterfact.layouts.rippleedits import load_rippleedits as load_rippleedits
 from tl_rome.counterfact.metrics.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.metrics.columns import FREE_COLUMNS as FREE_COLUMNS
 from tl_rome.counterfact.metrics.columns import PAPER_COLUMNS as PAPER_COLUMNS
