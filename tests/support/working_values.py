@@ -183,7 +183,9 @@ class World:
         }
         for name, row in rows.items():
             (self.folder / f"{name}.json").write_text(json.dumps([row]))
-        return {f"load_{name}.path": self.folder / f"{name}.json" for name in rows} | {"subjects": {"Q1": "Louvre"}}
+        return {f"load_{name}.path": self.folder / f"{name}.json" for name in rows} | {
+            "load_rippleedits.subjects": {"Q1": "Louvre"}
+        }
 
     def new_path(self) -> Path:
         """One that nothing has used."""

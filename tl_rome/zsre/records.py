@@ -12,7 +12,7 @@ from typing import Any
 from tl_rome.counterfact.dataset.load import read_rows
 from tl_rome.errors import InputError, RecordError
 from tl_rome.facts import EditRequest
-from tl_rome.storage.text import brief
+from tl_rome.storage.text import brief, ending
 
 _TEXTS = ("src", "subject", "rephrase", "loc", "loc_ans")
 _UNUSED = ("pred", "alt", "cond")
@@ -77,6 +77,19 @@ class ZsreRecord:
         if not subject or subject not in src:
             raise RecordError(f"record {case_id}: src {brief(src)} does not contain the subject {brief(subject)}")
         return cls(case_id, src, subject, answers[0], rephrase, loc, loc_ans)
+
+
+def is_zsre(path: str | Path) -> bool:
+    """Whether a `.json` or `.jsonl` file that is there begins with a record of this layout.
+
+    Raises:
+        RecordError: If it is empty, or not what its name says.
+        StorageError: If it cannot be read.
+    """
+    if ending(path) not in (".json", ".jsonl") or not Path(path).is_file():
+        return False
+    first = next(iter(read_rows(path)), None)
+    return isinstance(first, Mapping) and first.keys() >= {*_TEXTS, "answers"}
 
 
 def load_zsre(path: str | Path) -> list[ZsreRecord]:
