@@ -125,7 +125,7 @@ def test_files_of_other_data_sets_are_called_what_they_are(tmp_path):
         with pytest.raises(StorageError, match=r"is a record of COUNTERFACT .*; read it with load_counterfact"):
             load_facts(tmp_path / name)
     (tmp_path / "x.json.gz").write_bytes(gzip.compress(b'[{"src": "", "rephrase": "", "alt": "", "loc": ""}]', mtime=0))
-    with pytest.raises(StorageError, match=r"zsre_mend_eval.*; write its facts as lines of JSON"):
+    with pytest.raises(StorageError, match=r"zsre_mend_eval.*; read it with tl_rome.zsre.load_zsre"):
         load_facts(tmp_path / "x.json.gz")
     (tmp_path / "x.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(StorageError, match="is a Git LFS pointer"):
@@ -150,3 +150,17 @@ def test_the_reference_copies_can_be_read(shared_data):
     assert all(len(set(beginnings)) == 3 for beginnings in prompts.values())
     assert all(relation.generation_prompts == prompts[relation.relation_id] for relation in relations)
     assert len(load_facts(shared_data / "data" / "known_facts.json")) > 600
+
+
+@pytest.mark.parametrize(
+    ("pattern", "template"),
+    [
+        ("[Y] is home to [X].", "{} is home to"),
+        ("The [Y]-owned [X]", "The {}-owned"),
+        ("[X] is in [Y].", None),
+        ("[Y] [X] is old.", None),
+        ("[X] of [Y] is [X]", None),
+    ],
+)
+def test_a_pattern_that_ends_with_the_subject_is_a_reversed_template(pattern, template):
+    assert template_of(pattern, "[Y]", "[X]") == template

@@ -67,9 +67,11 @@ class Relation:
     """In the order of the source."""
     generation_prompts: tuple[str, ...] = ()
     """Beginnings about a subject whose continuation depends on the fact, with a `{}`."""
+    reversed_templates: tuple[str, ...] = ()
+    """The relation said the other way round, with a `{}` for the object, ending just before the subject."""
 
     def __post_init__(self) -> None:
-        for template in (*self.templates, *self.generation_prompts):
+        for template in (*self.templates, *self.generation_prompts, *self.reversed_templates):
             Fact(template, self.relation_id)
         for fact in self.facts:
             Fact("{}", fact.subject, fact.object.str)
@@ -100,8 +102,8 @@ def load_pararel(
 ) -> list[Relation]:
     """Read a copy of ParaRel: `patterns/P19.jsonl` beside `facts/P19.jsonl`.
 
-    Patterns that do not end with the object are left out, as a left-to-right model cannot complete them; so are
-    repeated facts.
+    Patterns that do not end with the object are left out, as a left-to-right model cannot complete them, but those that
+    end with the subject are the reversed templates; repeated facts are left out.
 
     Args:
         folder: Holds both folders.
@@ -114,11 +116,12 @@ def load_pararel(
     """
     beginnings = load_generation_prompts() if generation_prompts is None else generation_prompts
     found, number = {}, 0
-    for name, templates, pairs in _read_pararel(Path(folder)):
+    for name, templates, backward, pairs in _read_pararel(Path(folder)):
         facts = dict.fromkeys(pairs)
         if templates and facts:
             numbered = (StatedFact(subject, Target(target), number + i) for i, (subject, target) in enumerate(facts))
-            found[name] = Relation(name, tuple(templates), tuple(numbered), tuple(beginnings.get(name, ())))
+            more = tuple(beginnings.get(name, ()))
+            found[name] = Relation(name, tuple(templates), tuple(numbered), more, tuple(backward))
         number += len(facts)
     wanted = list(found if relations is None else relations)
     missing = [name for name in wanted if name not in found]
@@ -129,24 +132,33 @@ def load_pararel(
     return [found[name] for name in wanted]
 
 
-def _read_pararel(folder: Path) -> Iterator[tuple[str, list[str], list[tuple[str, str]]]]:
-    """Name, templates and pairs of subject and object of every relation, pairs as often as the file has them."""
+def _read_pararel(folder: Path) -> Iterator[tuple[str, list[str], list[str], list[tuple[str, str]]]]:
+    """Name, templates both ways, pairs of subject and object of every relation, pairs as often as the file has them."""
     files = sorted((folder / "patterns").glob("*.jsonl"))
     if not files:
         raise StorageError(f"{folder} has no patterns/*.jsonl; give ParaRel's data folder")
     for file in files:
-        patterns = (row["pattern"] for row in load_lines(file, ("pattern",)))
-        templates = dict.fromkeys(template for pattern in patterns if (template := template_of(pattern)))
+        patterns = [row["pattern"] for row in load_lines(file, ("pattern",))]
+        templates, backward = (
+            list(dict.fromkeys(template for pattern in patterns if (template := template_of(pattern, *order))))
+            for order in (("[X]", "[Y]"), ("[Y]", "[X]"))
+        )
         rows = load_lines(folder / "facts" / file.name, ("sub_label", "obj_label"))
-        yield file.stem, list(templates), [(row["sub_label"].strip(), row["obj_label"].strip()) for row in rows]
+        yield file.stem, templates, backward, [(row["sub_label"].strip(), row["obj_label"].strip()) for row in rows]
 
 
-def template_of(pattern: str) -> str | None:
-    """The prompt of a ParaRel pattern, or None where the object does not come last or the subject not before it."""
-    match = re.fullmatch(r"(.*\S)\s+\[Y\][\s.,;]*", pattern.strip(), re.DOTALL)
-    if match is None or match[1].count("[X]") != 1 or "{}" in match[1] or "[Y]" in match[1]:
+def template_of(pattern: str, first: str = "[X]", last: str = "[Y]") -> str | None:
+    """The prompt of a ParaRel pattern, or None where the one (the object) does not come last or the other not before.
+
+    Args:
+        pattern: With `[X]` for the subject and `[Y]` for the object.
+        first: What becomes the slot.
+        last: What the prompt ends before.
+    """
+    match = re.fullmatch(rf"(.*\S)\s+{re.escape(last)}[\s.,;]*", pattern.strip(), re.DOTALL)
+    if match is None or match[1].count(first) != 1 or "{}" in match[1] or last in match[1]:
         return None
-    return match[1].replace("[X]", "{}")
+    return match[1].replace(first, "{}")
 
 
 def load_facts(path: str | Path) -> list[Fact]:
@@ -163,7 +175,7 @@ def load_facts(path: str | Path) -> list[Fact]:
     path = Path(path)
     if path.is_dir():
         relations = sorted(_read_pararel(path), key=lambda relation: (len(relation[0]), relation[0]))
-        return [fact for _, templates, pairs in relations if templates for fact in _in_turn(templates, pairs)]
+        return [fact for _, templates, _, pairs in relations if templates for fact in _in_turn(templates, pairs)]
     if ending(path) == ".jsonl":
         facts = []
         for number, row in _numbered_lines(path, ("template", "subject"), ("target", "joiner")):

@@ -33,6 +33,29 @@ def test_table_of_the_package_sample_and_the_same_again_from_its_store(options, 
     assert [(path, path.read_text()) for path, _ in lines] == lines
 
 
+def test_free_answers_have_a_table_of_their_own(options, tmp_path):
+    printed = succeed("compare", *options, "--free", "--workers", 1)
+    assert "ES-free" in printed
+    rows = json.loads((tmp_path / "out/compare.json").read_text())["rows"]
+    assert rows["ft"]["free"]["n"] == rows["unedited"]["EA-free"]["n"] == 2
+    [said] = {json.loads(line)["after"]["free_rewrite"][0]["prompt"] for line in _lines(tmp_path)[1:2]}
+    assert said in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_file_in_zsres_layout_gets_zsres_figures(options, tmp_path):
+    row = {"subject": "Big Ben", "src": "Where is Big Ben?", "answers": ["London"], "rephrase": "Where is it?"}
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([{**row, "loc": "nq question: who wrote the iliad", "loc_ans": "Homer"}]))
+    printed = succeed("compare", *options, "--records", path)
+    assert written(tmp_path / "out") == {"zsre.json", "zsre.md"}
+    assert list(json.loads((tmp_path / "out/zsre.json").read_text())["rows"]) == ["unedited", "ft", "ft_l"]
+    assert "specificity" in printed
+
+
+def _lines(folder):
+    return next((folder / "out/results/editors").glob("ft-*.jsonl")).read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

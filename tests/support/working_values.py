@@ -85,6 +85,7 @@ class World:
         yield from (ed.TrainingParts(tuple(EXAMPLES[:6]), (), ()), ed.Passages(tuple(EXAMPLES[:2]), {}))
         yield cf.WikiDataNeighbors(cache=self.folder / "wikidata", endpoint=NOWHERE, interval=0.0, retries=0)
         yield score_targets(model, ["In"], ["Paris"])
+        yield from (cf.PromptAnswer("In", ("Paris",)), cf.AnswerScores(((-1.0,),), ((1,),), ((True,),)))
 
     @staticmethod
     def _values() -> dict[str, Any]:
@@ -168,6 +169,7 @@ class World:
         return saved | {
             **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},
             **{"path": new, "store": new, "folder": new, "cache": new, "cache_dir": folder / "cache"},
+            **self._other_layouts(),
             **{"load_facts.path": facts, "load_traces.folder": traces, "load_results.store": results},
             **{"import_npz.path": folder / "sums.npz", "load_pararel.folder": pararel},
             **{"load_pararel.relations": ["P131"]},
@@ -176,6 +178,25 @@ class World:
             **{"load_counterfact.source": "sample", "load_references.source": "sample"},
             **{"export_model.source": self.attacked.folder},
             **{f"{cls}.to_peft.source": self.attacked.folder for cls in ("Edit", "EditSequence")},
+        }
+
+    def _other_layouts(self) -> dict[str, Any]:
+        """Files of one record each."""
+        rewrite = {"prompt": "{} is in", "relation_id": "P1", "subject": "Louvre", "question": "Where is it?"}
+        targets = {name: {"str": city} for name, city in (("target_new", "Rome"), ("target_true", "Paris"))}
+        more = {"questions": [], "answer": "a", "new_answer": "b", "new_single_hops": []}
+        fact = {"prompt": "The seat of Louvre is Rome.", "subject_id": "Q1", "relation": "SEAT", "target_id": "Q2"}
+        edit = {**fact, "previous_fact": {**fact, "prompt": "The seat of Louvre is Paris."}}
+        asked = {"prompt": "Louvre is in", "subject": "Louvre", "target_new": "Rome", "ground_truth": "Paris"}
+        rows = {
+            "knowedit": {**asked, "portability": {}, "locality": {}},
+            "mquake": {"case_id": 1, "requested_rewrite": [{**rewrite, **targets}], **more},
+            "rippleedits": {"example_type": "popular", "edit": edit},
+        }
+        for name, row in rows.items():
+            (self.folder / f"{name}.json").write_text(json.dumps([row]))
+        return {f"load_{name}.path": self.folder / f"{name}.json" for name in rows} | {
+            "load_rippleedits.subjects": {"Q1": "Louvre"}
         }
 
     def new_path(self) -> Path:

@@ -34,7 +34,12 @@ from tl_rome.counterfact.experiments.sweep import finetune_over_epsilon as finet
 from tl_rome.counterfact.experiments.sweep import finetune_over_layers as finetune_over_layers
 from tl_rome.counterfact.experiments.sweep import rome_over_layers as rome_over_layers
 from tl_rome.counterfact.experiments.sweep import sweep_editors as sweep_editors
+from tl_rome.counterfact.groups import PromptAnswer as PromptAnswer
+from tl_rome.counterfact.layouts.knowedit import load_knowedit as load_knowedit
+from tl_rome.counterfact.layouts.mquake import load_mquake as load_mquake
+from tl_rome.counterfact.layouts.rippleedits import load_rippleedits as load_rippleedits
 from tl_rome.counterfact.metrics.columns import COLUMNS as COLUMNS
+from tl_rome.counterfact.metrics.columns import FREE_COLUMNS as FREE_COLUMNS
 from tl_rome.counterfact.metrics.columns import PAPER_COLUMNS as PAPER_COLUMNS
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite
@@ -45,6 +50,7 @@ from tl_rome.counterfact.report.parquet import write_parquet as write_parquet
 from tl_rome.counterfact.report.plot import plot_summary as plot_summary
 from tl_rome.counterfact.report.summary import Summary as Summary
 from tl_rome.counterfact.report.summary import summarize as summarize
+from tl_rome.counterfact.results import AnswerScores as AnswerScores
 from tl_rome.counterfact.results import CaseResult as CaseResult
 from tl_rome.counterfact.results import Divergence as Divergence
 from tl_rome.counterfact.results import Generation as Generation

@@ -6,9 +6,10 @@ sample.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tl_rome.counterfact.groups import NamedGroups, PromptAnswer, read_groups, write_groups
 from tl_rome.errors import InputError, RecordError
 from tl_rome.fact_files import Target
 from tl_rome.facts import EditRequest
@@ -44,8 +45,8 @@ class CounterFactRecord:
     Raises:
         RecordError: If case_id is no whole number, a target is empty or has white space around it, both targets are the
             same, the template does not have exactly one `{}`, a prompt is blank, a paraphrase or generation prompt does
-            not name the subject, the joiner is not one of those below, or a text holds half a character (a lone
-            surrogate).
+            not name the subject, the joiner is not one of those below, a group has a blank name or no prompts, or a
+            text holds half a character (a lone surrogate).
     """
 
     case_id: int
@@ -65,14 +66,16 @@ class CounterFactRecord:
     joiner: str | None = " "
     """What stands between a prompt and an object: a space, as in the released code; "" for languages without spaces;
     None to let each prompt's end decide. Files need it only where it is not a space."""
+    groups: NamedGroups = field(default_factory=dict, hash=False)
+    """More prompts, with answers of their own; files need it only where there are any."""
 
     def __post_init__(self) -> None:
         rewrite = self.requested_rewrite
         if not isinstance(self.case_id, int) or isinstance(self.case_id, bool):  # results are filed by it
             raise RecordError(f"record {brief(self.case_id)}: case_id is no whole number; give an int of Python's")
-        for field, text in _texts(vars(self)):
+        for place, text in _texts(vars(self)):
             if has_half_character(text):
-                self._refuse(field, f"{brief(text)} holds half a character (a lone surrogate); write the whole one")
+                self._refuse(place, f"{brief(text)} holds half a character (a lone surrogate); write the whole one")
         if self.joiner not in (None, "", " "):
             self._refuse("joiner", f"is {brief(self.joiner)}; use ' ', '', or null to let each prompt's end decide")
         try:
@@ -84,16 +87,18 @@ class CounterFactRecord:
                 self._refuse(f"requested_rewrite.{name}", f"{brief(target.str)} has white space around it; cut it")
         if rewrite.target_new.str == rewrite.target_true.str:
             self._refuse("requested_rewrite.target_new", f"{brief(rewrite.target_new.str)} is target_true; change one")
-        for field in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
-            for index, prompt in enumerate(getattr(self, field)):
+        for name in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
+            for index, prompt in enumerate(getattr(self, name)):
                 if not prompt.strip():
-                    self._refuse(f"{field}[{index}]", "is blank; write a prompt or leave it out")
-                if field in ("paraphrase_prompts", "generation_prompts") and rewrite.subject not in prompt:
+                    self._refuse(f"{name}[{index}]", "is blank; write a prompt or leave it out")
+                if name in ("paraphrase_prompts", "generation_prompts") and rewrite.subject not in prompt:
                     named = f"the subject {brief(rewrite.subject)} (matching is case-sensitive)"
-                    self._refuse(f"{field}[{index}]", f"{brief(prompt)} does not contain {named}")
+                    self._refuse(f"{name}[{index}]", f"{brief(prompt)} does not contain {named}")
+        if unfit := [name for name, group in self.groups.items() if not name.strip() or not group]:
+            self._refuse("groups", f"{brief(unfit[0])} has a blank name or no prompts; leave it out")
 
-    def _refuse(self, field: str, problem: str) -> None:
-        raise RecordError(f"record {self.case_id}: {field}: {problem}")
+    def _refuse(self, place: str, problem: str) -> None:
+        raise RecordError(f"record {self.case_id}: {place}: {problem}")
 
     @property
     def request(self) -> EditRequest:
@@ -125,6 +130,7 @@ class CounterFactRecord:
         }
         for name in ("target_new", "target_true"):
             plain["requested_rewrite"][name] = _known(plain["requested_rewrite"][name])
+        plain["groups"] = write_groups(self.groups) or None
         if self.joiner == " ":
             del plain["joiner"]  # as in the released data
             return _known(plain)
@@ -148,6 +154,10 @@ class CounterFactRecord:
         rewrite = reader.read(data, "requested_rewrite", Mapping)
         inside = "requested_rewrite."
         joiner = data.get("joiner", " ")
+        try:
+            groups = read_groups(data.get("groups"))
+        except RecordError as error:
+            raise RecordError(f"{reader.record}: {error}") from error
         named = "entity" if "entity" in rewrite and "subject" not in rewrite else "subject"
         return cls(
             case_id=reader.read(data, "case_id", int),
@@ -164,6 +174,7 @@ class CounterFactRecord:
             generation_prompts=reader.prompts(data, "generation_prompts"),
             pararel_idx=reader.read(data, "pararel_idx", int) if data.get("pararel_idx") is not None else None,
             joiner=None if joiner is None else reader.read({"joiner": joiner}, "joiner", str),
+            groups=groups,
         )
 
 
@@ -211,5 +222,5 @@ def _texts(data: Any, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(data, list | tuple):
         for index, part in enumerate(data):
             yield from _texts(part, f"{where}[{index}]")
-    elif isinstance(data, RequestedRewrite | Target):
+    elif isinstance(data, RequestedRewrite | Target | PromptAnswer):
         yield from _texts(vars(data), where)

@@ -69,6 +69,36 @@ class PromptScores:
 
 
 @dataclass(frozen=True)
+class AnswerScores:
+    """How likely the answers to a group's prompts are: one entry for each prompt, in it one for each answer.
+
+    Raises:
+        InputError: If the tuples differ in length.
+    """
+
+    logprob: tuple[tuple[float, ...], ...]
+    """Sum of the token log-probabilities of each answer, in nats."""
+    tokens: tuple[tuple[int, ...], ...]
+    """Tokens of each answer."""
+    argmax: tuple[tuple[bool, ...], ...]
+    """Whether every token of an answer was the most likely one."""
+
+    def __post_init__(self) -> None:
+        if len({tuple(map(len, column)) for column in vars(self).values()}) > 1:
+            raise InputError("scores of one group of answers differ in number; give one per answer")
+
+    def __len__(self) -> int:
+        return len(self.logprob)
+
+    def losses(self, conventions: Conventions) -> list[list[float]]:
+        """Negative log-likelihood of each answer, in nats: of the whole answer in the draft, else the token mean."""
+        return [
+            [-logprob / (1 if conventions == "draft" else n) for logprob, n in zip(*both, strict=True)]
+            for both in zip(self.logprob, self.tokens, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class Generation:
     """A prompt and what the model went on with."""
 
@@ -101,6 +131,12 @@ class Measurement:
     """Continuations of the generation prompts."""
     essence_nll: float | None = None
     """Mean token NLL, in nats, of a text about the subject; its exponential is the authors' essence score."""
+    free_rewrite: tuple[Generation, ...] = ()
+    """What the model says by itself after the rewriting prompt, up to its natural stop."""
+    free_paraphrase: tuple[Generation, ...] = ()
+    """The same after paraphrase prompts."""
+    groups: Mapping[str, AnswerScores] = field(default_factory=dict, hash=False)
+    """Prompts with answers of their own, by group."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ LAYOUTS = (
     Layout("reference texts", ("relation_id", "samples"), "read it with load_references"),
     Layout("patterns of ParaRel", ("pattern",), _PARAREL),
     Layout("facts of ParaRel", ("sub_label", "obj_label"), _PARAREL),
-    Layout("zsRE in MEND's layout (zsre_mend_eval)", ("src", "rephrase", "alt", "loc")),
-    Layout("MQuAKE", ("requested_rewrite", "questions", "new_answer")),
+    Layout(
+        "zsRE in MEND's layout (zsre_mend_eval)",
+        ("src", "rephrase", "alt", "loc"),
+        "read it with tl_rome.zsre.load_zsre",
+    ),
+    Layout("MQuAKE", ("requested_rewrite", "questions", "new_answer"), "read it with load_mquake"),
     Layout("UnKE", ("question", "para_question", "answer")),
-    Layout("RippleEdits", ("edit", "Logical_Generalization")),
-    Layout("KnowEdit", ("prompt", "target_new", "portability", "locality")),
+    Layout("RippleEdits", ("edit", "Logical_Generalization"), "read it with load_rippleedits"),
+    Layout("KnowEdit", ("prompt", "target_new", "portability", "locality"), "read it with load_knowedit"),
     Layout("KnowEdit (WikiBio)", ("concept", "labels", "locality")),
     Layout("EasyEdit", ("prompt", "target_new", "rephrase_prompt")),
     Layout("EasyEdit", ("prompt", "target_new", "ground_truth")),
@@ -39,7 +43,7 @@ LAYOUTS = (
 
 
 def name_layout(row: Any, wanted: str, otherwise: str) -> str | None:
-    """Say of a record that cannot be read which data set it is of; None where that is not known.
+    """Say of a record that cannot be read which other data set it is of; None where that is not known.
 
     Args:
         row: What a file holds, such as its first record.
@@ -49,7 +53,9 @@ def name_layout(row: Any, wanted: str, otherwise: str) -> str | None:
     if not isinstance(row, Mapping):
         return None
     for layout in LAYOUTS:
-        if layout.name != wanted and all(field in row for field in layout.fields):
+        if all(field in row for field in layout.fields):
+            if layout.name == wanted:
+                return None
             shown = ", ".join(layout.fields)
             return f"is a record of {layout.name} (it has {shown}), not of {wanted}; {layout.remedy or otherwise}"
     return None

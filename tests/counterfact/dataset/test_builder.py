@@ -2,17 +2,20 @@
 
 import doctest
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tl_rome.counterfact.dataset.builder import BuilderConfig, build_records
+from tl_rome.counterfact.groups import PromptAnswer
 from tl_rome.counterfact.report.composition import tabulate_composition
 from tl_rome.errors import InputError
 from tl_rome.fact_files import Relation, StatedFact, Target, load_pararel
 
 TEMPLATES = ("{} is in", "{} lies in", "{} stands in", "The city of {} is")
 # Ten landmarks of Rome, five of Paris, one of Oslo; the Forum is stated to be in Rome and in Paris.
+END = ("home to", "proud of its")
 CITIES = {
     "Rome": [f"Roman {i}" for i in range(9)] + ["Forum"],
     "Paris": [f"Parisian {i}" for i in range(4)] + ["Forum"],
@@ -139,3 +142,15 @@ def test_thousands_of_records_from_pararel(shared_data):
     assert table["Records"][::2] == (f"{len(built.records):,.1f}", "1.0")
     assert table["Neighborhood Prompts"][2] == "10.0"
     assert all(record.neighborhood_prompts and record.generation_prompts for record in built.records)
+
+
+def test_reversed_prompts_ask_for_the_subject_after_the_new_object():
+    both = relation(reversed_templates=("{} is home to", "{} is proud of its"))
+    plain, one, many = (build(both, **options).records for options in ({}, {"reversed": 1}, {"reversed": 9}))
+    for before, record, more in zip(plain, one, many, strict=True):
+        rewrite = record.requested_rewrite
+        asked = [PromptAnswer(f"{rewrite.target_new.str} is {rest}", (rewrite.subject,)) for rest in END]
+        assert (before.groups, record.groups) == ({}, {"reversed": tuple(asked[:1])})
+        assert more.groups == {"reversed": tuple(asked)}
+        assert replace(record, groups={}) == before  # nothing else is drawn in another way
+    assert not build(relation(), reversed=1).records[0].groups

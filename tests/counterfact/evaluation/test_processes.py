@@ -15,12 +15,13 @@ import pytest
 from support.evaluation import RECORDS, SHORT, RandomEdit
 from support.families import KINDS
 
-from tl_rome.counterfact import evaluate, evaluate_in_processes, load_results
+from tl_rome.counterfact import EvaluationConfig, evaluate, evaluate_in_processes, load_results
 from tl_rome.counterfact.evaluation.workers import Setup, portable_errors
 from tl_rome.errors import InputError, ModelMismatchError, NumericsError, WorkerError
 from tl_rome.models.loading import load_model
 
 pytestmark = pytest.mark.leg("3.9")
+FREE = EvaluationConfig(generation_length=0, free=True, free_tokens=5)
 OPTIONS = {"config": SHORT, "batch_size": 2, "progress": False}
 
 
@@ -238,3 +239,12 @@ def test_what_a_worker_cannot_find_is_named(load, monkeypatch):
     monkeypatch.delattr(sys.modules[__name__], "differ")
     with pytest.raises(InputError, match=r"cannot be found in a worker \(AttributeError: .*'differ'"):
         Setup.unpacked(packed)
+
+
+@pytest.mark.slow
+def test_free_answers_come_from_processes_too(load, tmp_path):
+    alone = evaluate(load(), RECORDS[:2], RandomEdit(), **OPTIONS | {"config": FREE})
+    editors = partial(give, editors={"RandomEdit": RandomEdit()})
+    found = evaluate_in_processes(load, RECORDS[:2], editors, store=tmp_path, **OPTIONS | {"config": FREE})
+    assert [each.after.free_rewrite for each in found] == [each.after.free_rewrite for each in alone]
+    assert all(each.after.free_paraphrase for each in found)

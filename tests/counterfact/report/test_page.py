@@ -198,3 +198,11 @@ def test_a_large_run_stays_small(tmp_path):
     results = [case(i, full, full, editor=f"editor {e}") for e in range(4) for i in range(100)]
     path = write_report(tmp_path / "deep" / "report.html", results, summarize(results))
     assert path.stat().st_size < 10e6
+
+
+def test_free_answers_stand_under_a_heading_of_their_own(page_of):
+    said = replace(HOLDS, free_rewrite=(Generation("It is in", " Glasgow, they say."),))
+    page = Page(page_of([case(1067, said, BEFORE)], records=RECORDS[:1]))
+    assert page.texts("h4") == ["What the model says by itself"]
+    assert "Glasgow, they say." in page.texts("p", **{"class": "e e0"})
+    assert "h4" not in [name for name, _, _ in Page(page_of(RESULTS)).elements]

@@ -1,7 +1,7 @@
 """`tl-rome compare`: editors side by side on COUNTERFACT records, all columns with intervals."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from tl_rome.cli.editor_options import (
 )
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import BatchSizeOption, LimitOption, RecordsOption, ResultsOption, RetryOption, SeedOption
+
+if TYPE_CHECKING:
+    from tl_rome.zsre import ZsreRecord
 
 
 @with_model
@@ -43,6 +46,9 @@ def compare(
     ] = 7,
     texts: Annotated[int, typer.Option(min=1, help="Generated texts per record; 10 in the released code.")] = 1,
     plus: Annotated[bool, typer.Option("--plus", help="Measure CounterFact+ prompts too.")] = False,
+    free: Annotated[
+        bool, typer.Option("--free", help="Let the model answer rewrite and paraphrase prompts by itself too.")
+    ] = False,
     batch_size: BatchSizeOption = None,
     workers: Annotated[
         int | None,
@@ -52,12 +58,18 @@ def compare(
     retry_failed: RetryOption = False,
     out: ResultsOption = Path("tl-rome-compare"),
 ) -> None:
-    """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency."""
-    from tl_rome import counterfact
+    """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency.
+
+    A file in zsRE's layout (zsre_mend_eval) gets zsRE's figures instead, in one process and without a store.
+    """
+    from tl_rome import counterfact, zsre
     from tl_rome.cli.output import check_folder
 
     check_folder(out)
     maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), contexts, seed)
+    if zsre.is_zsre(records):
+        _compare_zsre(zsre.load_zsre(records)[:limit], load, maker, batch_size, out)
+        return
     chosen = counterfact.load_counterfact(records)[:limit]
     about = counterfact.load_references(references) if generation_length else None
     workers = workers or _default_workers(load.device)
@@ -69,15 +81,30 @@ def compare(
         maker,
         store=out / "results",
         workers=workers,
-        config=counterfact.EvaluationConfig(generation_length=generation_length, texts=texts, counterfact_plus=plus),
+        config=counterfact.EvaluationConfig(
+            generation_length=generation_length, texts=texts, counterfact_plus=plus, free=free
+        ),
         batch_size=batch_size,
         seed=seed,
         retry_failed=retry_failed,
         progress=console.shows_progress(),
     )
     summary = counterfact.summarize(results, references=about, seed=seed)
-    console.say_grids((summary.grid(), summary.differences()))  # the files have all columns
+    said = (summary.grid(counterfact.FREE_COLUMNS),) if free else ()
+    console.say_grids((summary.grid(), *said, summary.differences()))  # the files have all columns
     console.say_written(summary.save(out, results, chosen))
+
+
+def _compare_zsre(
+    chosen: "list[ZsreRecord]", load: ModelLoader, maker: EditorMaker, batch_size: int, out: Path
+) -> None:
+    from tl_rome.counterfact.results import UNEDITED
+    from tl_rome.zsre import evaluate_zsre
+
+    model = load()
+    found = evaluate_zsre(model, chosen, maker(model), batch_size=batch_size, progress=console.shows_progress())
+    console.say_grids((found.grid(), found.grid(UNEDITED)))
+    console.say_written(found.save(out))
 
 
 def _default_workers(device: str | None) -> int:

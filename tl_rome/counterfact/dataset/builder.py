@@ -3,7 +3,9 @@
 For a fact (s, r, o^c): the rewriting prompt is drawn among r's templates, and o* among the relation's other facts, so
 that an object is drawn by how often it occurs. Paraphrases are drawn from the remaining templates. Neighbourhood
 prompts are drawn from all pairs of a template and a subject that shares (r, o^c), attribute prompts likewise for
-(r, o*), and generation prompts with replacement from the relation's own.
+(r, o*), and generation prompts with replacement from the relation's own. Reversed prompts, which the appendix does not
+have, ask for the subject after o*, as in "Rome is home to the"; nothing is drawn for them. Many subjects may be right
+there: see how their probability moves, not how large it is.
 
 Where the appendix leaves it open: o* is never an object that the facts give to s, and subjects that have both objects
 are excluded from neighbourhood prompts, because either answer is correct.
@@ -17,6 +19,7 @@ from typing import TypeVar
 import torch
 
 from tl_rome.arguments import Whole
+from tl_rome.counterfact.groups import PromptAnswer
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite
 from tl_rome.fact_files import Relation, StatedFact, Target
 from tl_rome.facts import Fact
@@ -42,6 +45,8 @@ class BuilderConfig:
     """Attribute prompts, or as many as there are."""
     generations: Whole = 10
     """Generation prompts, drawn with replacement; none if the relation has none."""
+    reversed: Whole = 0
+    """Reversed prompts, from the first of the relation's reversed templates; they are the group "reversed"."""
     per_relation: Whole | None = None
     """At most this many records of each relation, drawn at random; None makes all that can be made."""
 
@@ -139,7 +144,8 @@ class _Draw:
         neighborhood = self._pairs(fact, fact.object, new, config.neighbors)
         if len(neighborhood) < config.neighbors:
             return "too few subjects share the object"
-        beginnings = relation.generation_prompts
+        beginnings, templates = relation.generation_prompts, relation.reversed_templates[: config.reversed]
+        backward = tuple(PromptAnswer(Fact(template, new.str).prompt, (name,)) for template in templates)
         drawn = torch.randint(max(1, len(beginnings)), (config.generations,), generator=self.generator).tolist()
         return CounterFactRecord(
             case_id=0,
@@ -149,6 +155,7 @@ class _Draw:
             attribute_prompts=self._pairs(fact, new, fact.object, config.attributes),
             generation_prompts=tuple(Fact(beginnings[i], name).prompt for i in drawn) if beginnings else (),
             pararel_idx=fact.number,
+            groups={"reversed": backward} if backward else {},
         )
 
     def _other_object(self, fact: StatedFact) -> Target:

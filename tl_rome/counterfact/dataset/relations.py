@@ -14,7 +14,7 @@ from tl_rome.storage.parts import read_as
 def parse_relations(
     texts: Mapping[str, str], generation_prompts: Mapping[str, Sequence[str]] | None = None
 ) -> list[Relation]:
-    """Make relations of JSON texts: `{"templates": [...], "facts": {object: [subject, ...]}}`.
+    """Make relations of JSON texts: `{"templates": [...], "facts": {object: [subject, ...]}}`, perhaps with "reversed".
 
     Args:
         texts: By relation_id.
@@ -31,13 +31,14 @@ def parse_relations(
             refuse_halves(text, data)
             objects = read_as(dict[str, tuple[str, ...]], data["facts"], "facts")
             templates = read_as(tuple[str, ...], data["templates"], "templates")
+            backward = read_as(tuple[str, ...], data.get("reversed", ()), "reversed")
             pairs = [(subject, target) for target, subjects in objects.items() for subject in subjects]
             facts = tuple(StatedFact(name, Target(target), number + i) for i, (name, target) in enumerate(pairs))
             more = tuple(beginnings.get(relation_id, ()))
-            relations.append(Relation(relation_id, templates, facts, more))
+            relations.append(Relation(relation_id, templates, facts, more, backward))
         except InputError as error:
             raise type(error)(f"relation {relation_id}: {error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"relation {relation_id} has no templates and facts by object ({error!r})") from error
         number += len(facts)
     return relations

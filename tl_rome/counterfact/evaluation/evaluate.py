@@ -6,7 +6,7 @@ with its own edit; where one record of a batch fails, each is tried alone. Each 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,8 @@ USUAL = 8
 """Records in a batch on a CPU, and where the processes that measure have yet to load their models."""
 _TEXTS = 10
 """Generation prompts of a record in the released data."""
+_ANSWERS, _PROMPT = 3, 40
+"""Rewrite and paraphrase prompts of a record there, and the tokens of a long one."""
 
 
 def evaluate(
@@ -44,6 +46,7 @@ def evaluate(
     store: str | Path | None = None,
     batch_size: Count | None = None,
     config: EvaluationConfig | None = None,
+    free: bool = False,
     seed: Seed = 0,
     shard: tuple[int, int] = (0, 1),
     retry_failed: bool = False,
@@ -61,6 +64,7 @@ def evaluate(
         batch_size: Records edited and measured together, and lost together if the run dies; bounds memory. By default
             what fits the device, 8 on a CPU. Where memory runs out, half.
         config: What is measured.
+        free: As `config.free`: whether the model answers prompts by itself too.
         seed: Of the generated texts.
         shard: (i, n) measures every n-th record from the i-th on, counted from 0, for n processes with a store each;
             results of all shards together are those of the whole data set.
@@ -77,7 +81,8 @@ def evaluate(
         StorageError: If the store was made with other records or settings, is damaged, in use, or cannot be written.
         EditStateError: If an editor left the model changed; its weights are put back before.
     """
-    evaluator = Evaluator(model, named_editors(editors), config or EvaluationConfig(), seed)
+    config = config or EvaluationConfig()
+    evaluator = Evaluator(model, named_editors(editors), replace(config, free=free or config.free), seed)
     run = Run(
         records=tuple(records),
         config=evaluator.config,
@@ -161,7 +166,8 @@ class Evaluator:
         cfg, config = self.model.cfg, self.config
         texts = 0 if not config.generation_length else config.texts or _TEXTS
         edit = 4 * cfg.d_model * (cfg.d_mlp or 4 * cfg.d_model)
-        each = texts * config.generation_length * bytes_of_cache(self.model) + edit
+        tokens = texts * config.generation_length + config.free * _ANSWERS * (_PROMPT + config.free_tokens)
+        each = tokens * bytes_of_cache(self.model) + edit
         return fitting(self.model, "records", usual=USUAL, each=each, most=64)
 
     def run(self, batch: Batch) -> list[RecordResult]:

@@ -15,13 +15,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.arguments import Count, Whole
+from tl_rome.counterfact.evaluation.continuation import continuation
+from tl_rome.counterfact.evaluation.free import answer_freely
+from tl_rome.counterfact.groups import PromptAnswer
 from tl_rome.counterfact.metrics.prompts import check_comparable, relative_entropy
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import Divergence, Generation, Measurement, PromptScores
+from tl_rome.counterfact.results import AnswerScores, Divergence, Generation, Measurement, PromptScores
 from tl_rome.editors.edits.virtual import VirtualEdits
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
@@ -34,6 +37,8 @@ from tl_rome.storage.text import has_half_character
 from tl_rome.tokens import encode
 
 _ESSENCE_TOKENS = 100
+_NAMED = "groups."
+"""Sets a record's own groups apart from COUNTERFACT's."""
 States = Mapping[str, Float[Tensor, "_ d_model"]]
 """The last block's output at the end of some prompts, by group; next-token logits are computed from it."""
 
@@ -63,6 +68,10 @@ class EvaluationConfig:
     """Where to read essence drift, with the subject filled in; None does not."""
     essence_texts: Mapping[str, str] = field(default_factory=dict)
     """By subject a text about it, whose perplexity is measured; its first 100 tokens are taken."""
+    free: bool = False
+    """Whether to let the model answer rewrite and paraphrase prompts by itself, greedily up to a natural stop."""
+    free_tokens: Count = 20
+    """At most so many tokens are written for such an answer."""
 
     def __post_init__(self) -> None:
         if self.essence_template is not None:
@@ -78,8 +87,10 @@ class EvaluationConfig:
         return (*(("neighborhood", *plus) if self.kl else ()), *essence)
 
     def describe(self) -> dict[str, Any]:
-        """JSON form for a store's settings; texts are represented by a digest."""
-        return {**asdict(self), "essence_texts": digest(sorted(self.essence_texts.items()))}
+        """JSON form for a store's settings; a digest stands for texts, and free answers are named only if asked for."""
+        free = ("free", "free_tokens")
+        plain = {name: value for name, value in asdict(self).items() if self.free or name not in free}
+        return {**plain, "essence_texts": digest(sorted(self.essence_texts.items()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +131,22 @@ def measure(
         model, given, row_context=nullcontext if edits is None else lambda rows: edits.on([owner[row] for row in rows])
     )
     texts = generate(model, records, config, seed=seed, edits=edits)
+    answers = answer_freely(model, records, config.free_tokens, edits=edits) if config.free else [{} for _ in records]
     readings = []
-    for (found, kept), generations in zip(_split(sections, scores, states), texts, strict=True):
+    parts = zip(records, _split(sections, scores, states), texts, answers, strict=True)
+    for record, (found, kept), generations, said in parts:
         nll = found.pop("essence_text").nll if "essence_text" in found else None
+        named = {name: _answers(group, found.pop(_NAMED + name)) for name, group in record.groups.items()}
         groups = {name: PromptScores.pair(both[::2], both[1::2]) for name, both in found.items() if name != "essence"}
         essence_nll = None if nll is None else nll.item()
-        measured = Measurement(**groups, generations=generations, essence_nll=essence_nll)
+        measured = Measurement(
+            **groups,
+            generations=generations,
+            essence_nll=essence_nll,
+            free_rewrite=said.get("rewrite", ()),
+            free_paraphrase=said.get("paraphrase", ()),
+            groups=named,
+        )
         readings.append(MeasuredRecord(measured, {name: kept[name].clone() for name in config.compared}))
     return readings
 
@@ -143,6 +164,8 @@ def _sections(
         name: [ScoringPrompt.texts(model, prompt, targets, record.joiner) for prompt in record.prompts(name)]
         for name in groups
     }
+    for name, group in record.groups.items():
+        found[_NAMED + name] = [ScoringPrompt.texts(model, each.prompt, each.answers, record.joiner) for each in group]
     if config.essence_template is not None:
         found["essence"] = [ScoringPrompt(encode(model, Fact(config.essence_template, request.subject).prompt))]
     if request.subject in config.essence_texts:
@@ -169,6 +192,13 @@ def _split(
         yield found, kept
 
 
+def _answers(group: Sequence[PromptAnswer], scores: TargetScores) -> AnswerScores:
+    """Scores of all answers to a group's prompts, parted by prompt."""
+    sizes = [len(each.answers) for each in group]
+    columns = (scores.logprob, scores.n_tokens, scores.is_argmax)
+    return AnswerScores(*(tuple(tuple(part.tolist()) for part in column.split(sizes)) for column in columns))
+
+
 def generate(
     model: HookedModel,
     records: Sequence[CounterFactRecord],
@@ -193,15 +223,6 @@ def generate(
         for (owner, text), start, tokens in zip(prompts, starts, filled, strict=True):
             written[owner].append(Generation(text, continuation(model, tokens, len(start))))
     return [tuple(each) for each in written]
-
-
-def continuation(model: HookedModel, tokens: Int[Tensor, " pos"], start: int) -> str:
-    """Text after the prompt; the prompt is decoded with it, since some tokenizers drop a text's first space."""
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole, prompt = (model.tokenizer.decode(part.tolist(), **options) for part in (tokens, tokens[:start]))
-    return (
-        whole[len(prompt) :] if whole.startswith(prompt) else model.tokenizer.decode(tokens[start:].tolist(), **options)
-    )
 
 
 @torch.no_grad()

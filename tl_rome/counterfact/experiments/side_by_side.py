@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tl_rome.arguments import Count
-from tl_rome.counterfact.evaluation.measure import continuation
+from tl_rome.counterfact.evaluation.continuation import continuation
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.editors.edits.virtual import AnyEdit, VirtualEdits
 from tl_rome.errors import InputError

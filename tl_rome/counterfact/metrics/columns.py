@@ -5,10 +5,11 @@ Rates, magnitudes, accuracies and RS are times 100, as every source prints them;
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
+from tl_rome.counterfact.metrics.free import Judge, contains, is_exact, judged
 from tl_rome.counterfact.metrics.prompts import (
     accuracy,
     mean,
@@ -19,7 +20,7 @@ from tl_rome.counterfact.metrics.prompts import (
 )
 from tl_rome.counterfact.metrics.texts import Words, generation_entropy, mention_rate, reference_score
 from tl_rome.counterfact.records import RequestedRewrite
-from tl_rome.counterfact.results import TOOK, Conventions, Divergence, Measurement
+from tl_rome.counterfact.results import TOOK, AnswerScores, Conventions, Divergence, Measurement
 
 SCORE = "S"
 """Harmonic mean of the averages of `RATES`; a figure of many records only."""
@@ -41,6 +42,16 @@ COLUMNS: Mapping[str, str] = {
     "EA": "every token of o* is the argmax after the rewriting prompt, %",
     "PA": "every token of o* is the argmax after paraphrases, %",
     "NA": "every token of o^c is the argmax after neighbourhood prompts, %",
+    "free": "the model's own answer to the rewriting prompt names o*, %",
+    "free P": "its own answers to paraphrases name o*, %",
+    "exact": "its own answer to the rewriting prompt is o* and nothing else, %",
+    "exact P": "the same of paraphrases, %",
+    "judge": "the judge accepts its own answer to the rewriting prompt, %",
+    "judge P": "the same of paraphrases, %",
+    "ES-free": "ES minus free: success by teacher forcing that the model does not say, points",
+    "PS-free": "PS minus free P, points",
+    "EA-free": "EA minus free, points",
+    "PA-free": "PA minus free P, points",
     "NS+": "NS with the rewrite stated before each prompt (CounterFact+), %",
     "NM+": "NM with the rewrite stated before each prompt (CounterFact+), points",
     "KL": "KL(before || after) of the next token after neighbourhood prompts, nats",
@@ -49,7 +60,7 @@ COLUMNS: Mapping[str, str] = {
     "PPL": "perplexity of a text about the subject: the authors' essence score",
     "s/edit": "wall-clock seconds that an edit took, where several were made together their share",
 }
-"""Every column, in the order of tables, with its meaning."""
+"""Every column but those of a record's own groups, in the order of tables, with its meaning."""
 
 PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
     "draft": ("ES", "PS", "NS", "GE", "RS"),
@@ -57,6 +68,39 @@ PAPER_COLUMNS: Mapping[Conventions, tuple[str, ...]] = {
     "released": ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS"),
 }
 """The columns that each source has."""
+
+FREE_COLUMNS = (
+    "ES",
+    "EA",
+    "free",
+    "exact",
+    "ES-free",
+    "EA-free",
+    "PS",
+    "PA",
+    "free P",
+    "exact P",
+    "PS-free",
+    "PA-free",
+)
+"""Teacher-forced success beside what the model says by itself."""
+
+
+_GROUP_COLUMNS = {
+    "A": "every token of an answer is the argmax after the prompts of '{}', %",
+    "P": "probability of the likeliest answer after them, points",
+}
+"""Columns of a record's own groups, named "A(group)" and "P(group)"."""
+
+
+def meaning(column: str) -> str:
+    """What a column says: one of `COLUMNS`, or one of a record's own groups."""
+    return COLUMNS.get(column) or _GROUP_COLUMNS[column[0]].format(column[2:-1])
+
+
+def group_columns(figures: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Columns of records' own groups among the names of their figures, in the order in which they occur."""
+    return tuple(dict.fromkeys(name for each in figures for name in each if name[:2] in ("A(", "P(")))
 
 
 def digits(column: str, conventions: Conventions) -> int:
@@ -74,6 +118,8 @@ class RecordMetrics:
     """Reference texts, for RS; NaN without."""
     conventions: Conventions = "released"
     """Whose conventions."""
+    judge: Judge | None = None
+    """Of the model's own answers; NaN without."""
 
     def compute(
         self,
@@ -95,7 +141,11 @@ class RecordMetrics:
         took = {"took": math.nan if verdict is None else 100 * float(verdict == TOOK)}
         cost = {"s/edit": seconds or math.nan}
         drift = self._drift(case, moved)
-        return {**self._probabilities(case), **self._generations(case, rewrite), **took, **drift, **cost}
+        forced, said = self._probabilities(case), self._answers(case, rewrite)
+        beside = {"ES": "free", "PS": "free P", "EA": "free", "PA": "free P"}
+        gaps = {f"{name}-free": forced[name] - said[own] for name, own in beside.items()}
+        named = self._groups(case.groups)
+        return {**forced, **self._generations(case, rewrite), **said, **gaps, **took, **drift, **cost, **named}
 
     def _probabilities(self, case: Measurement) -> dict[str, float]:
         conventions, plus = self.conventions, case.neighborhood_plus
@@ -126,6 +176,24 @@ class RecordMetrics:
             "says o*": 100 * mention_rate(continuations, rewrite.target_new.str),
             "says o^c": 100 * mention_rate(continuations, rewrite.target_true.str),
         }
+
+    def _answers(self, case: Measurement, rewrite: RequestedRewrite) -> dict[str, float]:
+        """What the model says by itself, against o*."""
+        target, figures = rewrite.target_new.str, {}
+        for suffix, said in (("", case.free_rewrite), (" P", case.free_paraphrase)):
+            texts = [each.continuation for each in said]
+            figures[f"free{suffix}"] = mean([float(contains(text, target)) for text in texts])
+            figures[f"exact{suffix}"] = mean([float(is_exact(text, target)) for text in texts])
+            figures[f"judge{suffix}"] = math.nan if self.judge is None else judged(said, target, self.judge)
+        return {name: 100 * figure for name, figure in figures.items()}
+
+    def _groups(self, groups: Mapping[str, AnswerScores]) -> dict[str, float]:
+        """Of each prompt's likeliest answer, by these conventions."""
+        figures = {}
+        for name, scores in groups.items():
+            figures[f"A({name})"] = mean([float(any(hits)) for hits in scores.argmax])
+            figures[f"P({name})"] = mean([math.exp(-min(losses)) for losses in scores.losses(self.conventions)])
+        return {name: 100 * figure for name, figure in figures.items()}
 
     @staticmethod
     def _drift(case: Measurement, moved: Divergence | None) -> dict[str, float]:

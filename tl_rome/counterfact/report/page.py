@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_rome.counterfact.metrics.columns import COLUMNS
+from tl_rome.counterfact.metrics.columns import meaning
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page_about import describe_run
 from tl_rome.counterfact.report.page_case import OUTCOMES, case_view
@@ -67,7 +67,7 @@ def write_report(
         title=title,
         about={**describe_run(results), **(about or {})},
         grids=_grids(summary),
-        columns=COLUMNS,
+        columns={name: meaning(name) for name in summary.known_columns},
         figures=_images(summary, figures or {}),
         failures=[(name, case, why) for name, failed in summary.failures.items() for case, why in failed.items()],
         reading=_reading(summary),
@@ -88,7 +88,7 @@ def _page(**parts: object) -> str:
 
 def _grids(summary: SummaryTables) -> Sequence[object]:
     """The table, and the differences to the unedited model where there is an edited one."""
-    measured = [name for name in COLUMNS if any(row[name].n for row in summary.rows.values())]
+    measured = [name for name in summary.known_columns if any(row[name].n for row in summary.rows.values())]
     both = UNEDITED in summary.rows and len(summary.rows) > 1
     return [summary.grid(measured), *([summary.differences(columns=measured)] if both else [])]
 

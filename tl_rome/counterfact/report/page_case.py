@@ -5,12 +5,21 @@ page hides those of editors that are not chosen.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_rome.counterfact.metrics.prompts import neighborhood_success, rewrite_success
 from tl_rome.counterfact.records import CounterFactRecord, PromptGroup
-from tl_rome.counterfact.results import TOOK, UNEDITED, CaseResult, Conventions, Measurement, PromptScores
+from tl_rome.counterfact.results import (
+    TOOK,
+    UNEDITED,
+    AnswerScores,
+    CaseResult,
+    Conventions,
+    Generation,
+    Measurement,
+    PromptScores,
+)
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 
@@ -113,6 +122,8 @@ class CaseView:
     """Prompts by group."""
     texts: tuple[PromptRow, ...]
     """Generation prompts with each model's continuation."""
+    answers: tuple[PromptRow, ...]
+    """Rewrite and paraphrase prompts with what each model says by itself."""
 
 
 def case_view(
@@ -152,7 +163,10 @@ def case_view(
         outcomes=tuple(judged),
         sides=tuple(sides),
         groups=tuple(_groups(sides, record, rewriting, conventions)),
-        texts=tuple(_texts(sides)),
+        texts=tuple(_texts([(side, side.measurement.generations) for side in sides])),
+        answers=tuple(
+            _texts([(side, side.measurement.free_rewrite + side.measurement.free_paraphrase) for side in sides])
+        ),
     )
 
 
@@ -200,7 +214,33 @@ def _groups(
         ]
         if rows:
             views.append(GroupView(title, tuple(rows)))
-    return views
+    return [*views, *_named_groups(sides, record, conventions)]
+
+
+def _named_groups(
+    sides: Sequence[Side], record: CounterFactRecord | None, conventions: Conventions
+) -> Iterator[GroupView]:
+    """The record's own groups, each prompt with the probability of its likeliest answer."""
+    for name, found in sides[0].measurement.groups.items() if sides else ():
+        asked = record.groups.get(name, ()) if record else ()
+        if record and len(asked) != len(found):
+            raise InputError(f"record {record.case_id} has other prompts in {name!r}; give the records of the run")
+        labels = [f"{each.prompt} … {' | '.join(each.answers)}" for each in asked]
+        rows = [
+            PromptRow(
+                labels[i] if asked else f"{name} {i + 1}",
+                tuple(_answer_cell(side, side.measurement.groups.get(name), i, conventions) for side in sides),
+            )
+            for i in range(len(found))
+        ]
+        yield GroupView(f"{name}: the likeliest answer", tuple(rows))
+
+
+def _answer_cell(side: Side, scores: AnswerScores | None, index: int, conventions: Conventions) -> Cell:
+    if scores is None:
+        return Cell(side, "")
+    verdict = "ok" if any(scores.argmax[index]) else "bad"
+    return Cell(side, _short(math.exp(-min(scores.losses(conventions)[index]))), verdict)
 
 
 def _cell(side: Side, name: PromptGroup, index: int, conventions: Conventions) -> Cell:
@@ -223,11 +263,11 @@ def _short(prob: float) -> str:
     return f"{prob:.3f}" if prob >= 0.0005 else f"{prob:.0e}"
 
 
-def _texts(sides: Sequence[Side]) -> list[PromptRow]:
-    """Continuations by prompt: the models have continued the same prompts in the same order."""
-    written = [(side, side.measurement.generations) for side in sides if side.measurement.generations]
-    prompts = [text.prompt for text in sides[0].measurement.generations] if sides else []
+def _texts(written: Sequence[tuple[Side, Sequence[Generation]]]) -> list[PromptRow]:
+    """Continuations by prompt: the models that have any have continued the same prompts in the same order."""
+    some = [(side, texts) for side, texts in written if texts]
+    prompts = [text.prompt for text in some[0][1]] if some else []
     return [
-        PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in written))
+        PromptRow(prompt, tuple(Cell(side, texts[i].continuation) for side, texts in some))
         for i, prompt in enumerate(prompts)
     ]

@@ -1,17 +1,18 @@
 """Results as a table: one row per record and editor, with every figure of table 4 and the raw scores and texts.
 
 A figure of the edited model has its column's name, such as "ES", the unedited model's has "unedited ES". What was not
-measured is null. `before`, `after` and `divergence` are nested, as in `CaseResult`.
+measured is null. `before`, `after` and `divergence` are nested, as in `CaseResult`; the records' own groups are a list
+there, and have columns where there are any.
 """
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_rome.counterfact.dataset.references import ReferenceTexts
-from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, RecordMetrics
+from tl_rome.counterfact.metrics.columns import COLUMNS, SCORE, RecordMetrics, group_columns
 from tl_rome.counterfact.metrics.texts import word_tokenizer
 from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
 from tl_rome.storage.writing import write_whole
@@ -37,7 +38,10 @@ def to_dataset(
     from datasets import Dataset
 
     metrics, known = RecordMetrics(word_tokenizer(), references, conventions), {}
-    rows, features = [_row(result, metrics, known) for result in results], _features()
+    rows = [_row(result, metrics, known) for result in results]
+    named = group_columns([name.removeprefix(f"{UNEDITED} ") for name in row["figures"]] for row in rows)
+    features = _features(named)
+    rows = [{**row, **{name: row["figures"].get(name) for name in features if name not in row}} for row in rows]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
@@ -72,16 +76,18 @@ def _row(
         after = _figures(metrics.compute(result.after, result.rewrite, *told))
     rewrite = plain.pop("rewrite")
     targets = {name: rewrite.pop(name)["str"] for name in ("target_new", "target_true")}
-    figures = {name: after.get(name) for name in _FIGURES}
-    unedited = {f"{UNEDITED} {name}": before.get(name) for name in _FIGURES}
-    return {**plain, **rewrite, **targets, **figures, **unedited}
+    for measured in (plain["before"], plain["after"]):
+        if measured is not None:
+            measured["groups"] = [{"group": name, **scores} for name, scores in measured["groups"].items()]
+    figures = {**after, **{f"{UNEDITED} {name}": figure for name, figure in before.items()}}
+    return {**plain, **rewrite, **targets, "figures": figures}
 
 
 def _figures(read: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(figure) else figure for name, figure in read.items()}
 
 
-def _features() -> "Features":
+def _features(named: Sequence[str]) -> "Features":
     """Types of the columns, so that files of different runs can be joined whatever was measured in them."""
     from datasets import Features, Value
 
@@ -91,10 +97,14 @@ def _features() -> "Features":
         **{f"tokens_{target}": [count] for target in ("new", "true")},
         **{f"argmax_{target}": [flag] for target in ("new", "true")},
     }
+    texts = [{"prompt": text, "continuation": text}]
+    columns = (*_FIGURES, *named)
+    answers = {"group": text, "logprob": [[number]], "tokens": [[count]], "argmax": [[flag]]}
     measured = {
         **{group: scores for group in _GROUPS},
-        "generations": [{"prompt": text, "continuation": text}],
+        **{name: texts for name in ("generations", "free_rewrite", "free_paraphrase")},
         "essence_nll": number,
+        "groups": [answers],
     }
     return Features(
         {
@@ -103,7 +113,7 @@ def _features() -> "Features":
             "seconds": number,
             "verdict": text,
             "error": text,
-            **{name: number for name in (*_FIGURES, *(f"{UNEDITED} {name}" for name in _FIGURES))},
+            **{name: number for name in (*columns, *(f"{UNEDITED} {name}" for name in columns))},
             "before": measured,
             "after": measured,
             "divergence": {"neighborhood": [number], "neighborhood_plus": [number], "essence": number},

@@ -44,7 +44,7 @@ def plot_summary(
     if unknown or not columns:
         raise InputError(f"columns to draw are {tuple(columns)}; name some of {', '.join(known)}")
     if ax is None:
-        ax = new_axes(7, 3)
+        ax = new_axes(7.0, 3.0)
     step = _SPREAD / len(summary.rows)
     for index, (name, row) in enumerate(summary.rows.items()):
         shift = (index - (len(summary.rows) - 1) / 2) * step

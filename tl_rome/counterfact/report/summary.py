@@ -8,6 +8,7 @@ from pathlib import Path
 from tl_rome.arguments import Count, Seed, Share
 from tl_rome.counterfact.dataset.references import ReferenceTexts
 from tl_rome.counterfact.metrics.columns import RecordMetrics
+from tl_rome.counterfact.metrics.free import Judge
 from tl_rome.counterfact.metrics.texts import word_tokenizer
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.page import write_report
@@ -59,6 +60,7 @@ def summarize(
     results: Iterable[CaseResult],
     *,
     references: ReferenceTexts | None = None,
+    judge: Judge | None = None,
     conventions: Conventions = "released",
     confidence: Share = 0.95,
     resamples: Count = 2000,
@@ -69,13 +71,16 @@ def summarize(
     Args:
         results: Of one model and one data set; any number of editors.
         references: Texts for RS, see `load_references`; without them RS is not measured.
+        judge: Of what the model says by itself (`EvaluationConfig.free`), called as `judge(prompt, answer, target)`;
+            returns True, False or a number from 0 to 1. Without one there are no judge columns.
         conventions: Whose conventions to follow.
         confidence: Of the intervals.
         resamples: How often to redraw the records.
         seed: Of the draws.
 
     Raises:
-        InputError: If there are no results, those of several models or data sets, or two of one record and editor.
+        InputError: If there are no results, those of several models or data sets, or two of one record and editor, or
+            if the judge returns anything else.
     """
     results = list(results)
     origins = {(result.model, result.dataset) for result in results}
@@ -83,7 +88,7 @@ def summarize(
         raise InputError(
             f"these {len(results)} results are of {len(origins)} pairs of model and data set; give one pair's"
         )
-    metrics, labels = RecordMetrics(word_tokenizer(), references, conventions), row_labels(results)
+    metrics, labels = RecordMetrics(word_tokenizer(), references, conventions, judge), row_labels(results)
     figures: dict[str, dict[int, Mapping[str, float]]] = {UNEDITED: {}}
     failures: dict[str, dict[int, str]] = {}
     seen: set[tuple[str, int]] = set()

@@ -8,6 +8,7 @@ records that both have, so what is hard about a record cancels. Intervals do not
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,15 @@ from torch import Tensor
 
 from tl_rome.arguments import Count, Seed, Share
 from tl_rome.bootstrap import interval, resampled_means
-from tl_rome.counterfact.metrics.columns import COLUMNS, PAPER_COLUMNS, RATES, SCORE, digits
+from tl_rome.counterfact.metrics.columns import (
+    COLUMNS,
+    PAPER_COLUMNS,
+    RATES,
+    SCORE,
+    digits,
+    group_columns,
+    meaning,
+)
 from tl_rome.counterfact.results import UNEDITED, CaseResult, Conventions
 from tl_rome.errors import InputError
 from tl_rome.grid import Grid
@@ -73,6 +82,15 @@ class SummaryTables:
         rows = {name: self._estimates(figures) for name, figures in self.figures.items()}
         object.__setattr__(self, "rows", rows)
 
+    @property
+    def known_columns(self) -> tuple[str, ...]:
+        """`COLUMNS`, then those of the records' own groups."""
+        return (*COLUMNS, *self._named)
+
+    @cached_property
+    def _named(self) -> tuple[str, ...]:
+        return group_columns(each for rows in self.figures.values() for each in rows.values())
+
     def difference(self, editor: str, baseline: str = UNEDITED) -> Mapping[str, Estimate]:
         """Editor minus baseline by column, over the records that both have, with paired intervals.
 
@@ -90,7 +108,7 @@ class SummaryTables:
         """Estimates of one row, or of one minus another over the records of both."""
         sides = [figures] if minus is None else [figures, minus]
         cases = sorted(set.intersection(*(set(side) for side in sides)))
-        stacked = torch.stack([_matrix(side, cases) for side in sides], dim=1)
+        stacked = torch.stack([_matrix(side, cases, self._named) for side in sides], dim=1)
         present = ~stacked.isnan().any(dim=1)
         values, n = stacked.nan_to_num(), present.sum(dim=0)
         means = (values * present[:, None]).sum(dim=0) / n
@@ -103,14 +121,16 @@ class SummaryTables:
             point, draws = (each[..., 0, :] - each[..., 1, :] for each in (point, draws))
         low, high = interval(draws, self.confidence)
         counts = [int(n[_RATES].min()), *n.tolist()]
-        columns = zip((SCORE, *_MEASURED), point.tolist(), low.tolist(), high.tolist(), counts, strict=True)
+        columns = zip(
+            (SCORE, *_MEASURED, *self._named), point.tolist(), low.tolist(), high.tolist(), counts, strict=True
+        )
         return {name: Estimate(*figures) for name, *figures in columns}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The source's columns, then the others; all of them only where something was measured."""
         paper = PAPER_COLUMNS[self.conventions]
-        measured = [name for name in COLUMNS if any(row[name].n for row in self.rows.values())]
+        measured = [name for name in self.known_columns if any(row[name].n for row in self.rows.values())]
         return (*(name for name in paper if name in measured), *(name for name in measured if name not in paper))
 
     @property
@@ -119,7 +139,7 @@ class SummaryTables:
         parts = [self.grid(self.columns).markdown]
         if UNEDITED in self.rows and len(self.rows) > 1:
             parts.append(self.differences(columns=self.columns).markdown)
-        legend = [f"- `{name}`: {COLUMNS[name]}" for name in COLUMNS if name in self.columns]
+        legend = [f"- `{name}`: {meaning(name)}" for name in self.known_columns if name in self.columns]
         return "\n".join([*parts, *legend, ""])
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,11 +202,14 @@ def row_labels(results: Sequence[CaseResult]) -> dict[tuple[str, str], str]:
     return {(name, config): name if names.count(name) == 1 else f"{name} ({config[:8]})" for name, config in ran}
 
 
-def _matrix(figures: Figures, cases: Sequence[int]) -> Float[Tensor, "record column"]:
+def _matrix(figures: Figures, cases: Sequence[int], named: Sequence[str]) -> Float[Tensor, "record column"]:
     for case in cases:
         if lacking := [name for name in _MEASURED if name not in figures[case]]:
             raise InputError(f"the figures of record {case} lack {', '.join(lacking)}; take them from summarize")
-    rows = [[figures[case][name] for name in _MEASURED] for case in cases]
+    rows = [
+        [*(figures[case][name] for name in _MEASURED), *(figures[case].get(name, math.nan) for name in named)]
+        for case in cases
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -1,0 +1,1 @@
+"""Other benchmarks' records as COUNTERFACT records, their tests as named groups of prompts."""
