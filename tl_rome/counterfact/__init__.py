@@ -16,6 +16,7 @@ from tl_rome.counterfact.evaluation.processes import evaluate_in_processes as ev
 from tl_rome.counterfact.evaluation.ray_actors import evaluate_on_ray as evaluate_on_ray
 from tl_rome.counterfact.evaluation.store import load_results as load_results
 from tl_rome.counterfact.experiments.curve import Curve as Curve
+from tl_rome.counterfact.experiments.mass import mass_edits as mass_edits
 from tl_rome.counterfact.experiments.plot import plot_sequential as plot_sequential
 from tl_rome.counterfact.experiments.plot import plot_sweep as plot_sweep
 from tl_rome.counterfact.experiments.sequential import sequential_edits as sequential_edits
