@@ -29,6 +29,7 @@ WORK = {
     "compare": (),
     "sweep": (),
     "sequential": (),
+    "mass": (),
     "generate": ("--record", 1),
 }
 """What each command needs, apart from `--out`."""
@@ -181,7 +182,7 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
     assert not written(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "sequential"])
+@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "sequential", "mass"])
 def test_interrupted_commands_that_resume_say_so(tmp_path, monkeypatch, command):
     monkeypatch.setattr("tl_rome.models.loading.load_model", interrupt)
     options = ("--workers", 1) if command == "compare" else ()

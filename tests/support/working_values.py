@@ -72,7 +72,10 @@ class World:
         yield from (pa.ReplacedSubject(torch.zeros(2, 32), "x"), pa.TargetProbability((5,)), pa.LogitDifference(5, 6))
         yield from (pa.Agreement(0.5, 0.5, 8), cf.Generation("In", " is"), ed.DenseUpdate(1, torch.zeros(128, 32)))
         yield from (ed.Convergence((10, 20), torch.rand(2, 1), torch.rand(2, 1)), cf.ReferenceTexts.from_rows([ROW]))
-        yield from (cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), (0.0, 0.1), {}), cf.SideBySide(("In",), {"ft": (" x",)}))
+        yield from (
+            cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), (0.0, 0.1), {}),
+            cf.SideBySide(("In",), {"ft": (" x",)}),
+        )
         yield from (pa.suggest_layer(average, resamples=20), pa.KnownFact(FACT, FACT, " Paris", 0.5), SubjectSpan(0, 2))
         quick = replace(ed.KN_CORRECTED, steps=2)
         yield from (quick, ed.KnowledgeNeurons(quick), ed.attribute_neurons(model, "In", "Paris", steps=2))

@@ -12,6 +12,7 @@ from tl_rome.cli.commands.demo import demo
 from tl_rome.cli.commands.edit import edit
 from tl_rome.cli.commands.export import export
 from tl_rome.cli.commands.generate import generate
+from tl_rome.cli.commands.mass import mass
 from tl_rome.cli.commands.sequential import sequential
 from tl_rome.cli.commands.sweep import sweep
 from tl_rome.cli.commands.trace import trace
@@ -23,9 +24,9 @@ _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, trace_many),
     "Editing": (edit, covariance, train, export),
-    "Measuring": (compare, sweep, sequential, generate),
+    "Measuring": (compare, sweep, sequential, mass, generate),
 }
-_RESUMED = {"trace-many", "compare", "sweep", "sequential"}
+_RESUMED = {"trace-many", "compare", "sweep", "sequential", "mass"}
 """Commands that go on from stored results."""
 
 

@@ -8,8 +8,8 @@ import torch
 from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS, SENTENCES
 
-from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 from tl_rome.counterfact.experiments.restored import restored
+from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, compose
 from tl_rome.editors.covariance.estimation import estimate_covariance

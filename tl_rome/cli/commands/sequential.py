@@ -1,8 +1,8 @@
 """`tl-rome sequential`: one model edited again and again (the draft's appendix C.2)."""
 
-from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,13 @@ from tl_rome.cli.editor_options import (
     LayerOption,
     TrainedOption,
 )
+from tl_rome.cli.many_facts import MAX_NLL_RISE, CountsOption, RiseOption, choose_facts, run_editors
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import LimitOption, RecordsOption, ResultsOption, SeedOption
+
+if TYPE_CHECKING:
+    from tl_rome.counterfact import Editor, SequentialResult
+    from tl_rome.sites import HookedModel
 
 
 @with_model
@@ -26,7 +31,9 @@ def sequential(
     covariance: CovarianceOption = None,
     trained: TrainedOption = None,
     counts: CountsOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Facts that mass editors write together.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Facts that mass editors write together, batch after batch.")
+    ] = 1,
     max_nll_rise: RiseOption = MAX_NLL_RISE,
     records: RecordsOption = "sample",
     limit: LimitOption = None,
@@ -39,3 +46,11 @@ def sequential(
 
     output.check_folder(out)
     maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), seed=seed)
+    chosen, wanted = choose_facts(records, limit, counts, COUNTS if batch == 1 else count(batch, batch))
+
+    def experiment(model: "HookedModel", editor: "Editor", **options: Any) -> "SequentialResult":
+        return sequential_edits(
+            model, chosen, editor, wanted, batch=batch, max_nll_rise=max_nll_rise, seed=seed, **options
+        )
+
+    run_editors("sequential", load, maker, out, experiment)

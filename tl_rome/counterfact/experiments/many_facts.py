@@ -82,7 +82,7 @@ def check_counts(records: Sequence[CounterFactRecord], counts: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class ManyFacts:
-    """One editor's run, as lines of a ledger: one for each number of facts, 0 being the unedited model with all facts."""
+    """One editor's run, as lines of a ledger: one for each number of facts; 0 is the unedited model with all facts."""
 
     model: HookedModel
     records: Sequence[CounterFactRecord]

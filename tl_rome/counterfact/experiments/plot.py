@@ -87,7 +87,7 @@ def sweep_figure(curves: Sequence[Curve]) -> "Figure":
 
 
 def sequential_figure(results: Mapping[str, SequentialResult], *, logarithmic: bool = False) -> "Figure":
-    """Every score of many facts in one model, how the first are forgotten, plain sentences, and growth, side by side."""
+    """Scores of many facts in one model, what is forgotten, plain sentences, and growth of W, side by side."""
     from matplotlib.figure import Figure
 
     first = [FIRST] if all(result.first is not None for result in results.values()) else []
@@ -98,9 +98,7 @@ def sequential_figure(results: Mapping[str, SequentialResult], *, logarithmic: b
     return figure
 
 
-def _line(
-    ax: "Axes", x: Sequence[int | float], estimates: Sequence[Estimate], label: str, index: int
-) -> None:
+def _line(ax: "Axes", x: Sequence[int | float], estimates: Sequence[Estimate], label: str, index: int) -> None:
     """One column of one curve, with its band."""
     look = index % len(_COLORS)
     low, high = ([getattr(each, end) for each in estimates] for end in ("low", "high"))

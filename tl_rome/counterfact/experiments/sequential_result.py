@@ -88,9 +88,9 @@ class SequentialResult:
             StorageError: If a part is missing.
         """
         try:
-            plain = (tuple(data[name]) for name in ("text_nll", "text_entropy", "growth"))
+            nll, entropy, growth = (tuple(data[name]) for name in ("text_nll", "text_entropy", "growth"))
             failed = {int(case): reason for case, reason in data["failed"].items()}
             first = None if data["first"] is None else Curve.from_dict(data["first"])
-            return cls(Curve.from_dict(data["curve"]), *plain, failed, first, data["stopped"])
+            return cls(Curve.from_dict(data["curve"]), nll, entropy, growth, failed, first, data["stopped"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StorageError(f"a stored result is damaged ({error!r}); make it again") from error
