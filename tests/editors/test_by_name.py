@@ -22,7 +22,7 @@ from tl_rome.editors import (
     TrainingLog,
     Validation,
 )
-from tl_rome.editors.by_name import ROME_CONFIGS, TRAINED_NAMES, editor_by_name
+from tl_rome.editors.by_name import MASS_CONFIGS, ROME_CONFIGS, TRAINED_NAMES, editor_by_name
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.rank_one import value as value_module
@@ -51,11 +51,13 @@ def covariance(model):
 
 def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, covariance):
     names = UNTRAINED[::-1]
-    found = named(model, names, covariance=covariance)
+    found = named(model, names, covariance=covariance, covariances={1: covariance})
     assert tuple(found) == names
     assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
     presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
-    assert {*EDITOR_NAMES} == {"ft", "ft_l", "kn", "kn_corrected", *presets, *TRAINED_NAMES}
+    assert {*EDITOR_NAMES} == {"ft", "ft_l", "kn", "kn_corrected", *presets, *TRAINED_NAMES, *MASS_CONFIGS}
+    assert {name: found[name].config for name in MASS_CONFIGS} == MASS_CONFIGS
+    assert len({found[name].find_values for name in MASS_CONFIGS}) == 1
     assert (found["kn"].config, found["kn_corrected"].config) == (KN, KN_CORRECTED)
     assert {name: found[name].config for name in presets} == presets
     assert all(found[name].covariance is covariance for name in presets)
@@ -66,9 +68,11 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
 
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance, name):
-    given = covariance if name in ROME_CONFIGS else None
-    alone = editor_by_name(model, name, covariance=given, seed=3, progress=False)
-    many = named(model, UNTRAINED, covariance=covariance, seed=3, progress=False)[name]
+    given = {"covariance": covariance if name in ROME_CONFIGS else None}
+    given["covariances"] = {1: covariance} if name in MASS_CONFIGS else None
+    alone = editor_by_name(model, name, **given, seed=3, progress=False)
+    both = {"covariance": covariance, "covariances": {1: covariance}}
+    many = named(model, UNTRAINED, **both, seed=3, progress=False)[name]
     assert describe_editor(alone) == describe_editor(many)
     assert editor_name(alone) == editor_name(many)
     if not isinstance(alone, KnowledgeNeurons):
@@ -85,8 +89,12 @@ def test_an_editor_by_name_takes_a_layer_and_only_what_it_uses(model, covariance
         editor_by_name(model, "kn", layer=1)
     with pytest.raises(InputError, match="layer 9 is out of range"):
         editor_by_name(model, "ft", layer=9)
-    with pytest.raises(InputError, match="no editor 'memit'"):
-        editor_by_name(model, "memit")
+    with pytest.raises(InputError, match="no editor 'memoir'"):
+        editor_by_name(model, "memoir")
+    with pytest.raises(InputError, match="'memit' edits several layers with statistics of each"):
+        editor_by_name(model, "memit", covariance=covariance)
+    with pytest.raises(InputError, match="'rome' takes no statistics of several layers"):
+        editor_by_name(model, "rome", covariances={1: covariance})
 
 
 def test_contexts_follow_the_recipe_of_the_preset(model, covariance):
@@ -120,8 +128,8 @@ def test_fine_tuning_alone_needs_no_key_statistics(model, monkeypatch):
     ("names", "message"),
     [
         (
-            ("rome", "memit"),
-            "no editor 'memit'; choose from ft, ft_l, kn, kn_corrected, ke, ke_cf, mend, mend_cf, rome, r_rome",
+            ("rome", "memoir"),
+            "no editor 'memoir'; choose from ft, ft_l, kn, kn_corrected, ke, ke_cf, mend, mend_cf, rome, r_rome",
         ),
         ((), "no editor was named; choose"),
     ],

@@ -60,6 +60,7 @@ def editor_by_name(
     *,
     layer: LayerChoice = None,
     covariance: KeyCovariance | None = None,
+    covariances: Mapping[int, KeyCovariance] | None = None,
     contexts: Sequence[str] | Literal["recipe"] | None = None,
     seed: Seed = 0,
     progress: bool = True,
@@ -72,6 +73,7 @@ def editor_by_name(
         layer: Layer to edit, see `Rome.prepare`; fine-tuning trains the first by default, and KN finds its own. Mass
             editors choose theirs, see `MassEditor.prepare`.
         covariance: Key statistics, see `Rome.prepare`; for ROME only.
+        covariances: Key statistics by layer, see `MassEditor.prepare`; for mass editors only.
         contexts: Prefixes, see `Rome.prepare`; for ROME and mass editors.
         seed: Of contexts and sampled text.
         progress: Whether long work shows progress bars.
@@ -83,6 +85,8 @@ def editor_by_name(
     check_names([name])
     if name in TRAINED_NAMES:
         raise InputError(_untrained(name))
+    if covariances is not None and name not in MASS_CONFIGS:
+        raise InputError(f"{name!r} takes no statistics of several layers; leave out covariances")
     if name in ROME_CONFIGS:
         options = {"contexts": contexts, "seed": seed, "progress": progress}
         return Rome.prepare(model, layer=layer, covariance=covariance, config=ROME_CONFIGS[name], **options)
@@ -92,7 +96,8 @@ def editor_by_name(
                 f"{name!r} edits several layers with statistics of each; leave out layer and covariance, or use "
                 "MassEditor.prepare(model, layers=..., covariances=...)"
             )
-        return MassEditor.prepare(model, config=MASS_CONFIGS[name], contexts=contexts, seed=seed, progress=progress)
+        options = {"covariances": covariances, "contexts": contexts, "seed": seed, "progress": progress}
+        return MassEditor.prepare(model, config=MASS_CONFIGS[name], **options)
     if covariance is not None or contexts is not None:
         raise InputError(f"{name!r} reads the prompt alone; leave out covariance and contexts")
     if name in KN_CONFIGS:
@@ -166,15 +171,19 @@ def _mass_editors(
 ) -> dict[str, Editor]:
     """Mass editors that share statistics, contexts and values."""
     configs = {name: mass_model_defaults(model, MASS_CONFIGS[name]) for name in names}
+    given = covariances
     if covariances is None:
         layers = sorted({layer for config in configs.values() for layer in mass_layers(model, config)[0]})
         covariances = key_statistics(model, layers, seed=seed, progress=progress)
     values, made, first = SharedValues(), dict[str, Editor](), None
     for name, config in configs.items():
         known = contexts if first is None else first.contexts
-        editor = MassEditor.prepare(model, config=config, covariances=covariances, contexts=known, seed=seed)
+        layers, choice = mass_layers(model, config, given)
+        parts = {"layers": layers, "covariances": covariances, "contexts": known, "seed": seed}
+        editor = MassEditor.prepare(model, config=config, **parts)
         first = first or editor
-        made[name] = replace(editor, find_values=values, contexts_choice=first.contexts_choice)
+        shared = {"find_values": values, "contexts_choice": first.contexts_choice}
+        made[name] = replace(editor, layer_choice=choice, **shared)
     return made
 
 

@@ -65,9 +65,7 @@ def arrays(shared_data):
 
 @pytest.fixture
 def solve(arrays):
-    statistics = {
-        layer: KeyCovariance(arrays["C"][layer], layer, 10_000, "numbers", False, "") for layer in range(5)
-    }
+    statistics = {layer: KeyCovariance(arrays["C"][layer], layer, 10_000, "numbers", False, "") for layer in range(5)}
 
     def run(network, facts, config, prior_of):
         layers = arrays["layers"].tolist()

@@ -10,7 +10,7 @@ from tl_rome.cli.model_options import DEFAULT_MODEL, Dtype, DtypeOption, ModelCl
 from tl_rome.errors import StorageError
 
 if TYPE_CHECKING:
-    from tl_rome.editors import Edit
+    from tl_rome.editors import BatchEdit, Edit
 
 
 def export(
@@ -30,17 +30,21 @@ def export(
     with quiet(console.shows_progress()), whole.applied(loaded):
         export_model(loaded, model, out)
     for edit in whole.edits:
-        console.say(f"{edit.receipt.prompt!r} -> {edit.receipt.target_new!r}, {describe_places(edit.places)}")
+        console.say(f"{edit.label.removeprefix('edit ')}, {describe_places(edit.places)}")
     console.say_written([out])
 
 
-def _read(location: str) -> "tuple[Edit, ...]":
+def _read(location: str) -> "tuple[Edit | BatchEdit, ...]":
     """The edit or the sequence of edits that a file holds."""
-    from tl_rome.editors import Edit, EditSequence
+    from tl_rome.editors import BatchEdit, Edit, EditSequence
 
     try:
         return EditSequence.load(location).edits
-    except StorageError:  # a single edit; or no edit at all, which the next line says
+    except StorageError:  # a single edit
+        pass
+    try:
+        return (BatchEdit.load(location),)
+    except StorageError:  # of one fact; or no edit at all, which the next line says
         return (Edit.load(location),)
 
 

@@ -99,8 +99,8 @@ class BatchReceipt:
     @property
     def verdict(self) -> Verdict:
         """That of all facts together: "partly" unless all of them have the same."""
-        found = {fact.verdict for fact in self.facts}
-        return found.pop() if len(found) == 1 else "partly"
+        first = self.facts[0].verdict
+        return first if all(fact.verdict == first for fact in self.facts) else "partly"
 
     @property
     def took(self) -> int:

@@ -48,9 +48,7 @@ class CovariancePrior:
 
     def __post_init__(self) -> None:
         if self.weight == 0 and (self.ridge or self.earlier is not None):
-            raise InputError(
-                "a covariance weight of 0 stores facts exactly; use no ridge and no key memory with it"
-            )
+            raise InputError("a covariance weight of 0 stores facts exactly; use no ridge and no key memory with it")
 
     @property
     def _plain(self) -> bool:

@@ -5,6 +5,7 @@ MEMIT (Meng et al. 2023, arXiv 2210.07229), EMMET (Gupta et al. 2024, 2403.14236
 is in `model_defaults`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -88,9 +89,7 @@ class MassConfig:
         if self.in_subspace and not self.l2:
             raise InputError("l2 is 0: inside its subspace nothing would hold the change back; give a weight above 0")
         if self.in_subspace and (self.covariance_weight or self.equality_ridge is not None or self.ridge):
-            raise InputError(
-                "in a subspace l2 is the only weight; leave out covariance_weight, equality_ridge, ridge"
-            )
+            raise InputError("in a subspace l2 is the only weight; leave out covariance_weight, equality_ridge, ridge")
 
     @property
     def in_subspace(self) -> bool:
@@ -179,16 +178,21 @@ def mass_model_defaults(model: HookedModel, config: MassConfig) -> MassConfig:
     return replace(config, **found.row.mass[config.preset].changes)
 
 
-def mass_layers(model: HookedModel, config: MassConfig) -> tuple[tuple[int, ...], str]:
+def mass_layers(
+    model: HookedModel, config: MassConfig, available: Iterable[int] | None = None
+) -> tuple[tuple[int, ...], str]:
     """The layers to edit, lowest first, and why these, for the receipt.
 
     Args:
         model: Only its name and its shape are looked at.
         config: Says whose layers.
+        available: Those that there are statistics of, which are taken where nothing is known; else the rule's are.
     """
     found = find_defaults(model)
     if found is not None and config.preset in found.row.mass:
         return found.row.mass[config.preset].layers, found.guess or f"known for {found.row.names[0]}"
+    if available is not None:
+        return tuple(sorted(available)), "those of the statistics"
     last = model.cfg.n_layers // 4
     layers = tuple(range(max(0, last - config.depth + 1), last + 1))
     return layers, f"ending a quarter of the way up; nothing is known for {model.cfg.model_name}"

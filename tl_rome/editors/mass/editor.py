@@ -119,9 +119,7 @@ class MassEditor:
         config = mass_model_defaults(model, mass_preset_named(config) if isinstance(config, str) else config)
         choice = "given"
         if layers is None:
-            layers, choice = mass_layers(model, config)
-            if covariances is not None and not set(layers) <= covariances.keys() and choice.startswith("ending"):
-                layers, choice = sorted(covariances), "those of the statistics"
+            layers, choice = mass_layers(model, config, covariances)
         layers = sorted({check_layer(model, layer) for layer in layers})
         if not layers:
             raise InputError("no layers; give at least one to edit")

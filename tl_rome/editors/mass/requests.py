@@ -24,8 +24,9 @@ def check_batch(requests: Sequence[EditRequest]) -> None:
     seen: dict[str, EditRequest] = {}
     for request in requests:
         prompt = request.fact.prompt
-        other = seen.setdefault(prompt, request)
-        if other is request:
+        other = seen.get(prompt)
+        seen[prompt] = request
+        if other is None:
             continue
         if other.target_new.strip() != request.target_new.strip():
             raise InputError(

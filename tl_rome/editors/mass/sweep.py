@@ -112,7 +112,7 @@ class LayerSweep:
     def __init__(
         self,
         model: HookedModel,
-        rows: Sequence[Sequence[Int[Tensor, " pos"]]],
+        rows: Sequence[Sequence[Int[Tensor, " _"]]],
         last: int,
         site: ValueSite,
         max_batch_tokens: int,
@@ -133,7 +133,7 @@ class LayerSweep:
         check_blocks(found[0], expected)
         self._change: Change | None = None
 
-    def _rows(self, group: Sequence[Int[Tensor, " pos"]], chunk: Sequence[int]) -> _Rows:
+    def _rows(self, group: Sequence[Int[Tensor, " _"]], chunk: Sequence[int]) -> _Rows:
         batch = pad([group[index] for index in chunk])
         tokens, model = batch.tokens.to(device_of(self._model)), self._model
         same = (tokens == tokens[0]).all(0).long().cumprod(0).sum()
@@ -237,7 +237,7 @@ class WholeSweep:
     def __init__(
         self,
         model: HookedModel,
-        rows: Sequence[Sequence[Int[Tensor, " pos"]]],
+        rows: Sequence[Sequence[Int[Tensor, " _"]]],
         last: int,
         site: ValueSite,
         max_batch_tokens: int,
@@ -271,7 +271,7 @@ class WholeSweep:
 
 @torch.no_grad()
 def _read_last(
-    model: HookedModel, rows: Sequence[Int[Tensor, " pos"]], name: str, most: int
+    model: HookedModel, rows: Sequence[Int[Tensor, " _"]], name: str, most: int
 ) -> Float[Tensor, "facts size"]:
     """What a hook point has at each row's last token."""
     found: list[Tensor] = [torch.empty(0)] * len(rows)

@@ -1,6 +1,7 @@
 """v* shared between editors that differ only in what they do with it.
 
-`released`, `r_rome` and `p_rome` differ in their keys, mass editors in lower layers, spread and closed form. Finding v* is nearly all of an edit's cost. Values of another site or of a model edited in between are never mixed up.
+`released`, `r_rome` and `p_rome` differ in their keys, mass editors in lower layers, spread and closed form. Finding v*
+is nearly all of an edit's cost. Values of another site, or of a model edited in between, are never mixed up.
 """
 
 from collections.abc import Sequence
