@@ -97,6 +97,7 @@ class World:
         more = {"other": "Space Needle", "find_layer.prompts": 2, "Curve.of.name": "rome"}
         alone = {"rome.subject": None, "rome.target_new": None, "rome.target_true": None}
         more["Summary.difference.editor"] = "rome"
+        more["SequentialResult.figures.column"] = "S"
         groups = {"group": "rewrite", "conventions": "released", "PromptScores.loss.target": "new", "along": "layer"}
         tensors = {"embeddings": torch.zeros(2, 32), "logits": torch.zeros(2, 1, 600), "key": torch.ones(128)}
         rest = {"keys": torch.ones(1, 128), "unit": 0, "shape": (2, 2, 32), "progress": False, "epsilons": [0.1, 0.2]}

@@ -171,13 +171,15 @@ def test_a_broken_model_ends_the_run_and_what_is_done_is_kept(fresh_tiny, tmp_pa
     rises = [nll - whole.text_nll[0] for nll in whole.text_nll[1:]]
     assert rises[0] < rises[1]
     bound = (rises[0] + rises[1]) / 2
-    for _ in range(2):  # the second time from the store
-        found = sequential_edits(model, RECORDS, strong, (1, 2, 3), max_nll_rise=bound, **options)
-        assert found.curve.x == (1, 2)
-        assert found.text_nll == whole.text_nll[:3]
-        assert found.stopped is not None
-        assert found.stopped.startswith("stopped after 2 facts: the NLL of plain sentences has risen from")
-        assert found.stopped in found.grid().caption
+    found, again = (
+        sequential_edits(model, RECORDS, strong, (1, 2, 3), max_nll_rise=bound, **options) for _ in range(2)
+    )
+    assert again == found, "from the store"
+    assert found.curve.x == (1, 2)
+    assert found.text_nll == whole.text_nll[:3]
+    assert found.stopped is not None
+    assert found.stopped.startswith("stopped after 2 facts: the NLL of plain sentences has risen from")
+    assert found.stopped in found.grid().caption
     assert f"strong: {found.stopped}" in caplog.text
     assert same(model, before)
     further = sequential_edits(model, RECORDS, strong, (1, 2, 3), max_nll_rise=None, **options)
