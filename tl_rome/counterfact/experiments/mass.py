@@ -58,7 +58,7 @@ def mass_edits(
 
     Raises:
         InputError: If a count is not from 1 to the number of records, two records have one case_id, or facts repeat or
-            contradict each other.
+            contradict each other, or cannot be written.
         TLRomeError: As `sequential_edits` does.
     """
     chosen = tuple(records)

@@ -17,8 +17,8 @@ _COLORS = ("#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#5
 _MARKERS = ("D", "o", "s", "^", "v", "x", "P")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 """Lines differ in style and markers too, so that they can be distinguished in grey."""
-_UNITS = {"text NLL": "nats", "entropy": "nats", GROWTH: ""}
-"""Of the columns that are no percentages."""
+_UNITS = {"text NLL": "nats", GROWTH: ""}
+"""Of the columns that are drawn too and are no percentages."""
 
 
 def plot_sweep(curve: Curve, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
@@ -55,7 +55,7 @@ def plot_sequential(
     Args:
         results: What `sequential_edits` or `mass_edits` returned, by the editor's name.
         ax: Axes to draw into; a new figure's by default.
-        column: S, ES, PS or NS, or another column of their tables.
+        column: S, ES, PS or NS, or another column of their tables but entropy.
         title: Replaces the default title.
         logarithmic: Whether numbers of facts are on a logarithmic scale.
 
@@ -71,7 +71,10 @@ def plot_sequential(
     for index, (name, result) in enumerate(results.items(), start=1):  # black is the colour of S
         _line(ax, result.curve.x, result.figures(column), name, index)
     if logarithmic:
+        numbers = sorted({x for result in results.values() for x in result.curve.x})
         ax.set_xscale("log")
+        ax.set_xticks(numbers, list(map(str, numbers)))
+        ax.minorticks_off()
     _finish(ax, "facts in one model", title or column, _UNITS.get(column, "%"))
     return ax
 
@@ -125,7 +128,8 @@ def _finish(ax: "Axes", along: str, title: str, unit: str = "%") -> None:
         ax.set_ylim(-2, 102)
         ax.set_ylabel(unit)
         ax.label_outer()
-    elif unit:
+    else:
+        ax.set_ylim(bottom=0)
         ax.set_ylabel(unit)
     ax.set_title(title, fontsize="medium")
     ax.legend(fontsize="small", frameon=False)

@@ -58,7 +58,7 @@ def sequential_edits(
 
     Raises:
         InputError: If a count is not from 1 to the number of records or no multiple of `batch`, two records have one
-            case_id, or the facts of a mass editor's batch repeat or contradict each other.
+            case_id, or facts of a mass editor's batch repeat or contradict each other, or cannot be written.
         NumericsError: If the edited model's scores are not finite for the first number of facts.
         UnsupportedModelError: See `borrowed`.
         EditStateError: If the editor left the model changed; its weights are put back before.
