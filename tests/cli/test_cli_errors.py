@@ -30,6 +30,7 @@ WORK = {
     "sweep": (),
     "localization": ("--editor", "ft"),
     "sequential": (),
+    "mass": (),
     "generate": ("--record", 1),
 }
 """What each command needs, apart from `--out`."""
@@ -182,7 +183,7 @@ def test_interrupted_commands_leave_nothing(folder, statistics, tmp_path, monkey
     assert not written(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "localization", "sequential"])
+@pytest.mark.parametrize("command", ["trace-many", "compare", "sweep", "localization", "sequential", "mass"])
 def test_interrupted_commands_that_resume_say_so(tmp_path, monkeypatch, command):
     monkeypatch.setattr("tl_rome.models.loading.load_model", interrupt)
     options = {"compare": ("--workers", 1), "localization": ("--editor", "ft")}.get(command, ())

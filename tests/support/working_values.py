@@ -73,7 +73,10 @@ class World:
         yield from (pa.ReplacedSubject(torch.zeros(2, 32), "x"), pa.TargetProbability((5,)), pa.LogitDifference(5, 6))
         yield from (pa.Agreement(0.5, 0.5, 8), cf.Generation("In", " is"), ed.DenseUpdate(1, torch.zeros(128, 32)))
         yield from (ed.Convergence((10, 20), torch.rand(2, 1), torch.rand(2, 1)), cf.ReferenceTexts.from_rows([ROW]))
-        yield from (cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), {}), cf.SideBySide(("In",), {"ft": (" x",)}))
+        yield from (
+            cf.SequentialResult(curve, (1.0, 1.0), (2.0, 2.0), (0.0, 0.1), {}),
+            cf.SideBySide(("In",), {"ft": (" x",)}),
+        )
         yield from (pa.suggest_layer(average, resamples=20), pa.KnownFact(FACT, FACT, " Paris", 0.5), SubjectSpan(0, 2))
         report = made_report(5, resamples=20)
         yield from (report, report.choices[0], report.explained[0], report.correlations[0])
@@ -98,6 +101,7 @@ class World:
         more = {"other": "Space Needle", "find_layer.prompts": 2, "Curve.of.name": "rome"}
         alone = {"rome.subject": None, "rome.target_new": None, "rome.target_true": None}
         more["Summary.difference.editor"] = "rome"
+        more["SequentialResult.figures.column"] = "S"
         groups = {"group": "rewrite", "conventions": "released", "PromptScores.loss.target": "new", "along": "layer"}
         tensors = {"embeddings": torch.zeros(2, 32), "logits": torch.zeros(2, 1, 600), "key": torch.ones(128)}
         rest = {"keys": torch.ones(1, 128), "unit": 0, "shape": (2, 2, 32), "progress": False, "epsilons": [0.1, 0.2]}

@@ -13,6 +13,7 @@ from tl_rome.cli.commands.edit import edit
 from tl_rome.cli.commands.export import export
 from tl_rome.cli.commands.generate import generate
 from tl_rome.cli.commands.localization import localization
+from tl_rome.cli.commands.mass import mass
 from tl_rome.cli.commands.sequential import sequential
 from tl_rome.cli.commands.sweep import sweep
 from tl_rome.cli.commands.trace import trace
@@ -24,9 +25,9 @@ _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, trace_many),
     "Editing": (edit, covariance, train, export),
-    "Measuring": (compare, sweep, localization, sequential, generate),
+    "Measuring": (compare, sweep, localization, sequential, mass, generate),
 }
-_RESUMED = {"trace-many", "compare", "sweep", "localization", "sequential"}
+_RESUMED = {"trace-many", "compare", "sweep", "localization", "sequential", "mass"}
 """Commands that go on from stored results."""
 
 

@@ -24,6 +24,7 @@ from tl_rome.counterfact.experiments.localization.run import known_records as kn
 from tl_rome.counterfact.experiments.localization.run import localization_report as localization_report
 from tl_rome.counterfact.experiments.localization.statistics import Correlation as Correlation
 from tl_rome.counterfact.experiments.localization.statistics import Explained as Explained
+from tl_rome.counterfact.experiments.mass import mass_edits as mass_edits
 from tl_rome.counterfact.experiments.plot import plot_sequential as plot_sequential
 from tl_rome.counterfact.experiments.plot import plot_sweep as plot_sweep
 from tl_rome.counterfact.experiments.sequential import sequential_edits as sequential_edits

@@ -1,6 +1,7 @@
 """Curves show the figures that they were given, and a picture is drawn."""
 
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -20,7 +21,7 @@ def curve(along, *x, start=10.0):
 
 
 def many(start):
-    return SequentialResult(curve("facts", 1, 10, start=start), (3.0,) * 3, (2.0,) * 3, {})
+    return SequentialResult(curve("facts", 1, 10, start=start), (3.0,) * 3, (2.0,) * 3, (0.0, 0.1, 0.2), {})
 
 
 @pytest.fixture
@@ -71,5 +72,15 @@ def test_figures_have_a_panel_each():
     sweeps = sweep_figure([curve("layer", 0, 3), curve("epsilon", 1e-4, 1e-3)])
     assert [ax.get_xlabel() for ax in sweeps.axes] == ["layer", "epsilon"]
     panels = sequential_figure({"rome": many(50.0)})
-    assert [ax.get_title() for ax in panels.axes] == list(CURVES)
+    assert [ax.get_title() for ax in panels.axes] == [*CURVES, "text NLL", "|dW|/|W|"]
+    assert drawn(panels.axes[-1]) == {"rome": ([1, 10], [0.1, 0.2])}
     panels.canvas.draw()
+
+
+def test_batches_have_a_panel_of_their_first_facts(ax):
+    batches = replace(many(50.0), first=curve("facts", 1, 10, start=20.0))
+    panels = sequential_figure({"memit": batches}, logarithmic=True)
+    assert drawn(panels.axes[4]) == {"memit": ([1, 10], [21.0, 26.0])}
+    assert {ax.get_xscale() for ax in panels.axes} == {"log"}
+    with pytest.raises(InputError, match="no column 'first ES' of 'ft'"):
+        plot_sequential({"rome": many(50.0)}, ax, column="first ES")

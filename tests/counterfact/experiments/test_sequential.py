@@ -8,7 +8,8 @@ import torch
 from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS, SENTENCES
 
-from tl_rome.counterfact.experiments.sequential import COUNTS, restored, sequential_edits
+from tl_rome.counterfact.experiments.restored import restored
+from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, compose
 from tl_rome.editors.covariance.estimation import estimate_covariance
@@ -105,9 +106,9 @@ def test_an_interruption_leaves_the_weights_as_they_were(fresh_tiny, error):
 def test_restored_in_bfloat16_with_several_edits_of_a_layer(fresh_tiny):
     model = fresh_tiny("gpt2", KIND, torch.bfloat16)
     before = weights(model)
-    with restored(model) as write:
+    with restored(model) as edited:
         for record in RECORDS:
-            write(compose([RandomEdit()(model, record.request)]))
+            edited.write(compose([RandomEdit()(model, record.request)]))
         assert not torch.equal(w_out(model, 1), before[1])
     assert same(model, before)
 
@@ -158,7 +159,7 @@ def test_summary_of_the_unedited_model_stands_first(tiny):
     result = written(tiny("gpt2", KIND), RandomEdit(strength=0.0))
     assert result.curve.unedited["ES"] == result.curve.rows[-1]["ES"], "edits that change nothing"
     assert [row[0] for row in result.grid().rows] == ["unedited", "1", "3"]
-    assert result.grid().header == ("facts", "n", "S", "ES", "PS", "NS", "text NLL", "entropy")
+    assert result.grid().header == ("facts", "n", "S", "ES", "PS", "NS", "text NLL", "entropy", "|dW|/|W|")
 
 
 def test_a_result_can_be_kept_as_json(tiny):

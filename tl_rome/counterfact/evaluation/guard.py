@@ -4,7 +4,7 @@ Were one left, all later figures would be of another model. So the matrices of a
 by the same samples of them as a store compares; a change is taken back, and ends the run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -15,7 +15,7 @@ from tl_rome.editors.edits.virtual import AnyEdit
 from tl_rome.editors.protocol import Editor, make_edits
 from tl_rome.errors import EditStateError
 from tl_rome.facts import EditRequest
-from tl_rome.running.interrupts import uninterrupted
+from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.matrices import MlpMatrix, editable_matrices
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import edited_weights
@@ -50,9 +50,20 @@ class WeightGuard:
             TypeError: If the editor does not return one edit per request.
             TLRomeError: As the editor does.
         """
-        before, edits = edited_weights(self.model), []
+        with self.watching(name) as edits:
+            edits += make_edits(self.model, requests, editor)
+        return edits
+
+    @reliable
+    def watching(self, name: str) -> Iterator[list[AnyEdit]]:
+        """The same for a block that calls an editor itself, and puts what it makes into the list.
+
+        Raises:
+            EditStateError: If the block left a matrix changed; the weights are put back before.
+        """
+        before, edits = edited_weights(self.model), list[AnyEdit]()
         try:
-            edits = make_edits(self.model, requests, editor)
+            yield edits
         except Exception as error:
             self._check(before, edits, name, error)
             raise
@@ -60,7 +71,6 @@ class WeightGuard:
             self._put_back(before, edits)
             raise
         self._check(before, edits, name, None)
-        return edits
 
     def _check(self, before: str, edits: Sequence[AnyEdit], name: str, error: Exception | None) -> None:
         if edited_weights(self.model) == before:
