@@ -6,16 +6,16 @@ import typer
 from typer.core import TyperGroup
 
 from tl_rome.cli import console
-from tl_rome.cli.commands.compare import compare
 from tl_rome.cli.commands.covariance import covariance
 from tl_rome.cli.commands.demo import demo
 from tl_rome.cli.commands.edit import edit
 from tl_rome.cli.commands.export import export
-from tl_rome.cli.commands.generate import generate
-from tl_rome.cli.commands.localization import localization
-from tl_rome.cli.commands.mass import mass
-from tl_rome.cli.commands.sequential import sequential
-from tl_rome.cli.commands.sweep import sweep
+from tl_rome.cli.commands.measuring.compare import compare
+from tl_rome.cli.commands.measuring.generate import generate
+from tl_rome.cli.commands.measuring.localization import localization
+from tl_rome.cli.commands.measuring.mass import mass
+from tl_rome.cli.commands.measuring.sequential import sequential
+from tl_rome.cli.commands.measuring.sweep import sweep
 from tl_rome.cli.commands.trace import trace
 from tl_rome.cli.commands.trace_many import trace_many
 from tl_rome.cli.commands.train import train

@@ -20,11 +20,11 @@ Judge = Callable[[str, str, str], bool | float]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _UNPARTED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """How Unicode names the characters of scripts that put no space between words, or none before a particle."""
-_FULL_STOP = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.(?=\s|$)|。")
+_FULL_STOP = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.(?=\s|$)|[!?](?=\s|$)|[。！？]")
 
 
 def natural_stop(text: str) -> str:
-    """A continuation up to where an answer ends: its first full stop, which is kept, or the end of its first line.
+    """A continuation up to where an answer ends: the first end of a sentence, which is kept, or of its first line.
 
     Blank lines before the answer are passed over. A full stop ends nothing inside a number or word, nor after a capital
     with at most one small letter, as in "St. Louis" or "Washington, D.C.".
@@ -38,9 +38,10 @@ def natural_stop(text: str) -> str:
 def normalized(text: str) -> str:
     """Lower case without punctuation, English articles and doubled spaces; articles stay where nothing else is left.
 
-    Dashes and slashes part words; SQuAD's code joins them.
+    Dashes, slashes and the 's of a possessive part words; SQuAD's code joins them.
     """
-    parted = "".join(" " if unicodedata.category(char) == "Pd" or char == "/" else char for char in text.casefold())
+    text = re.sub(r"['’]s\b", " ", text.casefold())
+    parted = "".join(" " if unicodedata.category(char) == "Pd" or char == "/" else char for char in text)
     kept = "".join(char for char in parted if not unicodedata.category(char).startswith("P"))
     return " ".join(_ARTICLES.sub(" ", kept).split()) or " ".join(kept.split())
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tl_rome.cli import console
-from tl_rome.cli.commands.sweep import check_statistics, rome_by_layer, statistics_by_layer
+from tl_rome.cli.commands.measuring.sweep import check_statistics, rome_by_layer, statistics_by_layer
 from tl_rome.cli.editor_options import EditorName
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import (
