@@ -194,12 +194,16 @@ def test_scores_that_are_not_finite_end_the_run_after_the_first_number(fresh_tin
     assert found.stopped.startswith("stopped before 3 facts: ")
 
 
-def test_what_is_refused_before_any_work(fresh_tiny):
+def test_what_is_refused(fresh_tiny):
     model = fresh_tiny("gpt2", KIND)
     twice = [RECORDS[0], replace(RECORDS[0], case_id=99)]
     with pytest.raises(InputError, match="occurs twice"):
         mass_edits(model, twice, editor_for(model), (1, 2), progress=False)
     with pytest.raises(InputError, match="counts 3 are no multiples of batch 2"):
         sequential_edits(model, RECORDS, editor_for(model), (2, 3), batch=2, progress=False)
+    within = replace(RECORDS[1].requested_rewrite, prompt="{}le is in", subject="The Space Need")
+    with pytest.raises(InputError, match="ends inside the token"):
+        odd = [RECORDS[0], replace(RECORDS[1], requested_rewrite=within)]
+        mass_edits(model, odd, editor_for(model), (2,), progress=False)
     with pytest.raises(InputError, match="numbers of facts from 1 to 5"):
         mass_edits(model, RECORDS, editor_for(model), (1, 6), progress=False)
