@@ -29,7 +29,6 @@ ZSRE_COLUMNS: Mapping[str, str] = {
     "specificity": "tokens of the unrelated question's true answer that are the argmax, %",
 }
 """Every figure with its meaning; all but S are means over an answer's tokens, then over records."""
-_MEASURED = tuple(ZSRE_COLUMNS)[1:]
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,11 @@ class ZsreResults:
         cases = sorted(set.intersection(*(set(self.figures[name]) for name in sides)))
         if not cases:
             raise InputError(f"no record has scores of {' and '.join(sides)}")
-        rows = [[[getattr(self.figures[side][i], each) for each in _MEASURED] for side in sides] for i in cases]
+        scored = [[self.figures[side][case] for side in sides] for case in cases]
+        rows = [[(each.efficacy, each.paraphrase, each.specificity) for each in record] for record in scored]
         values = 100 * torch.tensor(rows, dtype=torch.float64)
         generator = torch.Generator().manual_seed(self.seed)
-        present = torch.ones(len(cases), len(_MEASURED), dtype=torch.bool)
+        present = torch.ones(len(cases), values.shape[-1], dtype=torch.bool)
         redrawn = resampled_means(values, present, resamples=self.resamples, generator=generator)
         point, draws = (_with_score(each) for each in (values.mean(dim=0), redrawn))
         if minus is not None:

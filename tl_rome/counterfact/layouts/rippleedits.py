@@ -19,7 +19,15 @@ from tl_rome.counterfact.layouts.reading import Notes, answered, collect, slotte
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite
 from tl_rome.fact_files import Target
 
-_UNREAD = ("query_type", "target_ids", "phrase", "second_relation", "second_hop_target_ids")
+_UNREAD = (
+    "query_type",
+    "target_ids",
+    "phrase",
+    "second_relation",
+    "second_hop_target_ids",
+    "target_id",
+    "example_type",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,6 @@ class _Fact:
     prompt: str
     subject_id: str
     relation: str
-    target_id: Any
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,6 @@ class _Edit(_Fact):
 
 @dataclass(frozen=True)
 class _Row:
-    example_type: str
     edit: _Edit
     Relation_Specifity: tuple[_Test, ...] = ()
     Logical_Generalization: tuple[_Test, ...] = ()
@@ -101,7 +107,14 @@ def _record(subjects: Mapping[str, str], row: _Row, number: int, notes: Notes) -
         return f"the name of the subject cannot be told in {edit.relation}; give it in subjects"
     if new == true or not new or not true:
         return "the objects are the same, or empty"
-    tests = {name: part for name, part in vars(row).items() if name not in ("example_type", "edit")}
+    tests = {
+        "Relation_Specifity": row.Relation_Specifity,
+        "Logical_Generalization": row.Logical_Generalization,
+        "Subject_Aliasing": row.Subject_Aliasing,
+        "Compositionality_I": row.Compositionality_I,
+        "Compositionality_II": row.Compositionality_II,
+        "Forgetfulness": row.Forgetfulness,
+    }
     groups = {
         name: tuple(
             each
