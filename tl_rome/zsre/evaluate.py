@@ -28,7 +28,7 @@ def evaluate_zsre(
     records: Iterable[ZsreRecord],
     editors: Editor | Mapping[str, Editor] | None = None,
     *,
-    batch_size: Count = USUAL,
+    batch_size: Count | None = None,
     progress: bool = True,
 ) -> ZsreResults:
     """Score the unedited model and every editor; results are kept in memory alone.
@@ -39,7 +39,7 @@ def evaluate_zsre(
         model: Unedited; left as found.
         records: Each case_id once.
         editors: One, or several by name; None scores the unedited model alone.
-        batch_size: Records edited and scored together; bounds memory.
+        batch_size: Records edited and scored together, 8 by default; bounds memory.
         progress: Whether to show a progress bar over records.
 
     Raises:
@@ -75,8 +75,9 @@ def evaluate_zsre(
     with tqdm(total=len(given) * len(figures), disable=not progress, unit="record") as bar:
         for name in figures:
             bar.set_description(visible(name))
-            for first in range(0, len(given), batch_size):
-                batch = given[first : first + batch_size]
+            size = batch_size or USUAL
+            for first in range(0, len(given), size):
+                batch = given[first : first + size]
                 both = zip(batch, score_zsre(model, batch), strict=True) if name == UNEDITED else edited(batch, name)
                 figures[name].update((record.case_id, scores) for record, scores in both)
                 bar.update(len(batch))

@@ -96,7 +96,7 @@ def compare(
 
 
 def _compare_zsre(
-    chosen: "list[ZsreRecord]", load: ModelLoader, maker: EditorMaker, batch_size: int, out: Path
+    chosen: "list[ZsreRecord]", load: ModelLoader, maker: EditorMaker, batch_size: int | None, out: Path
 ) -> None:
     from tl_rome.counterfact.results import UNEDITED
     from tl_rome.zsre import evaluate_zsre
