@@ -110,7 +110,7 @@ def test_everything_in_the_receipt_is_shown(folder, statistics, tmp_path):
 
 
 def test_warnings_of_an_edit_that_disables_the_model_are_shown(folder, statistics, tmp_path, monkeypatch):
-    monkeypatch.setattr("tl_rome.editors.edits.safety.MAX_DISTURBANCE", 0.0)
+    monkeypatch.setattr("tl_rome.editors.edits.receipts.safety.MAX_DISTURBANCE", 0.0)
     arguments = ("edit", TEMPLATE, SUBJECT, NEW, "--covariance", statistics, "--model", folder)
     assert "WARNING the layer's output on ordinary text changes by" in edited(*arguments, "--out", tmp_path / "edit")
 

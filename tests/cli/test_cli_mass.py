@@ -23,8 +23,8 @@ def test_figures_are_the_librarys(tiny, options, tmp_path, monkeypatch):
     def statistics(model, layers, **_):
         return estimate_covariances(model, layers, SENTENCES, source="sentences", progress=False)
 
-    monkeypatch.setattr("tl_rome.editors.by_name.key_statistics", statistics)
-    monkeypatch.setattr("tl_rome.editors.mass.editor.key_statistics", statistics)
+    monkeypatch.setattr("tl_rome.editors.by_name.covariances_for", statistics)
+    monkeypatch.setattr("tl_rome.editors.mass.editor.covariances_for", statistics)
     command = ("mass", "--editors", "emmet", "--counts", "1,2", "--max-nll-rise", 9, *options)
     printed = succeed(*command)
     data, table = read_experiment(tmp_path / "out", "mass")

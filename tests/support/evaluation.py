@@ -10,7 +10,7 @@ from tl_rome.counterfact import CaseResult, evaluate
 from tl_rome.counterfact.evaluation.measure import EvaluationConfig
 from tl_rome.counterfact.records import CounterFactRecord, RequestedRewrite, Target
 from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate, Receipt
-from tl_rome.editors.edits.receipt import MatrixChange
+from tl_rome.editors.edits.receipts.receipt import MatrixChange
 from tl_rome.errors import NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import w_out

@@ -13,11 +13,11 @@ from tl_rome.editors.covariance.npz import import_npz as import_npz
 from tl_rome.editors.covariance.null_space import null_space as null_space
 from tl_rome.editors.covariance.null_space import null_space_leak as null_space_leak
 from tl_rome.editors.edits.batch_edit import BatchEdit as BatchEdit
-from tl_rome.editors.edits.batch_receipt import BatchReceipt as BatchReceipt
-from tl_rome.editors.edits.batch_receipt import FactReceipt as FactReceipt
-from tl_rome.editors.edits.batch_receipt import LayerReceipt as LayerReceipt
 from tl_rome.editors.edits.edit import Edit as Edit
-from tl_rome.editors.edits.receipt import Receipt as Receipt
+from tl_rome.editors.edits.receipts.batch_receipt import BatchReceipt as BatchReceipt
+from tl_rome.editors.edits.receipts.batch_receipt import FactReceipt as FactReceipt
+from tl_rome.editors.edits.receipts.batch_receipt import LayerReceipt as LayerReceipt
+from tl_rome.editors.edits.receipts.receipt import Receipt as Receipt
 from tl_rome.editors.edits.sequence import EditSequence as EditSequence
 from tl_rome.editors.edits.sequence import compose as compose
 from tl_rome.editors.edits.update import DenseUpdate as DenseUpdate

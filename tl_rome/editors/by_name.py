@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Literal
 
 from tl_rome.arguments import Count, Seed
+from tl_rome.editors.covariance.kept import covariances_for
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.knowledge_neurons.editor import KnowledgeNeurons
 from tl_rome.editors.knowledge_neurons.presets import KN, KN_CORRECTED
 from tl_rome.editors.layers import LayerChoice
 from tl_rome.editors.mass.config import ALPHAEDIT, EMMET, MEMIT, MEMIT_SEQ, PMET, mass_layers, mass_model_defaults
-from tl_rome.editors.mass.editor import MassEditor, key_statistics
+from tl_rome.editors.mass.editor import MassEditor
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
 from tl_rome.editors.rank_one.editor import Rome
@@ -182,7 +183,7 @@ def _mass_editors(
     given = covariances
     if covariances is None:
         layers = sorted({layer for config in configs.values() for layer in mass_layers(model, config)[0]})
-        covariances = key_statistics(model, layers, seed=seed, progress=progress)
+        covariances = covariances_for(model, layers, seed=seed, progress=progress)
     values, made, first = SharedValues(), dict[str, Editor](), None
     for name, config in configs.items():
         known = contexts if first is None else first.contexts

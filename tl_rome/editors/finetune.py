@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from tl_rome.arguments import Count, Finite, Positive
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import probe_requests
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import probe_requests
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 from tl_rome.editors.edits.update import DenseUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer

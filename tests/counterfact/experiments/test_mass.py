@@ -11,7 +11,7 @@ from tl_rome.counterfact.experiments.mass import mass_edits
 from tl_rome.counterfact.experiments.sequential import sequential_edits
 from tl_rome.editors import ALPHAEDIT, EMMET, MEMIT, MEMIT_SEQ, KeyMemory, MassEditor, SharedValues
 from tl_rome.editors.covariance.estimation import estimate_covariances
-from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipts.outcome import probe_model
 from tl_rome.errors import InputError, StorageError
 from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets
@@ -202,8 +202,8 @@ def test_what_is_refused(fresh_tiny):
     with pytest.raises(InputError, match="counts 3 are no multiples of batch 2"):
         sequential_edits(model, RECORDS, editor_for(model), (2, 3), batch=2, progress=False)
     within = replace(RECORDS[1].requested_rewrite, prompt="{}le is in", subject="The Space Need")
+    odd = [RECORDS[0], replace(RECORDS[1], requested_rewrite=within)]
     with pytest.raises(InputError, match="ends inside the token"):
-        odd = [RECORDS[0], replace(RECORDS[1], requested_rewrite=within)]
         mass_edits(model, odd, editor_for(model), (2,), progress=False)
     with pytest.raises(InputError, match="numbers of facts from 1 to 5"):
         mass_edits(model, RECORDS, editor_for(model), (1, 6), progress=False)

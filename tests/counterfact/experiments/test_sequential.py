@@ -13,7 +13,7 @@ from tl_rome.counterfact.experiments.sequential import COUNTS, sequential_edits
 from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.editors import FT, R_ROME, RELEASED, FineTune, Rome, SharedValues, compose
 from tl_rome.editors.covariance.estimation import estimate_covariance
-from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipts.outcome import probe_model
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.running.matrices import w_out
 from tl_rome.scoring import score_targets

@@ -14,8 +14,8 @@ from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.editors import DenseUpdate, Edit, LowRankUpdate
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import probe_model
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import probe_model
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, NumericsError, StorageError
 from tl_rome.running.matrices import MlpMatrix, editable_matrices, mlp_matrices, w_out
 from tl_rome.storage.files import _digest, _former, fingerprint

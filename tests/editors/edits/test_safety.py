@@ -9,8 +9,8 @@ from support.families import KINDS
 
 from tl_rome.editors import Rome
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import PLAIN_TEXTS, Outcome, probe_model
-from tl_rome.editors.edits.safety import find_warnings
+from tl_rome.editors.edits.receipts.outcome import PLAIN_TEXTS, Outcome, probe_model
+from tl_rome.editors.edits.receipts.safety import find_warnings
 from tl_rome.editors.rank_one.value import OptimisedValue, optimise_value
 from tl_rome.scoring import score_targets
 from tl_rome.tokens import encode, encode_target

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from tl_rome.editors import FT, P_ROME, RELEASED, Edit, FineTune, LowRankUpdate, Rome, export_model
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import Outcome, probe_model
-from tl_rome.editors.edits.verdict import NEUTRAL, Taken, first_context, verdict_warning
+from tl_rome.editors.edits.receipts.outcome import Outcome, probe_model
+from tl_rome.editors.edits.receipts.verdict import NEUTRAL, Taken, first_context, verdict_warning
 from tl_rome.editors.rank_one.value import optimise_value
 from tl_rome.facts import EditRequest
 from tl_rome.tokens import encode, encode_fact, encode_target

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tl_rome.editors.mass.prune import prune
-from tl_rome.editors.mass.rect import rect
+from tl_rome.editors.mass.shrink.prune import prune
+from tl_rome.editors.mass.shrink.rect import rect
 
 
 @pytest.fixture

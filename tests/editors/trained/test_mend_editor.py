@@ -10,7 +10,7 @@ from support.state import changed, model_state
 from support.training import EXAMPLES, SMALL, trained
 
 from tl_rome.editors import MEND_CF, Mend, edited_rows, training_doubt
-from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipts.outcome import probe_model
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.trained.mend.network import MendNetwork
 from tl_rome.errors import InputError, ModelMismatchError, StorageError

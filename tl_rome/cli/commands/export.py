@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """Write the model with one edit or several in Hugging Face layout, for any library to load."""
     from tl_rome.editors import compose, export_model
-    from tl_rome.editors.edits.receipt import describe_places
+    from tl_rome.editors.edits.receipts.receipt import describe_places
     from tl_rome.models.loading import quiet
 
     _check_new(out)

@@ -12,7 +12,7 @@ from tl_rome.counterfact.evaluation.measure import measure
 from tl_rome.counterfact.experiments.sweep import SCORES_ONLY
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.results import CaseResult
-from tl_rome.editors.edits.outcome import probe_model
+from tl_rome.editors.edits.receipts.outcome import probe_model
 from tl_rome.sites import HookedModel
 from tl_rome.storage.ledger import Ledger
 from tl_rome.storage.parts import reading

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tl_rome.editors.edits.batch_receipt import BatchReceipt
-from tl_rome.editors.edits.receipt import describe_places
+from tl_rome.editors.edits.receipts.batch_receipt import BatchReceipt
+from tl_rome.editors.edits.receipts.receipt import describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weight_edit import WeightEdit
 from tl_rome.facts import EditRequest

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tl_rome.editors.edits.receipt import Receipt, describe_places
+from tl_rome.editors.edits.receipts.receipt import Receipt, describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weight_edit import WeightEdit
 from tl_rome.facts import EditRequest

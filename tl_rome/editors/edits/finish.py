@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.outcome import Outcome, RunToTop, probe_model
-from tl_rome.editors.edits.receipt import MatrixChange, Receipt, UpdateFigures
-from tl_rome.editors.edits.safety import find_warnings
+from tl_rome.editors.edits.receipts.outcome import Outcome, RunToTop, probe_model
+from tl_rome.editors.edits.receipts.receipt import MatrixChange, Receipt, UpdateFigures
+from tl_rome.editors.edits.receipts.safety import find_warnings
+from tl_rome.editors.edits.receipts.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.update import DenseUpdate, Update, check_places
-from tl_rome.editors.edits.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.weight_edit import updates_applied
 from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.facts import EditRequest

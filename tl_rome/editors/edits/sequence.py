@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_rome.editors.edits.batch_edit import BatchEdit
 from tl_rome.editors.edits.edit import Edit
-from tl_rome.editors.edits.receipt import describe_places
+from tl_rome.editors.edits.receipts.receipt import describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weight_edit import SEQUENCE_KIND, WeightEdit
 from tl_rome.editors.edits.weights import check_weights

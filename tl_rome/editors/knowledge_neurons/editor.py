@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import probe_model
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import probe_model
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.knowledge_neurons.attribution import attribute_neurons

@@ -16,10 +16,10 @@ from typing import Any, Literal, overload
 import torch
 
 from tl_rome.arguments import Count, Seed
-from tl_rome.editors.covariance.estimation import covariances_from_samples
+from tl_rome.editors.covariance.kept import covariances_for
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.batch_edit import BatchEdit
-from tl_rome.editors.edits.outcome import Outcome
+from tl_rome.editors.edits.receipts.outcome import Outcome
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior
 from tl_rome.editors.mass.config import MEMIT, MassConfig, mass_layers, mass_model_defaults, mass_preset_named
@@ -103,8 +103,9 @@ class MassEditor:
                 own, which is kept.
             layers: Layers to edit; by default those known for the model and preset, else all of `covariances`, else
                 some that end a quarter of the way up.
-            covariances: Key statistics by layer, of those layers at least; by default shipped ones where they fit, else
-                estimates from text that the model samples itself, which takes minutes: keep them.
+            covariances: Key statistics by layer, of those layers at least; by default those of `covariances_for`:
+                shipped ones where they fit, else kept ones, else made from text that the model samples itself, which
+                takes minutes.
             contexts: Prefixes, `""` first; by default sampled by the preset's recipe.
             seed: Seed of the generator that samples contexts and text.
             progress: Whether long work shows progress bars.
@@ -140,7 +141,7 @@ class MassEditor:
             contexts = sample_contexts(model, config.recipe, generator=generator)
             contexts_choice = config.recipe.contexts_choice
         if covariances is None:
-            covariances = key_statistics(model, layers, seed=seed, progress=progress)
+            covariances = covariances_for(model, layers, seed=seed, progress=progress)
         chosen = {layer: covariances[layer] for layer in layers}
         return cls(chosen, tuple(contexts), config, choice, seed, contexts_choice)
 
@@ -361,14 +362,3 @@ class MassEditor:
             "covariances": {str(layer): self.covariances[layer].digest for layer in self.layers},
             "losses": [list(value.losses) for value in found],
         }
-
-
-def key_statistics(model: HookedModel, layers: Sequence[int], *, seed: int, progress: bool) -> dict[int, KeyCovariance]:
-    """Statistics of some layers: shipped ones, those of the others from text that the model samples, in one pass."""
-    shipped = KeyCovariance.shipped(model)
-    found = {} if shipped is None or shipped.layer not in layers else {shipped.layer: shipped}
-    missing = [layer for layer in layers if layer not in found]
-    if missing:
-        generator = torch.Generator().manual_seed(seed)
-        found |= covariances_from_samples(model, missing, generator=generator, progress=progress)
-    return found

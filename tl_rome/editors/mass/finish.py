@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tl_rome.editors.edits.batch_edit import BatchEdit
-from tl_rome.editors.edits.batch_receipt import BatchReceipt, FactReceipt, LayerReceipt
-from tl_rome.editors.edits.outcome import Outcome, probe_requests
-from tl_rome.editors.edits.safety import find_text_warnings
+from tl_rome.editors.edits.receipts.batch_receipt import BatchReceipt, FactReceipt, LayerReceipt
+from tl_rome.editors.edits.receipts.outcome import Outcome, probe_requests
+from tl_rome.editors.edits.receipts.safety import find_text_warnings
+from tl_rome.editors.edits.receipts.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.update import Update
-from tl_rome.editors.edits.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.weight_edit import updates_applied
 from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.editors.rank_one.value import OptimisedValue

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
-from tl_rome.editors.edits.batch_receipt import LayerReceipt
+from tl_rome.editors.edits.receipts.batch_receipt import LayerReceipt
 from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate, Update
 from tl_rome.editors.edits.weight_edit import updates_applied
 from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior, key_directions

@@ -17,8 +17,8 @@ from tl_rome.editors.covariance.estimation import covariance_from_samples
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import probe_requests
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import probe_requests
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from tl_rome.arguments import Count
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.finish import finish_edit
-from tl_rome.editors.edits.outcome import probe_requests
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import probe_requests
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.verdict import first_context
 from tl_rome.editors.edits.update import LowRankUpdate
-from tl_rome.editors.edits.verdict import first_context
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.trained.config import TrainingConfig
 from tl_rome.editors.trained.convergence import training_doubt

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tl_rome.editors.edits.verdict import Verdict
+from tl_rome.editors.edits.receipts.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Literal
 
-from tl_rome.editors.edits.outcome import Outcome
+from tl_rome.editors.edits.receipts.outcome import Outcome
 
 NEUTRAL = "It is well known that "
 """Put in front of the prompt where an editor has no context of its own."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tl_rome.editors.edits.verdict import Taken, Verdict
+from tl_rome.editors.edits.receipts.verdict import Taken, Verdict
 from tl_rome.running.matrices import MatrixName, MlpMatrix
 from tl_rome.storage.text import visible
 

@@ -8,8 +8,8 @@ The limits lie well outside what 120 sound edits of SmolLM2-135M showed, presets
 to 1 of the predicted one, a disturbance of 0.05 to 0.2, and a rise of the sentences' NLL by at most 0.1 nats per token.
 """
 
-from tl_rome.editors.edits.outcome import Outcome
-from tl_rome.editors.edits.receipt import UpdateFigures
+from tl_rome.editors.edits.receipts.outcome import Outcome
+from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 
 MIN_DIVISOR_RATIO = 0.1
 """Below this the update is more than ten times larger than one key in both places would make it."""

@@ -1,0 +1,1 @@
+"""Functions that cut a finished change: RECT and PRUNE."""
