@@ -1,6 +1,7 @@
 """Several editors on zsRE: each in its own edits, beside the unedited model, with S and intervals by hand."""
 
 import json
+import re
 from dataclasses import replace
 from statistics import harmonic_mean
 
@@ -10,6 +11,7 @@ from support.families import KINDS
 
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError
+from tl_rome.tokens import encode
 from tl_rome.zsre import ZsreRecord, ZsreResults, ZsreScores, evaluate_zsre, score_zsre
 
 RECORDS = [
@@ -20,18 +22,39 @@ RECORDS = [
 ]
 
 
+STRONG = 20.0
+
+
+def told(model):
+    """Three records whose answers their own strong edit makes the model give, each another one."""
+    found = {}
+    for number in range(200):
+        record = ZsreRecord(
+            number, f"Where is Place{number}?", f"Place{number}", "x", "Where?", "nq question: who", "Homer"
+        )
+        with RandomEdit(strength=STRONG)(model, record.request).applied(model):
+            said = model.tokenizer.decode([int(model(encode(model, record.question)[None])[0, -1].argmax())])
+        if re.fullmatch(r" [A-Za-z]+", said):
+            found.setdefault(said, replace(record, answer=said.strip()))
+    return list(found.values())[:3]
+
+
 def test_editors_are_scored_in_their_own_edits_beside_the_unedited_model(fresh_tiny):
     model = fresh_tiny("gpt2", KINDS[0])
-    editors = {"weak": RandomEdit(strength=0.1), "picky": RandomEdit(strength=5.0, refused=("The Kremlin",))}
-    found = evaluate_zsre(model, RECORDS, editors, batch_size=2, progress=False)
-    assert list(found.figures) == [UNEDITED, "weak", "picky"]
-    assert list(found.figures[UNEDITED].values()) == score_zsre(model, RECORDS)
+    records = told(model)
+    refused = records[1]
+    editors = {"strong": RandomEdit(strength=STRONG), "picky": RandomEdit(refused=(refused.subject,))}
+    found = evaluate_zsre(model, records, editors, batch_size=2, progress=False)
+    assert list(found.figures) == [UNEDITED, "strong", "picky"]
+    assert list(found.figures[UNEDITED].values()) == score_zsre(model, records)
     for name, editor in editors.items():
-        for record in RECORDS:
+        for record in records:
             if record.subject not in editor.refused:
                 with editor(model, record.request).applied(model):
                     assert score_zsre(model, [record]) == [found.figures[name][record.case_id]]
-    assert found.failures == {"weak": {}, "picky": {1: "NumericsError: no edit of The Kremlin"}}
+    assert [scores.efficacy for scores in found.figures["strong"].values()] == [1.0, 1.0, 1.0]
+    assert found.rows[UNEDITED]["efficacy"].mean < 100
+    assert found.failures == {"strong": {}, "picky": {refused.case_id: f"NumericsError: no edit of {refused.subject}"}}
     assert found.rows["picky"]["S"].n == 2
 
 
