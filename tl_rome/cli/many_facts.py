@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_rome.cli import console, output
+from tl_rome.cli import console
 from tl_rome.cli.editor_options import EditorMaker
 from tl_rome.cli.model_options import ModelLoader
 from tl_rome.cli.options import Integers, integers
@@ -72,6 +72,7 @@ def run_editors(
         experiment: What to run.
         logarithmic: See `plot_sequential`.
     """
+    from tl_rome.cli import output
     from tl_rome.counterfact.experiments.plot import sequential_figure
 
     model, found = load(), {}
