@@ -102,7 +102,7 @@ def test_the_layer_is_found_once_for_all_workers(options, monkeypatch):
 
 
 def test_unknown_editors_and_layers_are_refused(options):
-    assert "there is no editor 'memit'; choose from ft" in misuse("compare", *options, "--editors", "ft,memit")
+    assert "there is no editor 'mendel'; choose from ft" in misuse("compare", *options, "--editors", "ft,mendel")
     assert "'deep' is neither a layer's number nor auto" in misuse("compare", *options, "--layer", "deep")
 
 

@@ -69,7 +69,7 @@ def test_seeds_decide_and_own_samples_stand_in_for_text(folder, tiny, tmp_path):
 def test_a_training_that_did_not_converge_is_saved_and_said(options, tmp_path):
     result = run("train", "ke-cf", *options, "--out", tmp_path / "trained")
     assert result.exit_code == 3
-    assert "the training did not converge: its validation l_edit went from" in result.stderr
+    assert "the training did not converge: its validation loss went from" in result.stderr
     assert written(tmp_path) == {"trained"}
 
 
