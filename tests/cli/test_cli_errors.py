@@ -142,7 +142,7 @@ def test_class_that_this_transformer_lens_lacks(folder, tmp_path):
     "arguments",
     [
         ("trace", TEMPLATE),
-        ("edit", TEMPLATE, SUBJECT, NEW, "--editor", "memit"),
+        ("edit", TEMPLATE, SUBJECT, NEW, "--editor", "mendel"),
         ("edit", TEMPLATE, SUBJECT, NEW, "--layer", "deep"),
         ("trace", TEMPLATE, SUBJECT, "--samples", "few"),
         ("trace", TEMPLATE, SUBJECT, "--model-class", "mamba"),
