@@ -21,6 +21,7 @@ from support.public_calls import public_calls
 from support.state import changed, process_state
 from support.working_values import World
 
+from tl_rome.editors import BatchEdit
 from tl_rome.errors import TLRomeError
 
 CALLS = public_calls()
@@ -54,9 +55,10 @@ def surfaces(family_dir, tmp_path_factory):
         yield {kind: Surface(family_dir("gpt2"), kind, lambda: tmp_path_factory.mktemp("surface")) for kind in KINDS}
 
 
-def put_back(attacked):
+def put_back(surface):
     """Undo what a bare `apply` has done."""
-    for edit in (attacked.sequence, attacked.edit):
+    attacked = surface.attacked
+    for edit in (attacked.sequence, attacked.edit, surface.world.objects[BatchEdit]):
         parts = getattr(edit, "edits", (edit,))
         if all(part.is_applied(attacked.model) for part in parts):
             edit.undo(attacked.model)
@@ -76,7 +78,7 @@ def made(surface, call, arguments):
         error = raised
     finally:
         pyplot.close("all")
-        put_back(attacked)
+        put_back(surface)
     broken, left = attacked.broken(), changed(process, process_state())
     if broken:
         surface.renew()

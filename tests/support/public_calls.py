@@ -20,6 +20,7 @@ LEFT_OUT = {
     "Editor.__call__": "of a protocol",
     "Rome.update_for": "takes what the editor alone makes",
     "Edit.apply_unchecked": "of a sequence that has checked",
+    "BatchEdit.apply_unchecked": "of a sequence that has checked",
     "Mend.changes": "takes what the editor alone makes",
     "Mend.empty_network": "as above",
     "Ke.changes": "as above",

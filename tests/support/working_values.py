@@ -56,7 +56,7 @@ class World:
         self.named: dict[str, Any] = {**self._values(), **self._objects_by_name(), **self._files()}
 
     def _objects(self) -> Iterator[Any]:
-        model, edit = self.attacked.model, self.attacked.edit
+        model, edit, covariance = self.attacked.model, self.attacked.edit, self.attacked.covariance
         summary = cf.summarize(RESULTS, resamples=20)
         curve = cf.Curve.of(summary, "rome", "layer", {1: "rome"})
         average = average_of([made_trace(seed=seed) for seed in range(3)])
@@ -88,6 +88,10 @@ class World:
         yield from (ed.TrainingParts(tuple(EXAMPLES[:6]), (), ()), ed.Passages(tuple(EXAMPLES[:2]), {}))
         yield cf.WikiDataNeighbors(cache=self.folder / "wikidata", endpoint=NOWHERE, interval=0.0, retries=0)
         yield score_targets(model, ["In"], ["Paris"])
+        mass = ed.MassEditor({covariance.layer: covariance}, CONTEXTS, replace(ed.MEMIT_SEQ, max_evaluations=2))
+        batch = mass(model, [REQUEST])
+        yield from (mass, mass.config, ed.KeyMemory.empty(model, mass.layers))
+        yield from (batch, batch.receipt, batch.receipt.facts[0], batch.receipt.layers[0])
         yield from (cf.PromptAnswer("In", ("Paris",)), cf.AnswerScores(((-1.0,),), ((1,),), ((True,),)))
 
     @staticmethod
@@ -142,6 +146,13 @@ class World:
             **{"CaseResult.from_dict.data": Each(RESULTS[0].to_dict), "ReferenceTexts.from_rows.rows": [ROW]},
             **{"CounterFactRecord.from_dict.data": Each(RECORDS[0].to_dict), "rewrite": RECORDS[0].requested_rewrite},
             **{"Edit.from_file.tensors": Each(lambda: edit.to_file()[0])},
+            **{"BatchEdit.from_file.tensors": Each(lambda: objects[ed.BatchEdit].to_file()[0])},
+            **{"BatchEdit.from_file.header": Each(lambda: objects[ed.BatchEdit].to_file()[1])},
+            **{"KeyMemory.grown.keys": {1: torch.ones(128, 2)}, "KeyMemory.grown.digests": {1: "0" * 16}},
+            **{"MassConfig.weight_for.facts": 2, "MassConfig.weight_for.d_mlp": 128},
+            **{"MassEditor.prepare.covariances": {1: self.attacked.covariance}, "memory": objects[ed.KeyMemory]},
+            **{"MassEditor.prepare.config": objects[ed.MassConfig]},
+            **{"SharedValues.__call__.config": objects[ed.RomeConfig]},
             **{"Edit.from_file.header": Each(lambda: edit.to_file()[1]), "found": None},
         }
 
@@ -165,7 +176,7 @@ class World:
         saved = {
             f"{cls.__name__}.load.path": Each(lambda cls=cls: self.objects[cls].save(self.new_path()))
             for cls in (
-                *(ed.Edit, ed.EditSequence, ed.KeyCovariance, ed.Mend, ed.Ke),
+                *(ed.Edit, ed.BatchEdit, ed.EditSequence, ed.KeyCovariance, ed.KeyMemory, ed.Mend, ed.Ke),
                 *(pa.TraceResult, pa.AverageTrace),
                 cf.LocalizationReport,
             )
@@ -181,7 +192,7 @@ class World:
             **{"load_model.name": self.attacked.folder, "device": "cpu"},
             **{"load_counterfact.source": "sample", "load_references.source": "sample"},
             **{"export_model.source": self.attacked.folder},
-            **{f"{cls}.to_peft.source": self.attacked.folder for cls in ("Edit", "EditSequence")},
+            **{f"{cls}.to_peft.source": self.attacked.folder for cls in ("Edit", "BatchEdit", "EditSequence")},
         }
 
     def _other_layouts(self) -> dict[str, Any]:

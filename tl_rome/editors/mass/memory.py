@@ -69,7 +69,14 @@ class KeyMemory:
         Args:
             keys: Of each layer, columns are keys.
             digests: Of W_out with the batch.
+
+        Raises:
+            InputError: If they are not those of the memory's layers.
         """
+        if not keys.keys() == digests.keys() == self.moments.keys():
+            raise InputError(
+                f"keys of layers {sorted(keys)} and digests of {sorted(digests)}; the memory has {sorted(self.moments)}"
+            )
         moments = {layer: moment + (keys[layer] @ keys[layer].T).cpu() for layer, moment in self.moments.items()}
         count = next(iter(keys.values())).shape[1]
         return KeyMemory(moments, self.facts + count, self.model, dict(digests))
