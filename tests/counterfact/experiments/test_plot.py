@@ -72,6 +72,8 @@ def test_figures_have_a_panel_each():
     sweeps = sweep_figure([curve("layer", 0, 3), curve("epsilon", 1e-4, 1e-3)])
     assert [ax.get_xlabel() for ax in sweeps.axes] == ["layer", "epsilon"]
     panels = sequential_figure({"rome": many(50.0)})
+    assert [[text.get_text() for text in each.get_texts()] for each in panels.legends] == [["rome"]]
+    assert all(ax.get_legend() is None for ax in panels.axes)
     assert [ax.get_title() for ax in panels.axes] == [*CURVES, "text NLL", "|dW|/|W|"]
     assert drawn(panels.axes[-1]) == {"rome": ([1, 10], [0.1, 0.2])}
     panels.canvas.draw()

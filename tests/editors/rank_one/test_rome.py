@@ -264,7 +264,7 @@ def test_a_covariance_of_another_layer_is_refused_before_contexts_are_sampled(ti
     def sample(*args, **options):
         pytest.fail("contexts were sampled")
 
-    monkeypatch.setattr("tl_rome.editors.rank_one.editor.choose_contexts", sample)
+    monkeypatch.setattr("tl_rome.editors.rank_one.editor.contexts_for", sample)
     with pytest.raises(InputError, match="covariance is of layer 1, the edit is at layer 2"):
         Rome.prepare(model, layer=2, covariance=covariance(model))
 

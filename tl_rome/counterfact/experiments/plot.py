@@ -96,8 +96,10 @@ def sequential_figure(results: Mapping[str, SequentialResult], *, logarithmic: b
     first = [FIRST] if all(result.first is not None for result in results.values()) else []
     columns = [*CURVES, *first, *_UNITS]
     figure = Figure(figsize=(1.2 + 2.6 * len(columns), 3), dpi=150, layout="constrained")
-    for column, ax in zip(columns, figure.subplots(1, len(columns)), strict=True):
+    for column, ax in zip(columns, panels := figure.subplots(1, len(columns)), strict=True):
         plot_sequential(results, ax, column=column, logarithmic=logarithmic)
+        ax.get_legend().remove()
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", frameon=False, loc="outside right upper")
     return figure
 
 

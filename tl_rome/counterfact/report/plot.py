@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_COLORS = ("0.4", *(f"C{place}" for place in range(10) if place != 7))
+"""Grey is the unedited model alone."""
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 """Editors differ in their markers too, so that they can be distinguished in grey."""
 _SPREAD = 0.7
@@ -57,7 +59,7 @@ def plot_summary(
             [estimate.mean for _, estimate in drawn],
             yerr=[below, above],
             fmt=_MARKERS[index % len(_MARKERS)],
-            color="0.4" if index == 0 else f"C{index - 1}",
+            color=_COLORS[index % len(_COLORS)],
             capsize=2,
             markersize=5,
             label=name,

@@ -121,3 +121,20 @@ def _locked(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path))
         yield
+
+
+def check_covariances(model: HookedModel, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
+    """Refuse statistics that lack a layer, or are of another model or BOS policy.
+
+    Raises:
+        InputError: If a layer has none, or the model's prompts begin otherwise.
+        ModelMismatchError: If they are of another model.
+    """
+    if missing := [layer for layer in layers if layer not in covariances]:
+        known = ", ".join(map(str, covariances)) or "no layer"
+        raise InputError(
+            f"there are no key statistics of layer {', '.join(map(str, missing))} (only of {known}); "
+            "make them with estimate_covariances, or give other layers"
+        )
+    for layer in layers:
+        covariances[layer].check(model, layer)

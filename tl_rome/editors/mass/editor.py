@@ -9,14 +9,14 @@ Every source is one `MassConfig` of this implementation, see `config`.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 
 from tl_rome.arguments import Count, Seed
-from tl_rome.editors.covariance.kept import covariances_for
+from tl_rome.editors.covariance.kept import check_covariances, covariances_for
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.batch_edit import BatchEdit
 from tl_rome.editors.edits.receipts.outcome import Outcome
@@ -27,10 +27,10 @@ from tl_rome.editors.mass.finish import finish_batch, probe_all
 from tl_rome.editors.mass.layers import write_layers
 from tl_rome.editors.mass.memory import KeyMemory
 from tl_rome.editors.mass.requests import check_batch, fact_groups, shared_subject_warning
-from tl_rome.editors.mass.subspace import KeySubspace, doubt_of_subspace, quiet_subspace
+from tl_rome.editors.mass.subspace import KeySubspace, doubt_of_subspaces, quiet_subspace
 from tl_rome.editors.mass.sweep import sweep_layers
 from tl_rome.editors.mass.values import check_stream, with_norm_anchor
-from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
+from tl_rome.editors.rank_one.contexts import contexts_for
 from tl_rome.editors.rank_one.key import sink_warning
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values
@@ -68,7 +68,6 @@ class MassEditor:
     """How the contexts were chosen, for the receipt."""
     find_values: ValueFinder = optimise_values
     """Finds z; with `SharedValues()` editors that differ in layers below, spread or prior share the optimisation."""
-    _subspaces: dict[int, KeySubspace] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0]:
@@ -118,32 +117,18 @@ class MassEditor:
         """
         is_hooked_transformer(model)
         config = mass_model_defaults(model, mass_preset_named(config) if isinstance(config, str) else config)
-        choice = "given"
-        if layers is None:
-            layers, choice = mass_layers(model, config, covariances)
-        layers = sorted({check_layer(model, layer) for layer in layers})
+        found, choice = mass_layers(model, config, covariances) if layers is None else (layers, "given")
+        layers = sorted({check_layer(model, layer) for layer in found})
         if not layers:
             raise InputError("no layers; give at least one to edit")
-        if covariances is not None and (missing := [layer for layer in layers if layer not in covariances]):
-            known = ", ".join(map(str, covariances)) or "no layer"
-            raise InputError(
-                f"there are no key statistics of layer {', '.join(map(str, missing))} (only of {known}); "
-                "make them with estimate_covariances, or give other layers"
-            )
         if covariances is not None:
-            for layer in layers:
-                covariances[layer].check(model, layer)
+            check_covariances(model, layers, covariances)
         generator = torch.Generator().manual_seed(seed)
-        contexts_choice = "given"
-        if contexts is None:
-            contexts, contexts_choice = choose_contexts(model, config.recipe, generator=generator)
-        elif contexts == "recipe":
-            contexts = sample_contexts(model, config.recipe, generator=generator)
-            contexts_choice = config.recipe.contexts_choice
+        prefixes, contexts_choice = contexts_for(model, config.recipe, contexts, generator=generator)
         if covariances is None:
             covariances = covariances_for(model, layers, seed=seed, progress=progress)
         chosen = {layer: covariances[layer] for layer in layers}
-        return cls(chosen, tuple(contexts), config, choice, seed, contexts_choice)
+        return cls(chosen, prefixes, config, choice, seed, contexts_choice)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -304,9 +289,8 @@ class MassEditor:
         prior_of = partial(self._prior, memory)
         solved = write_layers(model, sweep, self.layers, groups, deltas, self.config, prior_of, self.covariances)
         of_fact = {index: value for group, value in zip(groups, found, strict=True) for index in group}
-        doubts = [doubt_of_subspace(self.covariances[layer]) for layer in self.layers if self.config.in_subspace]
-        doubts = [doubt for doubt in doubts if doubt is not None][:1]
-        for doubt in doubts:
+        doubt = doubt_of_subspaces(self.covariances.values()) if self.config.in_subspace else None
+        if doubt is not None:
             _log.warning("%s", doubt)
         edit = finish_batch(
             model,
@@ -316,7 +300,7 @@ class MassEditor:
             before,
             contexts=self.contexts,
             cautions=cautions,
-            warnings=(*warnings, *doubts),
+            warnings=(*warnings, *([] if doubt is None else [doubt])),
             figures={
                 "preset": self.config.preset,
                 "departures": self.config.departures,
@@ -340,10 +324,7 @@ class MassEditor:
         if not config.in_subspace:
             weight = config.weight_for(facts, len(covariance.second_moment))
             return CovariancePrior(covariance, weight, config.ridge, earlier), None
-        if layer not in self._subspaces:
-            limits = {"energy_share": config.energy_share, "absolute_cut": config.absolute_cut}
-            self._subspaces[layer] = quiet_subspace(covariance, **limits)
-        subspace = self._subspaces[layer]
+        subspace = quiet_subspace(covariance, energy_share=config.energy_share, absolute_cut=config.absolute_cut)
         return SubspacePrior(subspace.basis, config.l2, earlier), subspace
 
     @property

@@ -6,6 +6,7 @@ eigenvalue that together hold at most this share of tr C. Statistics of few toke
 not.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
+from tl_rome.editors.covariance.null_space import null_space
 from tl_rome.errors import InputError
 
 ENOUGH_TOKENS = 10
@@ -44,16 +46,23 @@ def quiet_subspace(
     """
     if (energy_share is None) == (absolute_cut is None):
         raise InputError(f"give energy_share or absolute_cut, not both or none ({energy_share}, {absolute_cut})")
-    values, vectors = torch.linalg.eigh(covariance.second_moment)  # ascending
-    values = values.clamp(min=0)
+    values, vectors = covariance.eigen(torch.device("cpu"))
     if energy_share is not None:
-        rank = int((values.cumsum(0) <= energy_share * values.sum()).sum())
+        basis = null_space(covariance, energy_share)
     else:
-        rank = int((values < absolute_cut).sum())
-    if not rank:
-        limit = f"energy_share={energy_share}" if absolute_cut is None else f"absolute_cut={absolute_cut}"
-        raise InputError(f"no direction of layer {covariance.layer} is below {limit}; give a larger one")
-    return KeySubspace(vectors[:, :rank].contiguous(), float(values[:rank].sum() / values.sum()))
+        assert absolute_cut is not None
+        basis = vectors[:, : int((values < absolute_cut).sum())]
+        if not basis.shape[1]:
+            raise InputError(
+                f"no direction of layer {covariance.layer} is below absolute_cut={absolute_cut}; give more"
+            )
+    shares = values.clamp(min=0) / values.clamp(min=0).sum()
+    return KeySubspace(basis.contiguous(), float(shares[: basis.shape[1]].sum()))
+
+
+def doubt_of_subspaces(covariances: Iterable[KeyCovariance]) -> str | None:
+    """The first layer's `doubt_of_subspace`, if there is any."""
+    return next(filter(None, map(doubt_of_subspace, covariances)), None)
 
 
 def doubt_of_subspace(covariance: KeyCovariance) -> str | None:

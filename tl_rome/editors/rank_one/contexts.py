@@ -12,6 +12,7 @@ docs/presets.md has the figures.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -49,6 +50,28 @@ def choose_contexts(
         better = replace(config, context_openings=OPENINGS)
         paragraphs = _sampled(model, better, generator)
     return spread_contexts(paragraphs, f"{better.contexts_choice}; the start token gives junk", _PARAGRAPHS)
+
+
+def contexts_for(
+    model: HookedModel,
+    config: RomeConfig,
+    given: Sequence[str] | Literal["recipe"] | None,
+    *,
+    generator: torch.Generator,
+) -> tuple[tuple[str, ...], str]:
+    """The contexts that are given, those of the recipe, or for None what `choose_contexts` finds; and how, in words.
+
+    Args:
+        model: Left as found.
+        config: The recipe.
+        given: Prefixes, `""` first.
+        generator: Source of the draws, if there are any.
+    """
+    if given is None:
+        return choose_contexts(model, config, generator=generator)
+    if given == "recipe":
+        return sample_contexts(model, config, generator=generator), config.contexts_choice
+    return tuple(given), "given"
 
 
 def spread_contexts(contexts: Sequence[str], choice: str, most: int) -> tuple[tuple[str, ...], str]:

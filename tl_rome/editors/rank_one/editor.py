@@ -23,7 +23,7 @@ from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.layers import LayerChoice, choose_layer
 from tl_rome.editors.rank_one.closed_form import Memory
-from tl_rome.editors.rank_one.contexts import choose_contexts, sample_contexts
+from tl_rome.editors.rank_one.contexts import contexts_for
 from tl_rome.editors.rank_one.key import Keys, chosen_keys, sink_warning
 from tl_rome.editors.rank_one.presets import RELEASED, RomeConfig, departures_on, preset_named, with_model_defaults
 from tl_rome.editors.rank_one.shared_values import ValueFinder
@@ -110,17 +110,13 @@ class Rome:
         if covariance is not None:
             covariance.check(model, chosen_layer)  # before contexts are sampled
         generator = torch.Generator().manual_seed(seed)
-        contexts_choice = "given"
-        if contexts is None:
-            contexts, contexts_choice = choose_contexts(model, config, generator=generator)
-        elif contexts == "recipe":
-            contexts, contexts_choice = sample_contexts(model, config, generator=generator), config.contexts_choice
+        prefixes, contexts_choice = contexts_for(model, config, contexts, generator=generator)
         if covariance is None:
             shipped = KeyCovariance.shipped(model)
             covariance = shipped if shipped is not None and shipped.layer == chosen_layer else None
         if covariance is None:
             covariance = covariance_from_samples(model, chosen_layer, generator=generator, progress=progress)
-        return cls(covariance, tuple(contexts), config, layer_choice, seed, contexts_choice)
+        return cls(covariance, prefixes, config, layer_choice, seed, contexts_choice)
 
     @property
     def layer(self) -> int:

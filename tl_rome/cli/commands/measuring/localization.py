@@ -49,7 +49,7 @@ def localization(
     held_out: Annotated[
         float, typer.Option(min=0.05, max=0.95, help="Share of the facts that the layer is chosen on.")
     ] = 0.5,
-    batch_size: BatchSizeOption = 8,
+    batch_size: BatchSizeOption = None,
     seed: SeedOption = 0,
     retry_failed: RetryOption = False,
     out: ResultsOption = Path("tl-rome-localization"),
