@@ -13,6 +13,7 @@ from tl_rome.editors import (
     FT_L,
     KN,
     KN_CORRECTED,
+    MASS_PRESETS,
     NEURIPS,
     PRESETS,
     R_ROME,
@@ -22,7 +23,7 @@ from tl_rome.editors import (
     TrainingLog,
     Validation,
 )
-from tl_rome.editors.by_name import MASS_CONFIGS, ROME_CONFIGS, TRAINED_NAMES, editor_by_name
+from tl_rome.editors.by_name import ROME_CONFIGS, TRAINED_NAMES, editor_by_name
 from tl_rome.editors.covariance.estimation import estimate_covariance
 from tl_rome.editors.identity import describe_editor, editor_name
 from tl_rome.editors.rank_one import value as value_module
@@ -55,9 +56,9 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
     assert tuple(found) == names
     assert (found["ft"].config, found["ft_l"].config, found["ft"].layer) == (FT, FT_L, 0)
     presets = {"rome" if name == "released" else name: config for name, config in PRESETS.items()}
-    assert {*EDITOR_NAMES} == {"ft", "ft_l", "kn", "kn_corrected", *presets, *TRAINED_NAMES, *MASS_CONFIGS}
-    assert {name: found[name].config for name in MASS_CONFIGS} == MASS_CONFIGS
-    assert len({found[name].find_values for name in MASS_CONFIGS}) == 1
+    assert {*EDITOR_NAMES} == {"ft", "ft_l", "kn", "kn_corrected", *presets, *TRAINED_NAMES, *MASS_PRESETS}
+    assert {name: found[name].config for name in MASS_PRESETS} == MASS_PRESETS
+    assert len({found[name].find_values for name in MASS_PRESETS}) == 1
     assert (found["kn"].config, found["kn_corrected"].config) == (KN, KN_CORRECTED)
     assert {name: found[name].config for name in presets} == presets
     assert all(found[name].covariance is covariance for name in presets)
@@ -69,7 +70,7 @@ def test_every_name_gives_the_editor_of_its_preset_and_order_is_kept(model, cova
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_an_editor_made_alone_equals_the_one_made_with_others(model, covariance, name):
     given = {"covariance": covariance if name in ROME_CONFIGS else None}
-    given["covariances"] = {1: covariance} if name in MASS_CONFIGS else None
+    given["covariances"] = {1: covariance} if name in MASS_PRESETS else None
     alone = editor_by_name(model, name, **given, seed=3, progress=False)
     both = {"covariance": covariance, "covariances": {1: covariance}}
     many = named(model, UNTRAINED, **both, seed=3, progress=False)[name]

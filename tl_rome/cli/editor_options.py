@@ -38,7 +38,10 @@ class EditorName(StrEnum):
     emmet = "emmet"
     memit_seq = "memit_seq"
     alphaedit = "alphaedit"
+    alphaedit_released = "alphaedit_released"
     pmet = "pmet"
+    memit_rect = "memit_rect"
+    memit_prune = "memit_prune"
 
     @property
     def is_rome(self) -> bool:
@@ -49,8 +52,7 @@ class EditorName(StrEnum):
     @property
     def is_mass(self) -> bool:
         """Whether it edits several layers, with statistics of each."""
-        mass = (EditorName.memit, EditorName.emmet, EditorName.memit_seq, EditorName.alphaedit, EditorName.pmet)
-        return self in mass
+        return self.startswith(("memit", "alphaedit")) or self in (EditorName.emmet, EditorName.pmet)
 
     @property
     def is_trained(self) -> bool:

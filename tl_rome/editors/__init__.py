@@ -46,6 +46,8 @@ from tl_rome.editors.mass.config import ALPHAEDIT_RELEASED as ALPHAEDIT_RELEASED
 from tl_rome.editors.mass.config import EMMET as EMMET
 from tl_rome.editors.mass.config import MASS_PRESETS as MASS_PRESETS
 from tl_rome.editors.mass.config import MEMIT as MEMIT
+from tl_rome.editors.mass.config import MEMIT_PRUNE as MEMIT_PRUNE
+from tl_rome.editors.mass.config import MEMIT_RECT as MEMIT_RECT
 from tl_rome.editors.mass.config import MEMIT_SEQ as MEMIT_SEQ
 from tl_rome.editors.mass.config import PMET as PMET
 from tl_rome.editors.mass.config import MassConfig as MassConfig

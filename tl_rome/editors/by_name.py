@@ -16,7 +16,7 @@ from tl_rome.editors.finetune import FT, FT_L, FineTune
 from tl_rome.editors.knowledge_neurons.editor import KnowledgeNeurons
 from tl_rome.editors.knowledge_neurons.presets import KN, KN_CORRECTED
 from tl_rome.editors.layers import LayerChoice
-from tl_rome.editors.mass.config import ALPHAEDIT, EMMET, MEMIT, MEMIT_SEQ, PMET, mass_layers, mass_model_defaults
+from tl_rome.editors.mass.config import MASS_PRESETS, mass_layers, mass_model_defaults
 from tl_rome.editors.mass.editor import MassEditor
 from tl_rome.editors.protocol import Editor
 from tl_rome.editors.rank_one.contexts import spread_contexts
@@ -53,13 +53,10 @@ ROME_CONFIGS = {
 KN_CONFIGS = {"kn": KN, "kn_corrected": KN_CORRECTED}
 """Knowledge neurons by name: as released, and as they were meant."""
 
-MASS_CONFIGS = {"memit": MEMIT, "emmet": EMMET, "memit_seq": MEMIT_SEQ, "alphaedit": ALPHAEDIT, "pmet": PMET}
-"""Presets of mass editing by name; asked for one fact they edit several layers for it."""
-
 TRAINED_NAMES = ("ke", "ke_cf", "mend", "mend_cf")
 """Presets of trained editors, which have to be given."""
 
-EDITOR_NAMES = (*FINE_TUNING, *KN_CONFIGS, *TRAINED_NAMES, *ROME_CONFIGS, *MASS_CONFIGS)
+EDITOR_NAMES = (*FINE_TUNING, *KN_CONFIGS, *TRAINED_NAMES, *ROME_CONFIGS, *MASS_PRESETS)
 """Every name of an editor, for all that take one."""
 
 
@@ -94,19 +91,19 @@ def editor_by_name(
     check_names([name])
     if name in TRAINED_NAMES:
         raise InputError(_untrained(name))
-    if covariances is not None and name not in MASS_CONFIGS:
+    if covariances is not None and name not in MASS_PRESETS:
         raise InputError(f"{name!r} takes no statistics of several layers; leave out covariances")
     if name in ROME_CONFIGS:
         options = {"contexts": contexts, "seed": seed, "progress": progress}
         return Rome.prepare(model, layer=layer, covariance=covariance, config=ROME_CONFIGS[name], **options)
-    if name in MASS_CONFIGS:
+    if name in MASS_PRESETS:
         if layer is not None or covariance is not None:
             raise InputError(
                 f"{name!r} edits several layers with statistics of each; leave out layer and covariance, or use "
                 "MassEditor.prepare(model, layers=..., covariances=...)"
             )
         options = {"covariances": covariances, "contexts": contexts, "seed": seed, "progress": progress}
-        return MassEditor.prepare(model, config=MASS_CONFIGS[name], **options)
+        return MassEditor.prepare(model, config=MASS_PRESETS[name], **options)
     if covariance is not None or contexts is not None:
         raise InputError(f"{name!r} reads the prompt alone; leave out covariance and contexts")
     if name in KN_CONFIGS:
@@ -165,7 +162,7 @@ def editors_by_name(
         base = Rome.prepare(model, layer=layer, covariance=covariance, contexts=contexts, seed=seed, progress=progress)
         base = replace(base, find_values=SharedValues())
         made |= {name: _variant(model, base, ROME_CONFIGS[name], contexts) for name in chosen}
-    if massed := [name for name in names if name in MASS_CONFIGS]:
+    if massed := [name for name in names if name in MASS_PRESETS]:
         made |= _mass_editors(model, massed, covariances, contexts, seed, progress)
     return {_label(name, made[name]): _shortened(made[name], max_contexts) for name in names}
 
@@ -179,7 +176,7 @@ def _mass_editors(
     progress: bool,
 ) -> dict[str, Editor]:
     """Mass editors that share statistics, contexts and values."""
-    configs = {name: mass_model_defaults(model, MASS_CONFIGS[name]) for name in names}
+    configs = {name: mass_model_defaults(model, MASS_PRESETS[name]) for name in names}
     given = covariances
     if covariances is None:
         layers = sorted({layer for config in configs.values() for layer in mass_layers(model, config)[0]})

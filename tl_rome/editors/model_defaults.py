@@ -43,10 +43,11 @@ class ModelDefaults:
 
 
 def _memits(layers: tuple[int, ...], weight: float, **changes: Any) -> dict[str, MassDefaults]:
-    """MEMIT with and without memory, and AlphaEdit, which share all settings but the weight of C."""
+    """MEMIT, with memory or cut too, and AlphaEdit, which share all settings but the weight of C."""
     weighted = MassDefaults(layers, {"covariance_weight": weight, **changes})
     alike = MassDefaults(layers, changes)
-    return {"memit": weighted, "memit_seq": weighted, "alphaedit": alike, "alphaedit_released": alike}
+    names = "memit", "memit_seq", "memit_rect", "memit_prune", "alphaedit", "alphaedit_released"
+    return {name: alike if name.startswith("alphaedit") else weighted for name in names}
 
 
 MODEL_DEFAULTS = (

@@ -7,6 +7,7 @@ import torch
 from support.compare import same, weights
 from support.edits import CONTEXTS, REQUEST
 from support.families import FAMILIES, KINDS, SENTENCES
+from support.mass import BIG_BEN, CURIE, LAYERS, REQUESTS, at_subject, editor, statistics, subject_states
 
 from tl_rome.editors import (
     ALPHAEDIT,
@@ -24,53 +25,32 @@ from tl_rome.editors import (
     compose,
     estimate_covariances,
 )
+from tl_rome.editors.mass.requests import alike_warning
+from tl_rome.editors.mass.sweeps.choice import sweep_layers
 from tl_rome.editors.rank_one.value import optimise_values
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError, UnsupportedModelError
 from tl_rome.facts import EditRequest
-from tl_rome.running.forward import read
 from tl_rome.running.matrices import key_hook, w_out
-from tl_rome.sites import Site
-from tl_rome.tokens import encode_fact
 
 KIND = KINDS[0]
-LAYERS = (1, 2)
-CURIE = EditRequest("The mother tongue of {} is", "Marie Curie", "French")
-BIG_BEN = EditRequest("People say that {} is located in the city of", "Big Ben", "Paris", "London")
-REQUESTS = (REQUEST, CURIE, BIG_BEN)
 TOWER_TOO = EditRequest("Visitors of {} speak", "The Eiffel Tower", "Italian")
-QUICK = {"max_evaluations": 4, "early_stop": False}
 FAMILY_KINDS = [(family, kind) for family in FAMILIES if family != "gemma2" for kind in KINDS]
-
-
-def statistics(model, layers=LAYERS):
-    return estimate_covariances(model, layers, SENTENCES, source="test sentences", progress=False)
-
-
-def editor(model, config=MEMIT, layers=LAYERS, **changes):
-    config = replace(config, **QUICK, **changes)
-    return MassEditor.prepare(model, config=config, covariances=statistics(model, layers), contexts=CONTEXTS)
 
 
 def plain_memit(model, requests, deltas, covariances, weight):
     """MEMIT by its definition: each prompt run alone, inverses, weights written; they stay as this leaves them."""
     last, changes = max(covariances), []
-
-    def at_subject(request, prefix, name):
-        prompt = encode_fact(model, request.fact, prefix)
-        return read(model, prompt.tokens[None], [name])[name][0, prompt.subject.last].double()
-
-    states = lambda: torch.stack([at_subject(x, "", Site("resid_post", last).hook) for x in requests])  # noqa: E731
-    wanted = states() + deltas
+    wanted = subject_states(model, requests, last) + deltas
     for index, layer in enumerate(sorted(covariances)):
-        rows = [[at_subject(request, prefix, key_hook(layer)) for prefix in CONTEXTS] for request in requests]
+        rows = [[at_subject(model, request, prefix, key_hook(layer)) for prefix in CONTEXTS] for request in requests]
         keys = torch.stack([(row[0] + sum(row[1:]) / (len(row) - 1)) / 2 for row in rows], 1)
-        residual = (wanted - states()) / (len(covariances) - index)
+        residual = (wanted - subject_states(model, requests, last)) / (len(covariances) - index)
         prior = weight * covariances[layer].second_moment
         delta = torch.linalg.inv(prior + keys @ keys.T) @ keys @ residual
         with torch.no_grad():
             w_out(model, layer).add_(delta.float())
         changes.append(delta)
-    left = (wanted - states()).norm(dim=1) / deltas.norm(dim=1)
+    left = (wanted - subject_states(model, requests, last)).norm(dim=1) / deltas.norm(dim=1)
     return changes, left.tolist()
 
 
@@ -182,6 +162,55 @@ def test_requests_are_looked_at_before_the_work(tiny, caplog):
     edit = made(model, [REQUEST, TOWER_TOO])
     assert "'The Eiffel Tower' (2)" in caplog.text
     assert any("end half written" in warning for warning in edit.receipt.warnings)
+
+
+def test_facts_with_nearly_one_key_are_named(tiny):
+    model = tiny("llama", KIND)
+    covariance, keys = statistics(model)[1], torch.eye(3, dtype=torch.float64)
+    size = len(covariance.second_moment)
+    directions = torch.linalg.cholesky(covariance.second_moment) @ torch.eye(size, 3, dtype=torch.float64)
+    mixed = directions @ torch.tensor([[1, 0.99, 0], [0, 0.1, 1], [0, 0, 0]], dtype=torch.float64)
+    warning = alike_warning(REQUESTS, covariance, mixed)
+    first, second, third = (request.fact.prompt for request in REQUESTS)
+    assert f"{first!r} and {second!r}; write them" in warning
+    assert third not in warning
+    assert alike_warning(REQUESTS, covariance, directions @ keys) is None
+    assert alike_warning([REQUEST, TOWER_TOO, CURIE], covariance, mixed) is None  # of one subject, which is said before
+
+
+def test_doubts_about_a_fact_or_the_statistics_are_in_the_receipt(tiny):
+    model = tiny("gpt2", KIND)
+    first = EditRequest("{} is located in the city of", "Paris", "Rome")
+    receipt = editor(model, ALPHAEDIT)(model, [CURIE, first]).receipt
+    assert not any("attention sink" in warning for warning in receipt.facts[0].warnings)
+    assert any("'Paris' is the first token of the text" in warning for warning in receipt.facts[1].warnings)
+    assert any("too few to know which of" in warning for warning in receipt.warnings)
+
+
+def test_a_batch_larger_than_memory_is_run_in_smaller_parts(tiny, caplog, monkeypatch):
+    model = tiny("llama", KIND)
+    made = replace(editor(model), find_values=SharedValues())
+    expected, bounds = made(model, REQUESTS), []
+
+    def full(model, *args, max_batch_tokens, **options):
+        bounds.append(max_batch_tokens)
+        if max_batch_tokens > 64:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+        return sweep_layers(model, *args, max_batch_tokens=max_batch_tokens, **options)
+
+    monkeypatch.setattr("tl_rome.editors.mass.batch.sweep_layers", full)
+    monkeypatch.setattr("tl_rome.editors.mass.batch.fitting_tokens", lambda *args: 200)
+    found = made(model, REQUESTS)
+    assert bounds == [200, 100, 50]
+    assert "out of memory with 100 tokens of the batch at once; going on with 50" in caplog.text
+    for update, other in zip(found.updates, expected.updates, strict=True):
+        torch.testing.assert_close(update.delta, other.delta, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr("tl_rome.editors.mass.batch.fitting_tokens", lambda *args: 128)
+    monkeypatch.setattr("tl_rome.editors.mass.batch._LEAST_TOKENS", 128)
+    before = weights(model)
+    with pytest.raises(torch.OutOfMemoryError):
+        made(model, REQUESTS)
+    assert same(weights(model), before)
 
 
 def test_facts_of_one_subject_get_one_delta_and_one_key(tiny):

@@ -5,12 +5,14 @@ MEMIT (Meng et al. 2023, arXiv 2210.07229), EMMET (Gupta et al. 2024, 2403.14236
 is in `model_defaults`.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from tl_rome.arguments import Count, Finite, NotNegative, Positive, Share, Whole
 from tl_rome.editors.departures import departures_from
+from tl_rome.editors.mass.shrink.prune import PruneBase
 from tl_rome.editors.model_defaults import find_defaults
 from tl_rome.editors.rank_one.presets import OPENINGS, RELEASED, RomeConfig
 from tl_rome.editors.rank_one.value_settings import ValueSettings, ValueSite
@@ -82,10 +84,17 @@ class MassConfig:
     """See `RomeConfig`."""
     merge_subjects: bool = False
     """Whether facts of one subject get one delta, by their mean loss, and one key."""
+    rect_share: Share | Literal["alphaedit"] | None = None
+    """Keep this share of each finished change, the entries that are largest beside W_out's, see `rect`."""
+    prune_base: PruneBase | None = None
+    """Lower the singular values of each finished change that exceed W_out's largest, see `prune`; in a series of
+    batches each is cut by itself, beside the weights that it was made on."""
 
     def __post_init__(self) -> None:
         if self.energy_share is not None and self.absolute_cut is not None:
             raise InputError("energy_share and absolute_cut name one subspace in two ways; give one of them")
+        if self.rect_share is not None and self.prune_base is not None:
+            raise InputError("rect_share and prune_base cut one change in two ways; give one of them")
         if self.in_subspace and not self.l2:
             raise InputError("l2 is 0: inside its subspace nothing would hold the change back; give a weight above 0")
         if self.in_subspace and (self.covariance_weight or self.equality_ridge is not None or self.ridge):
@@ -95,6 +104,11 @@ class MassConfig:
     def in_subspace(self) -> bool:
         """Whether changes are confined to a subspace."""
         return self.energy_share is not None or self.absolute_cut is not None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether something is cut from finished changes."""
+        return self.rect_share is not None or self.prune_base is not None
 
     @property
     def value_settings(self) -> ValueSettings:
@@ -150,7 +164,14 @@ PMET = replace(
 )
 """PMET's GPT-J settings; the offset on attention is thrown away, as by its released default."""
 
-MASS_PRESETS = {config.preset: config for config in (MEMIT, MEMIT_SEQ, EMMET, ALPHAEDIT, ALPHAEDIT_RELEASED, PMET)}
+MEMIT_RECT = replace(MEMIT, preset="memit_rect", rect_share="alphaedit")
+"""MEMIT of which RECT keeps 40%, as in AlphaEdit's tables (2401.04700 in the code of 2410.02355)."""
+
+MEMIT_PRUNE = replace(MEMIT, preset="memit_prune", prune_base=math.e)
+"""MEMIT with PRUNE's natural logarithm, on the right base (2405.16821)."""
+
+_ALL = (MEMIT, MEMIT_SEQ, EMMET, ALPHAEDIT, ALPHAEDIT_RELEASED, PMET, MEMIT_RECT, MEMIT_PRUNE)
+MASS_PRESETS = {config.preset: config for config in _ALL}
 """The presets by name."""
 
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -19,19 +18,13 @@ from tl_rome.arguments import Count, Seed
 from tl_rome.editors.covariance.kept import check_covariances, covariances_for
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.batch_edit import BatchEdit
-from tl_rome.editors.edits.receipts.outcome import Outcome
 from tl_rome.editors.gradients import borrowed_for_gradients
-from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior
+from tl_rome.editors.mass.batch import batch_edit
 from tl_rome.editors.mass.config import MEMIT, MassConfig, mass_layers, mass_model_defaults, mass_preset_named
-from tl_rome.editors.mass.finish import finish_batch, probe_all
-from tl_rome.editors.mass.layers import write_layers
 from tl_rome.editors.mass.memory import KeyMemory
 from tl_rome.editors.mass.requests import check_batch, fact_groups, shared_subject_warning
-from tl_rome.editors.mass.subspace import KeySubspace, doubt_of_subspaces, quiet_subspace
-from tl_rome.editors.mass.sweep import sweep_layers
 from tl_rome.editors.mass.values import check_stream, with_norm_anchor
 from tl_rome.editors.rank_one.contexts import contexts_for
-from tl_rome.editors.rank_one.key import sink_warning
 from tl_rome.editors.rank_one.shared_values import ValueFinder
 from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values
 from tl_rome.errors import InputError
@@ -204,9 +197,12 @@ class MassEditor:
             _log.warning("the edit of %d facts: %s", len(asked), warning)
         warnings = () if warning is None else (warning,)
         with self._working(model):
-            found = self._values(model, asked, groups, progress=progress)
-            edit, grown = self._edit(model, asked, groups, found, memory, warnings)
-        return edit if grown is None else (edit, grown)
+            values = self._values(model, asked, groups, progress=progress)
+            edit, keys = batch_edit(self, model, asked, groups, values, memory, warnings)
+        if memory is None:
+            return edit
+        digests = {layer: edit.digests[MlpMatrix(layer)][1] for layer in self.layers}
+        return edit, memory.grown(keys, digests)
 
     def each(
         self,
@@ -234,12 +230,11 @@ class MassEditor:
             check_batch([request])
         groups = fact_groups(requests, merge=False)
         with self._working(model):
-            found = self._values(model, requests, groups, max_batch_tokens=max_batch_tokens, progress=progress)
-            shared = found[1] / max(1, len(requests))
-            return [
-                self._edit(model, [request], [(0,)], ([value], shared), None, ())[0]
-                for request, value in zip(requests, found[0], strict=True)
-            ]
+            options = {"max_batch_tokens": max_batch_tokens, "progress": progress}
+            found, seconds = self._values(model, requests, groups, **options)
+            parts = zip(requests, found, strict=True)
+            share = seconds / max(1, len(requests))
+            return [batch_edit(self, model, [one], [(0,)], ([value], share), None, ())[0] for one, value in parts]
 
     def _working(self, model: HookedModel) -> Any:
         for layer in self.layers:
@@ -270,76 +265,3 @@ class MassEditor:
 
         found = [value for _, values in Halving("facts to find values for")(facts, find) for value in values]
         return with_norm_anchor(found, self.config), time.perf_counter() - started
-
-    def _edit(
-        self,
-        model: HookedModel,
-        requests: Sequence[EditRequest],
-        groups: Sequence[tuple[int, ...]],
-        values: tuple[list[OptimisedValue], float],
-        memory: KeyMemory | None,
-        warnings: Sequence[str],
-    ) -> tuple[BatchEdit, KeyMemory | None]:
-        started, (found, seconds) = time.perf_counter(), values
-        facts = [request.fact for request in requests]
-        cautions = [sink_warning(model, fact) for fact in facts]
-        before: list[Outcome] = probe_all(model, requests)
-        sweep = sweep_layers(model, facts, self.contexts, self.layers[-1], self.config.value_site)
-        deltas = torch.stack([value.delta for value in found])
-        prior_of = partial(self._prior, memory)
-        solved = write_layers(model, sweep, self.layers, groups, deltas, self.config, prior_of, self.covariances)
-        of_fact = {index: value for group, value in zip(groups, found, strict=True) for index in group}
-        doubt = doubt_of_subspaces(self.covariances.values()) if self.config.in_subspace else None
-        if doubt is not None:
-            _log.warning("%s", doubt)
-        edit = finish_batch(
-            model,
-            requests,
-            solved,
-            [of_fact[index] for index in range(len(requests))],
-            before,
-            contexts=self.contexts,
-            cautions=cautions,
-            warnings=(*warnings, *([] if doubt is None else [doubt])),
-            figures={
-                "preset": self.config.preset,
-                "departures": self.config.departures,
-                "layer_choice": self.layer_choice,
-                "contexts": len(self.contexts),
-                "contexts_choice": self.contexts_choice,
-                "covariance": self._statistics_in_words,
-                "earlier": 0 if memory is None else memory.facts,
-                "seconds": seconds + time.perf_counter() - started,
-            },
-            provenance=self._provenance(model, found),
-        )
-        if memory is None:
-            return edit, None
-        digests = {layer: edit.digests[MlpMatrix(layer)][1] for layer in self.layers}
-        return edit, memory.grown(solved.keys, digests)
-
-    def _prior(self, memory: KeyMemory | None, layer: int, facts: int) -> tuple[Prior, KeySubspace | None]:
-        earlier = None if memory is None else memory.earlier(layer)
-        config, covariance = self.config, self.covariances[layer]
-        if not config.in_subspace:
-            weight = config.weight_for(facts, len(covariance.second_moment))
-            return CovariancePrior(covariance, weight, config.ridge, earlier), None
-        subspace = quiet_subspace(covariance, energy_share=config.energy_share, absolute_cut=config.absolute_cut)
-        return SubspacePrior(subspace.basis, config.l2, earlier), subspace
-
-    @property
-    def _statistics_in_words(self) -> str:
-        found = {f"{each.count} tokens, {each.source}" for each in self.covariances.values()}
-        return "; ".join(sorted(found))
-
-    def _provenance(self, model: HookedModel, found: Sequence[OptimisedValue]) -> dict[str, Any]:
-        return {
-            "editor": type(self).__name__,
-            "config": asdict(self.config),
-            "layers": list(self.layers),
-            "contexts": list(self.contexts),
-            "seed": self.seed,
-            "prepend_bos": bool(model.cfg.default_prepend_bos),
-            "covariances": {str(layer): self.covariances[layer].digest for layer in self.layers},
-            "losses": [list(value.losses) for value in found],
-        }

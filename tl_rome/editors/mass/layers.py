@@ -1,11 +1,12 @@
 """The layer loop: what each layer gets, with all lower ones already rewritten.
 
 Of the residual that is left at the highest layer each layer gets a share, by `spread`; what lower layers did not write
-is measured anew for the next.
+is measured anew for the next. What a configuration cuts from the changes (RECT, PRUNE) it cuts when all are found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -18,8 +19,9 @@ from tl_rome.editors.edits.weight_edit import updates_applied
 from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior, key_directions
 from tl_rome.editors.mass.config import MassConfig
 from tl_rome.editors.mass.finish import Solved
+from tl_rome.editors.mass.shrink.cut import cut
 from tl_rome.editors.mass.subspace import KeySubspace
-from tl_rome.editors.mass.sweep import Sweep
+from tl_rome.editors.mass.sweeps.protocol import Sweep
 from tl_rome.running.arithmetic import in_float64
 from tl_rome.running.matrices import w_out
 from tl_rome.sites import HookedModel
@@ -40,6 +42,57 @@ def remaining_share(config: MassConfig, remaining: int) -> float:
     return {"linear": 1 / remaining, "sqrt": remaining**-0.5, "none": 1.0}[config.spread]
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What was asked of a layer and is written there: left right^T."""
+
+    layer: int
+    keys: Float[Tensor, "d_mlp n"]
+    asked: Float[Tensor, "d_model n"]
+    weight: Float[Tensor, "d_mlp d_model"]
+    """W_out before."""
+    prior: Prior
+    subspace: KeySubspace | None
+    left: Float[Tensor, "d_mlp rank"]
+    right: Float[Tensor, "d_model rank"]
+
+    def cut(self, config: MassConfig) -> "_Layer":
+        """The same with a finished change that is cut."""
+        change = cut(in_float64(self.weight), self.left @ self.right.T, config)
+        return replace(self, left=change, right=torch.eye(change.shape[1]).to(change))
+
+    @property
+    def update(self) -> Update:
+        """As factors where they are smaller; in float32, or float64 for a model that is."""
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        d_in, d_out = self.weight.shape
+        if self.left.shape[1] * (d_in + d_out) < d_in * d_out:
+            return LowRankUpdate(self.layer, self.left.to(dtype).cpu(), self.right.to(dtype).cpu())
+        return DenseUpdate(self.layer, (self.left @ self.right.T).to(dtype).cpu())
+
+    def receipt(self, covariance: KeyCovariance) -> LayerReceipt:
+        """Its figures, with key statistics of this layer."""
+        stored = self.right @ (self.left.T @ self.keys)
+        share = (stored * self.asked).sum(0) / self.asked.square().sum(0).clamp(min=1e-300)
+        root = covariance.factor(self.keys.device)
+        usual = (root.float().T @ self.weight.float()).norm()
+        disturbance = float(_norm(root.T @ self.left, self.right) / usual)
+        relative = float(_norm(self.left, self.right) / self.weight.double().norm())
+        prior = self.prior
+        confined = isinstance(prior, SubspacePrior)
+        return LayerReceipt(
+            layer=self.layer,
+            facts=self.keys.shape[1],
+            weight=prior.weight / len(root) if isinstance(prior, CovariancePrior) else prior.l2,
+            written=float(share.mean()),
+            relative=relative,
+            disturbance=disturbance,
+            rank=prior.basis.shape[1] if confined else None,
+            energy=None if self.subspace is None else self.subspace.energy,
+            leakage=disturbance**2 if confined else None,
+        )
+
+
 def write_layers(
     model: HookedModel,
     sweep: Sweep,
@@ -58,7 +111,7 @@ def write_layers(
         layers: Ascending.
         groups: Indices of the facts that share a value, and then a key.
         deltas: What is to be added to the state of each group.
-        config: Key weighting and spread.
+        config: Key weighting, spread, and what is cut from the finished changes.
         prior_of: What has to be kept.
         covariances: For the receipts.
 
@@ -70,7 +123,7 @@ def write_layers(
     for row, group in enumerate(groups):
         mean[row, list(group)] = 1 / len(group)
     owner = (mean > 0).long().argmax(0)
-    updates, receipts, kept = list[Update](), list[LayerReceipt](), dict[int, Tensor]()
+    found = list[_Layer]()
     wanted = start = None
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
@@ -81,57 +134,24 @@ def write_layers(
             keys = (mean @ weighted_keys(rows, config)).T
             asked = ((mean @ (wanted - states)) * remaining_share(config, len(layers) - index)).T
             prior, subspace = prior_of(layer, len(groups))
-            directions = key_directions(prior, keys)
             before = w_out(model, layer).detach().clone()
-            update = _update(layer, directions, asked, before)
-            receipts.append(_receipt(layer, keys, directions, asked, before, prior, subspace, covariances[layer]))
-            stack.enter_context(updates_applied(model, [update]))
+            solved = _Layer(layer, keys, asked, before, prior, subspace, key_directions(prior, keys), asked)
+            stack.enter_context(updates_applied(model, [solved.update]))
             sweep.written(layer, w_out(model, layer).detach() - before)
-            updates.append(update)
-            kept[layer] = keys.cpu()
-        assert wanted is not None
-        assert start is not None
-        left = (wanted - sweep.final()).norm(dim=1) / (wanted - start).norm(dim=1).clamp(min=1e-300)
-    return Solved(tuple(updates), tuple(receipts), tuple(left.tolist()), kept)
-
-
-def _update(layer: int, directions: Tensor, asked: Tensor, weight: Float[Tensor, "d_mlp d_model"]) -> Update:
-    """As factors where they are smaller; in float32, or float64 for a model that is."""
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    d_in, d_out = weight.shape
-    if directions.shape[1] * (d_in + d_out) < d_in * d_out:
-        return LowRankUpdate(layer, directions.to(dtype).cpu(), asked.to(dtype).cpu())
-    return DenseUpdate(layer, (directions @ asked.T).to(dtype).cpu())
-
-
-def _receipt(
-    layer: int,
-    keys: Float[Tensor, "d_mlp n"],
-    directions: Float[Tensor, "d_mlp n"],
-    asked: Float[Tensor, "d_model n"],
-    weight: Float[Tensor, "d_mlp d_model"],
-    prior: Prior,
-    subspace: KeySubspace | None,
-    covariance: KeyCovariance,
-) -> LayerReceipt:
-    stored = asked @ (directions.T @ keys)
-    share = (stored * asked).sum(0) / asked.square().sum(0).clamp(min=1e-300)
-    root = covariance.factor(keys.device)
-    usual = (root.float().T @ weight.float()).norm()
-    disturbance = float(_norm(root.T @ directions, asked) / usual)
-    relative = float(_norm(directions, asked) / weight.double().norm())
-    weight_of = prior.weight / len(root) if isinstance(prior, CovariancePrior) else prior.l2
-    confined = isinstance(prior, SubspacePrior)
-    return LayerReceipt(
-        layer=layer,
-        facts=keys.shape[1],
-        weight=weight_of,
-        written=float(share.mean()),
-        relative=relative,
-        disturbance=disturbance,
-        rank=prior.basis.shape[1] if confined else None,
-        energy=None if subspace is None else subspace.energy,
-        leakage=disturbance**2 if confined else None,
+            found.append(solved)
+        reached = sweep.final()
+    assert wanted is not None
+    assert start is not None
+    if config.cuts:
+        found = [each.cut(config) for each in found]
+        with updates_applied(model, [each.update for each in found]):
+            reached = sweep.anew()
+    left = (wanted - reached).norm(dim=1) / (wanted - start).norm(dim=1).clamp(min=1e-300)
+    return Solved(
+        tuple(each.update for each in found),
+        tuple(each.receipt(covariances[each.layer]) for each in found),
+        tuple(left.tolist()),
+        {each.layer: each.keys.cpu() for each in found},
     )
 
 

@@ -6,9 +6,16 @@ Facts of one subject have nearly equal keys and different values, and no linear 
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest, check_requests
 
+ALIKE = 0.95
+"""Cosine of two keys, whitened by C, from which on they are hardly two."""
 _SHOWN = 5
 
 
@@ -54,6 +61,28 @@ def shared_subject_warning(requests: Sequence[EditRequest]) -> str | None:
         f"several facts of one subject share a key and end half written: {names}{more}; "
         "use merge_subjects=True, or write them in separate batches"
     )
+
+
+def alike_warning(
+    requests: Sequence[EditRequest], covariance: KeyCovariance, keys: Float[Tensor, "d_mlp n"]
+) -> str | None:
+    """Which facts of different subjects have nearly one key, cos(C^-1/2 k_a, C^-1/2 k_b), in words; None if none has.
+
+    Args:
+        requests: One for each column.
+        covariance: C of the layer.
+        keys: Of that layer.
+    """
+    whitened = torch.linalg.solve_triangular(covariance.factor(keys.device), keys, upper=False)
+    whitened = whitened / whitened.norm(dim=0).clamp(min=1e-300)
+    pairs = ((whitened.T @ whitened).triu(1) > ALIKE).nonzero().tolist()
+    named = [(requests[one], requests[other]) for one, other in pairs]
+    named = [(one, other) for one, other in named if one.subject != other.subject]
+    if not named:
+        return None
+    shown = "; ".join(f"{one.fact.prompt!r} and {other.fact.prompt!r}" for one, other in named[:_SHOWN])
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+    return f"facts with nearly one key end half written: {shown}{more}; write them in separate batches"
 
 
 def _by_subject(requests: Sequence[EditRequest]) -> dict[str, tuple[int, ...]]:

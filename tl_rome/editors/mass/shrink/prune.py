@@ -22,11 +22,14 @@ from torch import Tensor
 from tl_rome.arguments import Range
 from tl_rome.running.arithmetic import in_float64
 
+PruneBase = Annotated[float, Range(above=1)] | Literal["linear"]
+"""Of the logarithm, or the mean of a singular value and sigma in its place."""
+
 
 def prune(
     weight: Float[Tensor, "d_in d_out"],
     change: Float[Tensor, "d_in d_out"],
-    base: Annotated[float, Range(above=1)] | Literal["linear"] = math.e,
+    base: PruneBase = math.e,
 ) -> Float[Tensor, "d_in d_out"]:
     """The change with those of its singular values lowered that exceed the weight's largest.
 

@@ -4,85 +4,25 @@ Each block is run once on every row, after the layers below have been written: i
 its output moves on by what is then written there, key times change at every position. Only the bare prompts go on to
 the highest layer each time, where the residual is measured. Rows end with the subject's last token, and those of one
 context share the states of the tokens that they begin with.
-
-`WholeSweep` gives the same by runs of the whole model, for models whose blocks cannot be run one by one.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_rome.editors.mass.sweeps.protocol import Change, Keys, States, chunks, read_last
+from tl_rome.editors.mass.sweeps.whole_sweep import WholeSweep
 from tl_rome.editors.rank_one.value_settings import ValueSite
-from tl_rome.errors import UnsupportedModelError
-from tl_rome.facts import Fact
 from tl_rome.running.arithmetic import in_float64
-from tl_rome.running.blocks import BlockRunner, Past, check_blocks, first_run
+from tl_rome.running.blocks import BlockRunner, Past, check_blocks
 from tl_rome.running.forward import device_of, last_resid, read, record
 from tl_rome.running.hooks import Hook, hooked
 from tl_rome.running.matrices import key_hook, value_hook
 from tl_rome.sites import HookedModel, Site
-from tl_rome.tokens import encode_fact, pad
-
-_log = logging.getLogger(__name__)
-
-Keys = Float[Tensor, "facts contexts d_mlp"]
-States = Float[Tensor, "facts d_model"]
-Change = Float[Tensor, "d_mlp d_model"]
-
-
-@runtime_checkable
-class Sweep(Protocol):
-    """Keys and states of a model whose layers are written one after another, ascending."""
-
-    def measure(self, layer: int) -> tuple[Keys, States]:
-        """A layer's keys in each context, and the highest layer's state for the bare prompts, before it is written."""
-        ...
-
-    def written(self, layer: int, change: Change) -> None:
-        """Take note of what W_out of the layer measured last has got, which the model has now."""
-        ...
-
-    def final(self) -> States:
-        """The highest layer's state for the bare prompts with all layers written."""
-        ...
-
-
-def sweep_layers(
-    model: HookedModel,
-    facts: Sequence[Fact],
-    contexts: Sequence[str],
-    last: int,
-    site: ValueSite,
-    *,
-    max_batch_tokens: int = 4096,
-) -> Sweep:
-    """A sweep up to a layer, in the shorter way if that is right.
-
-    Args:
-        model: Left as found; the layers that are measured may be written in between.
-        facts: Prompts and subjects.
-        contexts: Prefixes, the empty one first.
-        last: The highest layer, whose state is measured.
-        site: What is measured there.
-        max_batch_tokens: Bound on rows times positions that are run at once.
-
-    Raises:
-        SubjectError: If a subject does not lie on whole tokens in some context.
-        InputError: If a prompt is longer than the context.
-    """
-    prompts = [[encode_fact(model, fact, prefix) for fact in facts] for prefix in contexts]
-    rows = [[prompt.tokens[: prompt.subject.end] for prompt in group] for group in prompts]
-    try:
-        with first_run():
-            return LayerSweep(model, rows, last, site, max_batch_tokens)
-    except UnsupportedModelError as error:
-        _log.warning("%s; running the whole model for the keys of each layer instead", error)
-        return WholeSweep(model, rows, last, site, max_batch_tokens)
+from tl_rome.tokens import pad
 
 
 @dataclass(eq=False)
@@ -106,7 +46,7 @@ class _Rows:
 
 
 class LayerSweep:
-    """See the module."""
+    """The sweep of this module; see `Sweep`."""
 
     @torch.no_grad()
     def __init__(
@@ -118,18 +58,19 @@ class LayerSweep:
         max_batch_tokens: int,
     ) -> None:
         self._model, self._last, self._site, self._next = model, last, site, 0
+        self._whole = WholeSweep(model, rows, last, site, max_batch_tokens)
         self._facts, self._contexts = len(rows[0]), len(rows)
         one = rows[0][0][None, :1].to(device_of(model))
         _, attended = record(model, one, {last_resid(model)})
         runner = BlockRunner(model, one, 0)
         self._empty: list[Past] = [runner.crop(each) for each in attended]
         self._groups = [
-            [self._rows(group, chunk) for chunk in _chunks([len(row) for row in group], max_batch_tokens)]
+            [self._rows(group, chunk) for chunk in chunks([len(row) for row in group], max_batch_tokens)]
             for group in rows
         ]
         self._output: States | None = None
         found = self._go_on(0, None)
-        expected = _read_last(model, rows[0], Site("resid_post", last).hook, max_batch_tokens)
+        expected = read_last(model, rows[0], Site("resid_post", last).hook, max_batch_tokens)
         check_blocks(found[0], expected)
         self._change: Change | None = None
 
@@ -230,65 +171,6 @@ class LayerSweep:
         assert self._next == self._last + 1
         return in_float64(self._output + self._added)
 
-
-class WholeSweep:
-    """See the module."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        rows: Sequence[Sequence[Int[Tensor, " _"]]],
-        last: int,
-        site: ValueSite,
-        max_batch_tokens: int,
-    ) -> None:
-        self._model, self._rows, self._last, self._most = model, rows, last, max_batch_tokens
-        self._site = site
-
-    def measure(self, layer: int) -> tuple[Keys, States]:
+    def anew(self) -> States:
         """See `Sweep`."""
-        keys = [_read_last(self._model, group, key_hook(layer), self._most) for group in self._rows]
-        return in_float64(torch.stack(keys, 1)), self.final()
-
-    def written(self, layer: int, change: Change) -> None:
-        """See `Sweep`: the model has it."""
-
-    @torch.no_grad()
-    def final(self) -> States:
-        """See `Sweep`."""
-        post = Site("resid_post", self._last).hook
-        if self._site == "resid_post":
-            return in_float64(_read_last(self._model, self._rows[0], post, self._most))
-        found: list[Tensor] = [torch.empty(0)] * len(self._rows[0])
-        for chunk in _chunks([len(row) for row in self._rows[0]], self._most):
-            batch, outputs = pad([self._rows[0][index] for index in chunk]), list[Tensor]()
-            hook = value_hook(self._model, self._last, outputs.append)
-            read(self._model, batch.tokens, [post], hooks=[hook])
-            for index, output, length in zip(chunk, outputs[-1], batch.lengths.tolist(), strict=True):
-                found[index] = output[length - 1]
-        return in_float64(torch.stack(found))
-
-
-@torch.no_grad()
-def _read_last(
-    model: HookedModel, rows: Sequence[Int[Tensor, " _"]], name: str, most: int
-) -> Float[Tensor, "facts size"]:
-    """What a hook point has at each row's last token."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for chunk in _chunks([len(row) for row in rows], most):
-        batch = pad([rows[index] for index in chunk])
-        values = read(model, batch.tokens, [name])[name]
-        for index, value, length in zip(chunk, values, batch.lengths.tolist(), strict=True):
-            found[index] = value[length - 1]
-    return torch.stack(found)
-
-
-def _chunks(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of rows in parts, short ones first, so that rows times the longest one's positions stay in the bound."""
-    chunks: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if chunks and (len(chunks[-1]) + 1) * lengths[index] <= most:
-            chunks[-1].append(index)
-        else:
-            chunks.append([index])
-    return chunks
+        return self._whole.final()
