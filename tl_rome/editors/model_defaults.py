@@ -42,12 +42,22 @@ class ModelDefaults:
     """By preset of mass editing."""
 
 
+_MEMITS = ("memit", "memit_seq", "memit_rect", "memit_prune")
+_ALPHAEDITS = ("alphaedit", "alphaedit_released")
+
+
 def _memits(layers: tuple[int, ...], weight: float, **changes: Any) -> dict[str, MassDefaults]:
-    """MEMIT, with memory or cut too, and AlphaEdit, which share all settings but the weight of C."""
-    weighted = MassDefaults(layers, {"covariance_weight": weight, **changes})
-    alike = MassDefaults(layers, changes)
-    names = "memit", "memit_seq", "memit_rect", "memit_prune", "alphaedit", "alphaedit_released"
-    return {name: alike if name.startswith("alphaedit") else weighted for name in names}
+    """MEMIT, and what remembers or cuts its changes."""
+    return {name: MassDefaults(layers, {"covariance_weight": weight, **changes}) for name in _MEMITS}
+
+
+def _alphaedits(layers: tuple[int, ...], **changes: Any) -> dict[str, MassDefaults]:
+    """AlphaEdit, by both cuts."""
+    return {name: MassDefaults(layers, changes) for name in _ALPHAEDITS}
+
+
+_EASYEDIT = {"max_evaluations": 25, "clamp": 4.0, "norm_penalty": 1e-3}
+"""EasyEdit's files of MEMIT for models of seven billion parameters and fewer."""
 
 
 MODEL_DEFAULTS = (
@@ -59,6 +69,7 @@ MODEL_DEFAULTS = (
         layer=17,
         mass={
             **_memits((13, 14, 15, 16, 17), 20_000.0),
+            **_alphaedits((13, 14, 15, 16, 17)),
             "emmet": MassDefaults((17,), {"covariance_weight": 1000.0, "max_evaluations": 20}),
             # A file of BLUE's repository; PMET's own has none for this model.
             "pmet": MassDefaults(
@@ -82,6 +93,7 @@ MODEL_DEFAULTS = (
         layer=5,
         mass={
             **_memits((3, 4, 5, 6, 7, 8), 15_000.0, max_evaluations=25),
+            **_alphaedits((3, 4, 5, 6, 7, 8), max_evaluations=25),
             "emmet": MassDefaults((5,), {}),
             "pmet": MassDefaults((3, 4, 5, 6, 7, 8), {"covariance_weight": 6000.0}),
         },
@@ -98,16 +110,50 @@ MODEL_DEFAULTS = (
             ),
         },
     ),
-    # EMMET's repository, and AlphaEdit's.
+    # EMMET's repository, which has a MEMIT of this one layer too; otherwise EasyEdit's.
     ModelDefaults(
         names=("llama-2-7b", "llama-2-7b-hf", "llama-2-7b-chat*"),
         shape=(32, 4096),
-        mass={"emmet": MassDefaults((5,), {"clamp": 4.0, "norm_penalty": 1e-3})},
+        mass={
+            **_memits((4, 5, 6, 7, 8), 15_000.0, **_EASYEDIT),
+            "emmet": MassDefaults((5,), {"clamp": 4.0, "norm_penalty": 1e-3}),
+            "pmet": MassDefaults(
+                (4, 5, 6, 7, 8),
+                {
+                    "covariance_weight": 15_000.0,
+                    "max_evaluations": 20,
+                    "learning_rate": 0.5,
+                    "clamp": 1.0,
+                    "kl_factor": 0.0625,
+                },
+            ),
+        },
     ),
+    ModelDefaults(
+        names=("llama-7b*", "mistral-7b*"), shape=(32, 4096), mass=_memits((4, 5, 6, 7, 8), 15_000.0, **_EASYEDIT)
+    ),
+    ModelDefaults(
+        names=("qwen2.5-7b*",),
+        shape=(28, 3584),
+        mass={
+            **_memits((4, 5, 6, 7, 8), 15_000.0, **_EASYEDIT),
+            **_alphaedits((4, 5, 6, 7, 8), l2=1.0, **_EASYEDIT),
+        },
+    ),
+    ModelDefaults(names=("qwen2-7b*",), shape=(28, 3584), mass=_memits((4, 5, 6, 7, 8), 15_000.0, **_EASYEDIT)),
+    ModelDefaults(names=("llama-3.2-3b*",), shape=(28, 3072), mass=_memits((4, 5, 6, 7, 8), 15_000.0, **_EASYEDIT)),
+    # AlphaEdit's repository, and BLUE's for PMET.
     ModelDefaults(
         names=("meta-llama-3-8b-instruct", "meta-llama-3-8b", "llama-3-8b*"),
         shape=(32, 4096),
-        mass=_memits((4, 5, 6, 7, 8), 15_000.0, max_evaluations=25, learning_rate=0.1),
+        mass={
+            **_memits((4, 5, 6, 7, 8), 15_000.0, max_evaluations=25, learning_rate=0.1),
+            **_alphaedits((4, 5, 6, 7, 8), max_evaluations=25, learning_rate=0.1),
+            "pmet": MassDefaults(
+                (4, 5, 6, 7, 8),
+                {"covariance_weight": 15_000.0, "max_evaluations": 25, "learning_rate": 0.1, "kl_factor": 0.0625},
+            ),
+        },
     ),
     # Measured by this package on COUNTERFACT records: a sweep over layers; some targets of several tokens take more
     # than the release's 20 evaluations; an epsilon of 5e-4 leaves four facts in five as they were, and 2e-3 writes all
@@ -121,6 +167,7 @@ MODEL_DEFAULTS = (
         epsilon=2e-3,
         mass={
             **_memits((3, 4, 5, 6, 7), 1500.0, extra_evaluations=20),
+            **_alphaedits((3, 4, 5, 6, 7), extra_evaluations=20),
             "emmet": MassDefaults((7,), {"covariance_weight": 1500.0, "max_evaluations": 20, "extra_evaluations": 20}),
             "pmet": MassDefaults((3, 4, 5, 6, 7), {"covariance_weight": 1500.0, "learning_rate": 0.5}),
         },
