@@ -19,7 +19,7 @@ import torch
 
 from tl_rome.arguments import Whole
 from tl_rome.errors import InputError, StorageError
-from tl_rome.facts import Fact
+from tl_rome.facts import EditRequest, Fact
 from tl_rome.storage.json_text import parse_json, refuse_halves
 from tl_rome.storage.layouts import name_layout
 from tl_rome.storage.parts import read_as
@@ -218,6 +218,24 @@ def load_sample_facts() -> list[Fact]:
 def _in_turn(templates: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Fact]:
     """Facts whose templates take turns."""
     return [Fact(templates[i % len(templates)], subject, target) for i, (subject, target) in enumerate(pairs)]
+
+
+def load_requests(path: str | Path) -> list[EditRequest]:
+    """Read what to edit from JSONL: `template`, `subject`, `target_new` and, optionally, `target_true` and `joiner`.
+
+    Args:
+        path: File, gzipped or not; more fields do no harm, and blank lines are passed over.
+
+    Raises:
+        StorageError: If it cannot be read, or a line lacks a field; it names the line.
+        InputError: If a request is not valid.
+    """
+    requests = []
+    for number, row in _numbered_lines(path, ("template", "subject", "target_new"), ("target_true", "joiner")):
+        with _named(f"line {number} of {path}"):
+            more = row.get("target_true"), row.get("joiner")
+            requests.append(EditRequest(row["template"], row["subject"], row["target_new"], *more))
+    return requests
 
 
 def save_facts(path: str | Path, facts: Iterable[Fact]) -> Path:

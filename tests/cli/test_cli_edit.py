@@ -1,14 +1,17 @@
 """`tl-rome edit`: the library's edit, its receipt, and what the model says before and after."""
 
+import json
+import re
+
 import pytest
 import torch
 from support.cli import fail, run, succeed, written
-from support.families import KINDS
+from support.families import KINDS, SENTENCES
 
 from tl_rome import Edit, Fact, FineTune, KeyCovariance, rome
 from tl_rome.cli.demo_run import FACT, NEW, ask
 from tl_rome.cli.editor_options import EditorName
-from tl_rome.editors import FT, FT_L, PRESETS, Receipt, sample_contexts
+from tl_rome.editors import FT, FT_L, PRESETS, BatchEdit, Receipt, estimate_covariances, sample_contexts
 from tl_rome.editors.by_name import EDITOR_NAMES, ROME_CONFIGS, TRAINED_NAMES
 from tl_rome.facts import EditRequest
 
@@ -135,6 +138,56 @@ def test_contexts_of_the_recipe(folder, tiny, statistics, tmp_path, monkeypatch)
     assert "(sampled from the start token, top-k 5)" in printed
     recipe = sample_contexts(tiny("gpt2", KINDS[0]), PRESETS["released"], generator=torch.Generator().manual_seed(1))
     assert Edit.load(tmp_path / "recipe").provenance["contexts"] == list(recipe)
+
+
+@pytest.fixture(scope="session")
+def several(tiny, tmp_path_factory):
+    """A folder of statistics of two layers, as `tl-rome covariance --layers` writes it."""
+    folder = tmp_path_factory.mktemp("several")
+    options = {"source": "sentences", "progress": False}
+    for each in estimate_covariances(tiny("gpt2", KINDS[0]), [1, 2], SENTENCES, **options).values():
+        each.save(folder)
+    return folder
+
+
+def test_many_facts_of_a_file_become_one_edit(folder, tiny, several, tmp_path):
+    facts, out = tmp_path / "facts.jsonl", tmp_path / "edit.safetensors"
+    rows = [(TEMPLATE, SUBJECT, NEW), ("{} works as a", "Ada Lovelace", "cook")]
+    names = ("template", "subject", "target_new")
+    facts.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n\n" for row in rows))
+    common = ("--covariance", several, "--model", folder, "--out", out)
+    printed = edited("edit", "--requests", facts, "--editor", "memit", "--ask", "Ada Lovelace works as a", *common)
+    assert "of 2 took" in printed
+    assert "1, 2 (those of the statistics)" in printed
+    assert "Ada Lovelace works as a" in printed
+    made = BatchEdit.load(out, tiny("gpt2", KINDS[0]))
+    assert made.requests == tuple(EditRequest(*row) for row in rows)
+    one = edited("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, *common)  # the file of its layer
+    assert "sentences" in one
+    assert Edit.load(out).updates[0].layer == 2
+    assert "has no statistics of layer 3 (only of 1, 2)" in fail("edit", *rows[0], "--layer", 3, *common)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((TEMPLATE, SUBJECT), "or give --requests FILE"),
+        (("--requests", "FACTS"), "rome writes one fact, and .* has 2; use a mass editor"),
+        ((TEMPLATE, SUBJECT, NEW, "--requests", "FACTS"), "a fact and --requests are both given"),
+        (("--requests", "EMPTY", "--editor", "memit"), "has no line"),
+        (("--requests", "FACTS", "--editor", "memit", "--layer", 1), "memit edits several layers"),
+        (("--requests", "FACTS", "--editor", "memit", "--covariance", "ONE"), "has statistics of one layer, and mass"),
+        (("--requests", "FACTS", "--editor", "memit", "--covariance", "EMPTY_FOLDER"), "has 0 files"),
+        (("--requests", "BROKEN", "--editor", "memit"), "line 1 of .* does not have the text fields"),
+    ],
+)
+def test_requests_that_cannot_be_edited(statistics, tmp_path, arguments, message):
+    fact = {"template": TEMPLATE, "subject": SUBJECT, "target_new": NEW}
+    for name, rows in (("FACTS", [fact, fact]), ("EMPTY", []), ("BROKEN", [{"template": TEMPLATE}])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "EMPTY_FOLDER").mkdir()
+    places = {name: tmp_path / name for name in ("FACTS", "EMPTY", "BROKEN", "EMPTY_FOLDER")} | {"ONE": statistics}
+    assert re.search(message, fail("edit", *(places.get(part, part) for part in arguments)))
 
 
 @pytest.mark.slow

@@ -170,6 +170,8 @@ class World:
             (pararel / place / "P131.jsonl").write_text(json.dumps(row) + "\n")
         (references / "P131" / "Q90").mkdir(parents=True)
         (references / "P131" / "Q90" / "Louvre.txt").write_text("The Louvre is in Paris.")
+        requests = folder / "requests.jsonl"
+        requests.write_text(json.dumps({"template": "{} is in", "subject": "A", "target_new": "B"}))
         np.savez(folder / "sums.npz", **{"mom2.mom2": np.eye(128, dtype=np.float32), "mom2.count": np.array(5)})
         new = Each(self.new_path)
         tensors, header = RESULT.to_file()
@@ -185,7 +187,12 @@ class World:
             **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},
             **{"path": new, "store": new, "folder": new, "cache": new, "cache_dir": folder / "cache"},
             **self._other_layouts(),
-            **{"load_facts.path": facts, "load_traces.folder": traces, "load_results.store": results},
+            **{
+                "load_facts.path": facts,
+                "load_requests.path": requests,
+                "load_traces.folder": traces,
+                "load_results.store": results,
+            },
             **{"import_npz.path": folder / "sums.npz", "load_pararel.folder": pararel},
             **{"load_pararel.relations": ["P131"]},
             **{"ReferenceTexts.from_folder.folder": references},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
+from tl_rome.cli.inputs.statistics import Statistics
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ CovarianceOption = Annotated[
     str | None,
     typer.Option(
         "--covariance",
-        help="Key statistics for ROME: file of `tl-rome covariance`, or hf://owner/name/file.",
+        help="Key statistics: file of `tl-rome covariance`, its folder of several layers, or hf://owner/name/file.",
         show_default="shipped, or sampled",
     ),
 ]
@@ -146,14 +147,13 @@ class EditorMaker:
     """Of contexts and sampled text."""
 
     def __post_init__(self) -> None:
-        from tl_rome.editors import KeyCovariance
-
         layer_choice(self.layer)
-        if not any(name.is_rome for name in self.names) and (self.layer, self.covariance) != (None, None):
+        rome, mass = any(name.is_rome for name in self.names), any(name.is_mass for name in self.names)
+        if not rome and (self.layer is not None or (self.covariance is not None and not mass)):
             what = f"{' and '.join(self.names)} choose their layers themselves here, without key statistics"
             raise InputError(f"{what}; leave out --layer and --covariance, or name rome too")
         if self.covariance is not None:
-            KeyCovariance.load(self.covariance)
+            Statistics.read(self.covariance).check(rome=rome, mass=mass)
 
     def __call__(self, model: "HookedModel") -> "dict[str, Editor]":
         """The editors by name.
@@ -161,14 +161,16 @@ class EditorMaker:
         Raises:
             TLRomeError: As `editors_by_name` does.
         """
-        from tl_rome.editors import KeyCovariance, load_trained
+        from tl_rome.editors import load_trained
         from tl_rome.editors.by_name import editors_by_name
 
+        layer, found = layer_choice(self.layer), Statistics.read(self.covariance)
         return editors_by_name(
             model,
             [name.value for name in self.names],
-            layer=layer_choice(self.layer),
-            covariance=None if self.covariance is None else KeyCovariance.load(self.covariance),
+            layer=layer,
+            covariance=found.of_one(model, layer) if any(name.is_rome for name in self.names) else None,
+            covariances=found.of_several,
             max_contexts=self.max_contexts,
             trained=[load_trained(file, model) for file in self.trained],
             seed=self.seed,

@@ -55,8 +55,10 @@ def _seed(number: int) -> int:
     return number
 
 
-TemplateArgument = Annotated[str, typer.Argument(help="Prompt with one {} for the subject, ending before the object.")]
-SubjectArgument = Annotated[str, typer.Argument(help="The entity, as it appears in the prompt.")]
+TEMPLATE_HELP = "Prompt with one {} for the subject, ending before the object."
+SUBJECT_HELP = "The entity, as it appears in the prompt."
+TemplateArgument = Annotated[str, typer.Argument(help=TEMPLATE_HELP)]
+SubjectArgument = Annotated[str, typer.Argument(help=SUBJECT_HELP)]
 RecordsOption = Annotated[
     str, typer.Option("--records", help="sample, a JSON or JSONL file, or the name of a `datasets` data set.")
 ]

@@ -90,5 +90,6 @@ from tl_rome.editors.trained.mend.config import MEND_RELEASED as MEND_RELEASED
 from tl_rome.editors.trained.mend.config import MendConfig as MendConfig
 from tl_rome.editors.trained.mend.editor import Mend as Mend
 from tl_rome.editors.trained.mend.editor import train_mend as train_mend
+from tl_rome.fact_files import load_requests as load_requests
 
 guard(__name__)

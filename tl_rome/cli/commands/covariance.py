@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_rome.cli import console
+from tl_rome.cli.inputs.texts import Dataset, TextFiles, Texts
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import Integers, SeedOption, integers
-from tl_rome.cli.texts import Dataset, TextFiles, Texts
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_rome.cli import console
+from tl_rome.cli.inputs.texts import TextFiles
+from tl_rome.cli.inputs.training_data import Method, TrainingSet, TrainingSource
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import SeedOption
-from tl_rome.cli.texts import TextFiles
-from tl_rome.cli.training_data import Method, TrainingSet, TrainingSource
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:

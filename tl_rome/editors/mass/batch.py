@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePri
 from tl_rome.editors.mass.finish import Solved, finish_batch, probe_all
 from tl_rome.editors.mass.layers import write_layers
 from tl_rome.editors.mass.memory import KeyMemory
+from tl_rome.editors.mass.parts import MassParts
 from tl_rome.editors.mass.requests import alike_warning
 from tl_rome.editors.mass.subspace import KeySubspace, doubt_of_subspaces, quiet_subspace
 from tl_rome.editors.mass.sweeps.choice import sweep_layers
@@ -25,16 +26,13 @@ from tl_rome.facts import EditRequest
 from tl_rome.running.memory import fitting_tokens, is_out_of_memory
 from tl_rome.sites import HookedModel
 
-if TYPE_CHECKING:
-    from tl_rome.editors.mass.editor import MassEditor
-
 _log = logging.getLogger(__name__)
 _LEAST_TOKENS = 64
 """Bound on tokens at once below which a batch is not tried again."""
 
 
 def batch_edit(
-    editor: "MassEditor",
+    editor: MassParts,
     model: HookedModel,
     requests: Sequence[EditRequest],
     groups: Sequence[tuple[int, ...]],
@@ -116,7 +114,7 @@ def _within_memory(solve: Callable[[int], Solved], most: int) -> Solved:
         _log.warning("out of memory with %d tokens of the batch at once; going on with %d", 2 * most, most)
 
 
-def _prior(editor: "MassEditor", memory: KeyMemory | None, layer: int, facts: int) -> tuple[Prior, KeySubspace | None]:
+def _prior(editor: MassParts, memory: KeyMemory | None, layer: int, facts: int) -> tuple[Prior, KeySubspace | None]:
     earlier = None if memory is None else memory.earlier(layer)
     config, covariance = editor.config, editor.covariances[layer]
     if not config.in_subspace:
@@ -126,12 +124,12 @@ def _prior(editor: "MassEditor", memory: KeyMemory | None, layer: int, facts: in
     return SubspacePrior(subspace.basis, config.l2, earlier), subspace
 
 
-def _statistics_in_words(editor: "MassEditor") -> str:
+def _statistics_in_words(editor: MassParts) -> str:
     found = {f"{each.count} tokens, {each.source}" for each in editor.covariances.values()}
     return "; ".join(sorted(found))
 
 
-def _provenance(editor: "MassEditor", model: HookedModel, found: Sequence[OptimisedValue]) -> dict[str, Any]:
+def _provenance(editor: MassParts, model: HookedModel, found: Sequence[OptimisedValue]) -> dict[str, Any]:
     return {
         "editor": type(editor).__name__,
         "config": asdict(editor.config),

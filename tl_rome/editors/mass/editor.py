@@ -22,6 +22,7 @@ from tl_rome.editors.gradients import borrowed_for_gradients
 from tl_rome.editors.mass.batch import batch_edit
 from tl_rome.editors.mass.config import MEMIT, MassConfig, mass_layers, mass_model_defaults, mass_preset_named
 from tl_rome.editors.mass.memory import KeyMemory
+from tl_rome.editors.mass.parts import MassParts
 from tl_rome.editors.mass.requests import check_batch, fact_groups, shared_subject_warning
 from tl_rome.editors.mass.values import check_stream, with_norm_anchor
 from tl_rome.editors.rank_one.contexts import contexts_for
@@ -37,39 +38,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MassEditor:
+class MassEditor(MassParts):
     """A mass editor for one model and some layers: call it with a model and requests to get one `BatchEdit` of all.
 
     It holds everything expensive, so that many batches share it; `MassEditor.prepare` makes one with defaults.
-
-    Raises:
-        InputError: If there are no statistics, they are filed under another layer than theirs, or the first context is
-            not the empty one.
     """
 
-    covariances: Mapping[int, KeyCovariance]
-    """Key statistics of the layers to edit, by layer."""
-    contexts: tuple[str, ...]
-    """Prefixes, the empty one first."""
-    config: MassConfig = MEMIT
-    """Preset."""
-    layer_choice: str = "given"
-    """Why these layers, for the receipt."""
-    seed: Seed | None = None
-    """Seed that contexts and own samples were drawn with, if they were."""
-    contexts_choice: str = "given"
-    """How the contexts were chosen, for the receipt."""
     find_values: ValueFinder = optimise_values
     """Finds z; with `SharedValues()` editors that differ in layers below, spread or prior share the optimisation."""
-
-    def __post_init__(self) -> None:
-        if not self.contexts or self.contexts[0]:
-            raise InputError(f"the first context must be '', the prompt without a prefix; got {self.contexts[:1]}")
-        if not self.covariances:
-            raise InputError("no key statistics; give those of each layer to edit")
-        for layer, covariance in self.covariances.items():
-            if covariance.layer != layer:
-                raise InputError(f"the statistics filed under layer {layer} are of layer {covariance.layer}")
 
     def __repr__(self) -> str:
         layers = ", ".join(map(str, self.layers))
@@ -122,11 +98,6 @@ class MassEditor:
             covariances = covariances_for(model, layers, seed=seed, progress=progress)
         chosen = {layer: covariances[layer] for layer in layers}
         return cls(chosen, prefixes, config, choice, seed, contexts_choice)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers that are edited, lowest first; z lives at the last."""
-        return tuple(sorted(self.covariances))
 
     def identity(self) -> dict[str, Any]:
         """What decides the edits, JSON-serialisable: two editors that make the same edits are equal here."""

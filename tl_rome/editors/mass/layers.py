@@ -19,7 +19,8 @@ from tl_rome.editors.edits.weight_edit import updates_applied
 from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior, key_directions
 from tl_rome.editors.mass.config import MassConfig
 from tl_rome.editors.mass.finish import Solved
-from tl_rome.editors.mass.shrink.cut import cut
+from tl_rome.editors.mass.shrink.prune import prune
+from tl_rome.editors.mass.shrink.rect import rect
 from tl_rome.editors.mass.subspace import KeySubspace
 from tl_rome.editors.mass.sweeps.protocol import Sweep
 from tl_rome.running.arithmetic import in_float64
@@ -57,8 +58,12 @@ class _Layer:
     right: Float[Tensor, "d_model rank"]
 
     def cut(self, config: MassConfig) -> "_Layer":
-        """The same with a finished change that is cut."""
-        change = cut(in_float64(self.weight), self.left @ self.right.T, config)
+        """The same with what RECT or PRUNE leave of the finished change."""
+        change = self.left @ self.right.T
+        if config.rect_share is not None:
+            change = rect(self.weight, change, config.rect_share)
+        if config.prune_base is not None:
+            change = prune(self.weight, change, config.prune_base)
         return replace(self, left=change, right=torch.eye(change.shape[1]).to(change))
 
     @property

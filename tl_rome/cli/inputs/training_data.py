@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_rome.cli import console
-from tl_rome.cli.texts import TextFiles
+from tl_rome.cli.inputs.texts import TextFiles
 from tl_rome.errors import InputError
 
 if TYPE_CHECKING:

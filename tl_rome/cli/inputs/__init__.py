@@ -1,0 +1,1 @@
+"""What options name, read: texts, examples for training, key statistics."""
