@@ -167,7 +167,7 @@ MODEL_DEFAULTS = (
         epsilon=2e-3,
         mass={
             **_memits((3, 4, 5, 6, 7), 1500.0, extra_evaluations=20),
-            **_alphaedits((3, 4, 5, 6, 7), extra_evaluations=20),
+            **_alphaedits((3, 4, 5, 6, 7), extra_evaluations=20, l2=1.0),
             "emmet": MassDefaults((7,), {"covariance_weight": 1500.0, "max_evaluations": 20, "extra_evaluations": 20}),
             "pmet": MassDefaults((3, 4, 5, 6, 7), {"covariance_weight": 1500.0, "learning_rate": 0.5}),
         },

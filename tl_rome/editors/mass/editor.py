@@ -224,7 +224,7 @@ class MassEditor(MassParts):
         """The value of each group, and the seconds that this took."""
         started, last = time.perf_counter(), self.layers[-1]
         check_stream(model, last)
-        bound = max_batch_tokens or fitting_tokens(model, 2048, trained_from=last)
+        bound = max_batch_tokens or fitting_tokens(model, 1024, trained_from=last)
         options = {"max_batch_tokens": bound, "progress": progress}
         facts: list[ToWrite] = [
             requests[group[0]].fact if len(group) == 1 else tuple(requests[index].fact for index in group)

@@ -35,6 +35,7 @@ from tl_rome.facts import Fact
 from tl_rome.running.blocks import frozen
 from tl_rome.running.forward import final_logits
 from tl_rome.running.matrices import key_hook
+from tl_rome.running.memory import give_back
 from tl_rome.running.replay import Replay
 from tl_rome.sites import HookedModel, Site, check_layer
 
@@ -154,6 +155,8 @@ def optimise_values(
                 values = _optimise(_Loss(model, runner, batch.layout, settings, initial), settings, progress)
             for index, value, rows, output in zip(chunk, values, keys, outputs, strict=True):
                 found[index] = replace(value, keys=keys_in_contexts(rows), output=output)
+            del batch, runner, values
+            give_back()
     return [found[index] for index in range(len(facts))]
 
 
