@@ -69,9 +69,9 @@ def test_a_batch_is_that_of_whole_runs(fresh_tiny, family, kind):
     assert [fact.residual_left for fact in edit.receipt.facts] == pytest.approx(left, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_layer_one_fact_and_no_weight_is_r_rome(fresh_tiny, kind):
-    model = fresh_tiny("llama", kind)
+@pytest.mark.parametrize(("family", "kind"), [*(("llama", kind) for kind in KINDS), ("gptj", KIND)])
+def test_one_layer_one_fact_and_no_weight_is_r_rome(fresh_tiny, family, kind):
+    model = fresh_tiny(family, kind)
     covariances = statistics(model, (1,))
     settings = {name: getattr(R_ROME, name) for name in ("clamp", "norm_penalty", "kl_factor", "max_evaluations")}
     config = replace(MEMIT, value_site="w_out", key_weighting="flat", covariance_weight=0.0, **settings)
