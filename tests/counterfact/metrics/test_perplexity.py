@@ -64,5 +64,7 @@ def test_texts_without_anything_to_predict_are_refused(tiny):
 
 def test_the_embedded_model_reads_plain_sentences(smollm2):
     model = smollm2(KIND)
-    expected = plain_perplexities(smollm2_folder(progress=False), plain_sentences(), bool(model.cfg.default_prepend_bos))
+    expected = plain_perplexities(
+        smollm2_folder(progress=False), plain_sentences(), bool(model.cfg.default_prepend_bos)
+    )
     assert me_ppl(model) == pytest.approx(sum(expected) / 50, rel=1e-4)
