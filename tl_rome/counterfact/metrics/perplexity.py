@@ -39,7 +39,7 @@ def me_ppl(
     texts: Sequence[str] | None = None,
     max_batch_tokens: Count | None = None,
 ) -> float:
-    """Mean over texts of the perplexity of each, exp(mean of -log P(token | those before) over all but its first token).
+    """Mean over texts of each one's perplexity: exp of the mean of -log P(token | those before), but for its first.
 
     Args:
         model: Left as found. Edits that are applied to it count.
