@@ -19,6 +19,7 @@ def harness_model(
     *,
     batch_size: Count = 16,
     max_length: Count | None = None,
+    same_weights: bool = True,
     progress: bool = True,
 ) -> "TransformerLensLM":
     """A model as lm-evaluation-harness takes it: give it to `lm_eval.simple_evaluate` and all that builds on it.
@@ -29,6 +30,7 @@ def harness_model(
         batch_size: Texts run at once.
         max_length: Tokens that a text and its continuation may have, beyond which the harness cuts it on the left; by
             default the model's context.
+        same_weights: False runs the edit on a model with other weights, such as a quantised one, see `edited_rows`.
         progress: Whether the harness shows its progress bars over requests.
 
     Raises:
@@ -41,7 +43,7 @@ def harness_model(
     require("lm_eval", extra="harness")
     from tl_rome.harness.language_model import TransformerLensLM
 
-    return TransformerLensLM(model, edit, batch_size, max_length, progress)
+    return TransformerLensLM(model, edit, batch_size, max_length, same_weights, progress)
 
 
 def evaluate_tasks(
@@ -51,6 +53,7 @@ def evaluate_tasks(
     edit: AnyEdit | None = None,
     batch_size: Count = 16,
     max_length: Count | None = None,
+    same_weights: bool = True,
     num_fewshot: Whole | None = None,
     limit: Count | None = None,
     include_path: str | Path | None = None,
@@ -69,6 +72,7 @@ def evaluate_tasks(
         edit: As in `harness_model`.
         batch_size: As in `harness_model`.
         max_length: As in `harness_model`.
+        same_weights: As in `harness_model`.
         num_fewshot: Examples before each question; by default what each task says, else none.
         limit: Questions of each task; by default all.
         include_path: Folder with further tasks, in YAML.
@@ -85,7 +89,9 @@ def evaluate_tasks(
         InputError: If the harness does not know a task, a task asks for samples or beams, or as for `harness_model`.
         TLRomeError: As for `harness_model`.
     """
-    lm = harness_model(model, edit, batch_size=batch_size, max_length=max_length, progress=progress)
+    lm = harness_model(
+        model, edit, batch_size=batch_size, max_length=max_length, same_weights=same_weights, progress=progress
+    )
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -40,12 +40,18 @@ class TransformerLensLM(_HFLM):
     """
 
     def __init__(
-        self, model: HookedModel, edit: AnyEdit | None, batch_size: int, max_length: int | None, progress: bool
+        self,
+        model: HookedModel,
+        edit: AnyEdit | None,
+        batch_size: int,
+        max_length: int | None,
+        same_weights: bool,
+        progress: bool,
     ) -> None:
         n_ctx = model.cfg.n_ctx
         if max_length is not None and max_length > n_ctx:
             raise InputError(f"max_length is {max_length}, but the model's context {n_ctx}; give at most that")
-        self._lens, self._edit, self._virtual, self._quiet = model, edit, None, not progress
+        self._lens, self._edit, self._same_weights, self._quiet = model, edit, same_weights, not progress
         tokenizer, adds_bos = _tokenizer(model)
         with self._running():
             pass  # an edit of another model is refused at once
@@ -65,7 +71,9 @@ class TransformerLensLM(_HFLM):
     def _running(self) -> Iterator[None]:
         """The model is borrowed, and the edit fits it as it is now."""
         with borrowed(self._lens), torch.no_grad():
-            self._virtual = None if self._edit is None else VirtualEdits(self._lens, [self._edit])
+            self._virtual = None
+            if self._edit is not None:
+                self._virtual = VirtualEdits(self._lens, [self._edit], same_weights=self._same_weights)
             yield
 
     @reliable
