@@ -40,13 +40,13 @@ def timed_map(model: Any, runs: Runs, component: str, layers: Sequence[int], cel
     patch = replace(whole, windows=tuple(whole.windows[layer] for layer in layers))
     n_pos = len(runs.prompt.tokens)
     started = time.process_time()
-    traced = TracedPrompt.record(runs, TraceConfig(), needed_names(model, patch), attended=True)
-    found = trace_incremental([traced], patch, max_batch_tokens=bound)[0]
+    traced = TracedPrompt.record(runs, [TraceConfig()], needed_names(model, patch), attended=True)
+    found = trace_incremental([traced], patch, max_batch_tokens=bound)[0][0]
     seconds = time.process_time() - started
     few = [index * len(layers) // max(1, cells // n_pos) for index in range(max(1, cells // n_pos))]
     sample = replace(patch, windows=tuple(patch.windows[index] for index in few))
     started = time.process_time()
-    twin = trace_plain(traced, sample, max_batch_tokens=runs.samples * n_pos)
+    twin = trace_plain(traced, sample, max_batch_tokens=runs.samples * n_pos)[0]
     each = (time.process_time() - started) / twin.numel()
     return {
         "seconds": seconds,

@@ -25,7 +25,7 @@ from tl_rome.patching import view_trace
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = ("eval", "report", "notebook", "ray")
+EXTRAS = ("eval", "report", "notebook", "ray", "harness")
 DISTRIBUTIONS = metadata.packages_distributions()
 COMES_WITH = {"urllib3": "requests"}
 """Packages that another one brings and that are part of how it is used."""

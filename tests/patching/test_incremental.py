@@ -91,7 +91,7 @@ def test_columns_are_grouped_by_what_a_call_is_worth(tiny, monkeypatch):
     model = tiny("gpt2", KINDS[0])
     patch = Patch.make(model, "resid_post", 1, "released")
     runs = [prepare(model, FACT, TraceConfig(corruption=NOISE), torch.Generator())]
-    traced = [TracedPrompt.record(run, TraceConfig(), [], attended=False) for run in runs]
+    traced = [TracedPrompt.record(run, [TraceConfig()], [], attended=False) for run in runs]
 
     def groups(call, max_batch_tokens=4096):
         monkeypatch.setattr("tl_rome.patching.methods.incremental._CALL", call)

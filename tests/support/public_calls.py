@@ -14,6 +14,8 @@ OPTIONS = {"estimate_covariance": "estimate_covariances", "covariance_from_sampl
 PACKAGES = (tl_rome, patching, editors, counterfact)
 LEFT_OUT = {
     "evaluate_on_ray": "starts a cluster, which takes seconds; beneath it is `evaluate`",
+    "to_patching_result": "of TransformerLens 4.3, which one leg has",
+    "from_patching_result": "as above",
     "TLRomeError": "what is to be raised",
     "guard": "for packages alone",
     "Editor": "a protocol",

@@ -42,6 +42,8 @@ from tl_rome.counterfact.layouts.rippleedits import load_rippleedits as load_rip
 from tl_rome.counterfact.metrics.columns import COLUMNS as COLUMNS
 from tl_rome.counterfact.metrics.columns import FREE_COLUMNS as FREE_COLUMNS
 from tl_rome.counterfact.metrics.columns import PAPER_COLUMNS as PAPER_COLUMNS
+from tl_rome.counterfact.metrics.perplexity import me_ppl as me_ppl
+from tl_rome.counterfact.metrics.perplexity import plain_sentences as plain_sentences
 from tl_rome.counterfact.records import CounterFactRecord as CounterFactRecord
 from tl_rome.counterfact.records import RequestedRewrite as RequestedRewrite
 from tl_rome.counterfact.report.composition import tabulate_composition as tabulate_composition

@@ -1,17 +1,15 @@
 """Getting a model: by the name of the embedded default, by a hub name, or from a local folder.
 
-Every model takes the same way: Hugging Face weights and tokenizer are loaded (`smollm2.py` makes the folder of the
-embedded one), checked for missing and non-finite weights, and turned into a raw HookedTransformer or TransformerBridge
-(`conversion.py`). Whether prompts begin with a BOS token is decided here once and recorded in
+Every model takes the same way: Hugging Face weights and tokenizer are loaded (`hugging_face.py`; `smollm2.py` makes the
+folder of the embedded one), checked for missing and non-finite weights, and turned into a raw HookedTransformer or
+TransformerBridge (`conversion.py`). Whether prompts begin with a BOS token is decided here once and recorded in
 `model.cfg.default_prepend_bos`: TransformerLens' own default prepends one for most models, the authors' GPT-2 code does
 not, and the probability of a fact can differ by a factor of three between the two.
 """
 
 import contextlib
-import difflib
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,9 +17,9 @@ import torch
 
 from tl_rome.annotations import conform
 from tl_rome.arguments import guarded
-from tl_rome.errors import InputError, ModelUnavailableError, NumericsError, UnsupportedModelError
+from tl_rome.errors import InputError, NumericsError, UnsupportedModelError
 from tl_rome.models import smollm2
-from tl_rome.storage.hub import hub_silence
+from tl_rome.models.hugging_face import expanded, load_hugging_face
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -38,6 +36,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> "HookedTransformer": ...
@@ -49,6 +52,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> "TransformerBridge": ...
@@ -60,6 +68,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> "HookedTransformer | TransformerBridge": ...
@@ -71,6 +84,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Any:
@@ -79,11 +97,20 @@ def load_model(
     Args:
         name: `"smollm2-135m"` (embedded, needs no model hub), a local folder in Hugging Face layout, or a hub name such
             as `"gpt2-xl"` or `"EleutherAI/gpt-j-6B"`; hub names also come from the hub's cache (`HF_HUB_OFFLINE=1`).
-        model_class: TransformerLens class; None takes HookedTransformer where the installed TransformerLens has it.
-            Converting to it needs memory for the weights twice, a bridge needs it once.
+        model_class: TransformerLens class; None takes HookedTransformer where the installed TransformerLens has it and
+            the model is neither quantised nor spread by `device_map`. Converting to it needs memory for the weights
+            twice, a bridge needs it once.
         dtype: Floating-point type of the weights.
         device: Where the model goes; None is the best that TransformerLens trusts (CUDA, else the CPU).
         prepend_bos: Whether prompts begin with a BOS token; None follows the tokenizer's own default encoding.
+        revision: Branch, tag or commit of a hub name; by default the main branch.
+        token: Access token for a hub name, or whether to use the one that is stored; by default it is where there is
+            one.
+        trust_remote_code: Whether to run model code that comes with the weights. It can do anything that you can.
+        device_map: Where the parts of the model go, as transformers takes it ("auto" for several GPUs), in place of
+            `device`; for bridges only.
+        quantization_config: How transformers quantises the weights, such as a `BitsAndBytesConfig`; for bridges only.
+            Quantised weights are run but cannot be written: `edited_rows` runs edits on them.
         cache_dir: Cache folder in place of the package's own (embedded model) or the hub's (hub names).
         progress: Show progress bars and the warnings of transformers.
 
@@ -91,8 +118,8 @@ def load_model(
         The model; `model.cfg.default_prepend_bos` holds the BOS policy and `model.cfg.model_name` the name.
 
     Raises:
-        InputError: If an argument has an unknown value, the device does not exist on this machine, or BOS is asked of a
-            tokenizer that has none.
+        InputError: If an argument has an unknown value, the device does not exist on this machine, arguments exclude
+            each other, or BOS is asked of a tokenizer that has none.
         ModelUnavailableError: If the model cannot be found, downloaded or read.
         NumericsError: If a weight is NaN or infinite.
         UnsupportedModelError: If TransformerLens cannot convert the model, or lacks the class asked for.
@@ -110,19 +137,31 @@ def load_model(
         from tl_rome.models.conversion import convert, has_hooked_transformer
 
         target = _usable_device(device if device is not None else get_device())
-        if model_class is None:
-            model_class = "hooked" if has_hooked_transformer() else "bridge"
-        elif model_class == "hooked" and not has_hooked_transformer():
+        if device_map is not None and device is not None:
+            raise InputError(f"device {str(device)!r} and a device_map are given; give one of them")
+        if model_class == "hooked" and not has_hooked_transformer():
             raise UnsupportedModelError(
                 "the installed TransformerLens has no HookedTransformer (it was removed in 4.0); "
                 "use model_class='bridge' or model_class=None, or pip install 'transformer-lens<4'"
             )
-        place = None if cache_dir is None else _expanded(cache_dir)
-        hf_model, tokenizer = load_hugging_face(name, dtype, place, progress)
+        place = None if cache_dir is None else expanded(cache_dir)
+        access = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        if quantization_config is not None and device_map is None:
+            device_map = {"": str(target)}  # packed weights may not be moved afterwards
+        placing = {"device_map": device_map, "quantization_config": quantization_config}
+        hf_model, tokenizer = load_hugging_face(name, dtype, place, progress, access, placing)
         _check_finite(hf_model, name)
+        placed = device_map is not None or _is_quantised(hf_model)
+        if placed and model_class == "hooked":
+            raise UnsupportedModelError(
+                f"{name!r} is quantised or spread by a device_map, which HookedTransformer cannot take over; use "
+                "model_class='bridge'"
+            )
+        if model_class is None:
+            model_class = "hooked" if has_hooked_transformer() and not placed else "bridge"
         policy = _bos_policy(tokenizer, prepend_bos, name)
         model: Any = convert(hf_model, tokenizer, _short_name(name), model_class)
-        if target != torch.device("cpu"):
+        if target != torch.device("cpu") and not placed:
             model = model.to(target, print_details=False)
     model.cfg.default_prepend_bos = policy
     model.tokenizer.padding_side = "right"  # left-padded tokens without a mask give wrong logits in every class
@@ -147,109 +186,10 @@ def _usable_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def load_hugging_face(name: str, dtype: torch.dtype, cache_dir: Path | None, progress: bool) -> tuple[Any, Any]:
-    """Return the Hugging Face model (CPU, eval mode, eager attention) and its tokenizer."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    where = _source(name, cache_dir, progress)
-    silence = _silence(where)
-    if silence is not None:
-        where["local_files_only"] = True
-    try:
-        config = AutoConfig.from_pretrained(**where)
-    except ValueError as error:  # transformers' answer to a kind of model that it does not know
-        raise UnsupportedModelError(f"transformers cannot load {name!r}: {_one_line(error)}") from error
-    except Exception as error:  # hub, network and file errors share no base class
-        raise ModelUnavailableError(_unavailable(name, error, silence)) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model, which is not a causal language model in transformers; "
-            "use one that continues text from left to right"
-        )
-    if config.get_text_config() is not config:
-        raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model of text and something else, such as images; load its language "
-            "model by itself with transformers, save that with its tokenizer, and name the folder"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        # Eager attention is what TransformerBridge hooks, and what Gemma 2's soft caps need.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype, attn_implementation="eager", output_loading_info=True
-        )
-    except Exception as error:  # as above, and those of safetensors and torch
-        raise ModelUnavailableError(_unavailable(name, error, silence)) from error
-    hf_model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelUnavailableError(
-            f"the weights of {name!r} lack {len(missing)} tensors that its config asks for, {missing[0]!r} among them; "
-            "the download or the folder is incomplete: delete it and fetch it again"
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    return hf_model.eval(), tokenizer
-
-
-def _source(name: str, cache_dir: Path | None, progress: bool) -> dict[str, Any]:
-    """Return the arguments that tell transformers where the model is."""
-    if name == smollm2.NAME:
-        folder = smollm2.smollm2_folder(cache_dir, progress=progress)
-        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    folder = _expanded(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelUnavailableError(
-                f"folder {str(folder)!r} has no config.json; name a folder in Hugging Face layout "
-                "(config.json, model.safetensors, tokenizer files), as save_pretrained writes it"
-            )
-        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise ModelUnavailableError(f"folder {str(folder)!r} does not exist; give an existing folder or a hub name")
-    return {"pretrained_model_name_or_path": name, "cache_dir": cache_dir}
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path without `~`."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # there is no such user
-        raise ModelUnavailableError(f"folder {str(path)!r} cannot be found: {error}; name an existing one") from error
-
-
-def _silence(where: dict[str, Any]) -> str | None:
-    """Why the hub cannot be asked for a model that it should have; see `hub_silence`."""
-    if "local_files_only" in where:
-        return None
-    return hub_silence(f"{where['pretrained_model_name_or_path']}/resolve/main/config.json")
-
-
-def _unavailable(name: str, error: Exception, silence: str | None) -> str:
-    """Say what was tried and what to do about it."""
-    reason = silence or f"{type(error).__name__}: {_one_line(error)}"
-    if _expanded(name).is_dir() or name == smollm2.NAME:
-        return (
-            f"cannot read the model in {name!r}: {reason}; its folder is damaged or "
-            "incomplete: delete it and fetch it again"
-        )
-    from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
-
-    close = difflib.get_close_matches(name, [smollm2.NAME, *OFFICIAL_MODEL_NAMES], n=3)
-    return (
-        f"no model {name!r}: it is not the embedded {smollm2.NAME!r}, not a local folder, and the model hub or its "
-        f"cache did not give it ({reason}); "
-        + (f"did you mean {', '.join(map(repr, close))}? " if close else "")
-        + f"Check the name and the network; load_model({smollm2.NAME!r}) needs no hub"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or "no message"
-
-
 def _check_finite(hf_model: Any, name: str) -> None:
     for parameter_name, parameter in hf_model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+            continue  # packed, or without its scales
         # A sum is finite only if every term is, and costs no second tensor; it is looked into where it is not.
         if not parameter.sum(dtype=torch.float64).isfinite():
             bad = int((~parameter.isfinite()).sum())
@@ -257,6 +197,10 @@ def _check_finite(hf_model: Any, name: str) -> None:
                 f"parameter {parameter_name!r} of {name!r} has {bad} NaN or infinite values out of "
                 f"{parameter.numel()} as {parameter.dtype}; fetch the weights again, or load them in a wider dtype"
             )
+
+
+def _is_quantised(hf_model: Any) -> bool:
+    return getattr(hf_model.config, "quantization_config", None) is not None
 
 
 def _bos_policy(tokenizer: Any, prepend_bos: bool | None, name: str) -> bool:
@@ -270,7 +214,7 @@ def _bos_policy(tokenizer: Any, prepend_bos: bool | None, name: str) -> bool:
 
 
 def _short_name(name: str) -> str:
-    return _expanded(name).resolve().name if _expanded(name).is_dir() else name.split("/")[-1]
+    return expanded(name).resolve().name if expanded(name).is_dir() else name.split("/")[-1]
 
 
 @contextlib.contextmanager

@@ -32,6 +32,8 @@ from tl_rome.patching.metrics import LogitDifference as LogitDifference
 from tl_rome.patching.metrics import Metric as Metric
 from tl_rome.patching.metrics import TargetLogprob as TargetLogprob
 from tl_rome.patching.metrics import TargetProbability as TargetProbability
+from tl_rome.patching.patching_result import from_patching_result as from_patching_result
+from tl_rome.patching.patching_result import to_patching_result as to_patching_result
 from tl_rome.patching.plots.average import plot_average as plot_average
 from tl_rome.patching.plots.average import plot_averages as plot_averages
 from tl_rome.patching.plots.average import plot_roles as plot_roles

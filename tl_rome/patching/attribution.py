@@ -61,7 +61,7 @@ def attribution_trace(
         config = replace(config, corruption=at_scale_of(model, config.corruption))
         patch = Patch.make(model, component, config.width(component), config.clipping)
         runs = prepare(model, fact, config, generator)
-        traced = TracedPrompt.record(runs, config, patch.names, attended=False)
+        traced = TracedPrompt.record(runs, [config], patch.names, attended=False)
         patch = split(patch, [traced], config.units)
     gradients = _gradients(traced, patch)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def attribution_trace(
         read = torch.stack(products).cpu().double()
         effects = {layer: _by_unit(each, patch).mean(1) for layer, each in zip(patch.points, read, strict=True)}
         rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
-        scores = traced.base_score + torch.stack(rows)  # type: ignore[arg-type]
+        scores = traced.base_scores[0] + torch.stack(rows)  # type: ignore[arg-type]
         return traced.result(scores, patch, config, method="attribution", model=fingerprint(model))
 
 
@@ -95,7 +95,9 @@ def _gradients(traced: TracedPrompt, patch: Patch) -> dict[str, Tensor]:
     with torch.enable_grad(), hooked(model, hooks):
         run(model, tokens)
         logits = final_logits(model, found[last][:, -runs.scored :])
-        gradients = torch.autograd.grad(traced.metric(logits).sum(), [found[name] for name in patch.points.values()])
+        gradients = torch.autograd.grad(
+            traced.metrics[0](logits).sum(), [found[name] for name in patch.points.values()]
+        )
     return dict(zip(patch.points.values(), gradients, strict=True))
 
 

@@ -20,6 +20,8 @@ from tl_rome.tokens import SubjectSpan
 
 TRACE_KIND = "trace"
 """Kind of file that holds one."""
+NOTHING = 1e-6
+"""Relative change of a score that rounding makes by itself."""
 
 
 class StrongestCell(NamedTuple):
@@ -100,6 +102,23 @@ class TraceResult:
     def total_effect(self) -> float:
         """Clean minus corrupted score (section 2.1): what the corruption destroyed, and restoring can bring back."""
         return self.clean_score - self.corrupted_score
+
+    @property
+    def normalized(self) -> Float[Tensor, "layer pos *unit"]:
+        """(patched - corrupted) / (clean - corrupted): 0 where nothing came back, 1 where all did, of any metric.
+
+        Of a noising trace 1 is where nothing was destroyed.
+
+        Raises:
+            NumericsError: If the corruption changed nothing that could be told from rounding.
+        """
+        total, size = self.total_effect, max(abs(self.clean_score), abs(self.corrupted_score))
+        if not abs(total) > NOTHING * size:
+            raise NumericsError(
+                f"clean and corrupted runs of {self.prompt!r} score the same ({self.clean_score:.3g}), so there is "
+                "no scale for effects; choose another metric or corruption, or read `effects`"
+            )
+        return (self.scores - self.corrupted_score) / total
 
     def strongest(self) -> "StrongestCell":
         """The cell with the largest effect."""

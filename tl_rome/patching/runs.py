@@ -5,7 +5,7 @@ that is patched, the *source* run the one that patches come from. Denoising, the
 corrupted base; noising puts corrupted states into a clean base.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -150,8 +150,15 @@ class Recorded:
 
 
 def row_scores(
-    model: HookedModel, metric: Metric, resid: Float[Tensor, "rows scored d_model"]
-) -> Float[Tensor, " rows"]:
-    """Score of each row from its last residual streams, on the model's device."""
+    model: HookedModel, metrics: Sequence[Metric], resid: Float[Tensor, "rows scored d_model"]
+) -> Float[Tensor, "metrics rows"]:
+    """Scores of each row from its last residual streams, by each metric, on the model's device."""
     parts = resid.split(max(1, _LOGIT_ROWS // resid.shape[1]))
-    return torch.cat([metric(final_logits(model, part)) for part in parts])
+    return torch.cat([metric_scores(metrics, final_logits(model, part)) for part in parts], dim=1)
+
+
+def metric_scores(
+    metrics: Sequence[Metric], logits: Float[Tensor, "rows scored d_vocab"]
+) -> Float[Tensor, "metrics rows"]:
+    """Scores of each row by each metric."""
+    return torch.stack([metric(logits) for metric in metrics])

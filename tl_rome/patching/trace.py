@@ -8,8 +8,9 @@ The same experiment runs on any hook point, in either direction, with any metric
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -36,8 +37,8 @@ from tl_rome.storage.files import fingerprint
 _log = logging.getLogger(__name__)
 
 
-@borrows
-def causal_trace(
+@overload
+def causal_trace(  # pyright: ignore[reportOverlappingOverload]
     model: HookedModel,
     fact: Fact,
     component: str = "resid_post",
@@ -54,7 +55,64 @@ def causal_trace(
     method: Method = "incremental",
     max_batch_tokens: Count | None = None,
     progress: bool = True,
-) -> TraceResult:
+) -> TraceResult: ...
+@overload
+def causal_trace(
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    *,
+    generator: torch.Generator | None = None,
+    window: Count | None = None,
+    clipping: Clipping = "released",
+    corruption: Corruption | None = None,
+    metric: Mapping[str, MetricName | Metric] = ...,
+    direction: Direction = "denoising",
+    sever: Sever | None = None,
+    units: Units = None,
+    whole_target: bool | None = None,
+    method: Method = "incremental",
+    max_batch_tokens: Count | None = None,
+    progress: bool = True,
+) -> dict[str, TraceResult]: ...
+@overload
+def causal_trace(
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    *,
+    generator: torch.Generator | None = None,
+    window: Count | None = None,
+    clipping: Clipping = "released",
+    corruption: Corruption | None = None,
+    metric: Sequence[MetricName | Metric] = ...,
+    direction: Direction = "denoising",
+    sever: Sever | None = None,
+    units: Units = None,
+    whole_target: bool | None = None,
+    method: Method = "incremental",
+    max_batch_tokens: Count | None = None,
+    progress: bool = True,
+) -> list[TraceResult]: ...
+@borrows
+def causal_trace(
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    *,
+    generator: torch.Generator | None = None,
+    window: Count | None = None,
+    clipping: Clipping = "released",
+    corruption: Corruption | None = None,
+    metric: MetricName | Metric | Mapping[str, MetricName | Metric] | Sequence[MetricName | Metric] = "prob",
+    direction: Direction = "denoising",
+    sever: Sever | None = None,
+    units: Units = None,
+    whole_target: bool | None = None,
+    method: Method = "incremental",
+    max_batch_tokens: Count | None = None,
+    progress: bool = True,
+) -> TraceResult | dict[str, TraceResult] | list[TraceResult]:
     """Trace where a model keeps a fact.
 
     Args:
@@ -72,7 +130,8 @@ def causal_trace(
         corruption: What is done to the subject's embeddings; by default `GaussianNoise()`: ten draws at the model's
             own `noise_scale`.
         metric: "prob" (in [0, 1]), "logprob" (nats), or a function of logits [rows, scored, d_vocab] that gives one
-            number per row, see `metrics`. One that gives a single number is called row by row.
+            number per row, see `metrics`. One that gives a single number is called row by row. Several, by name or in a
+            list, are scored in one sweep, with the numbers that each has alone.
         direction: "denoising" restores clean states in corrupted runs; "noising" puts corrupted states into a clean
             run.
         sever: "mlp" or "attn": also keep all those outputs at the patched position as they are in the run that is
@@ -91,7 +150,8 @@ def causal_trace(
         progress: Whether to show a progress bar over positions.
 
     Returns:
-        Scores of shape [layer, pos] with what is needed to read and to plot them.
+        Scores of shape [layer, pos] with what is needed to read and to plot them; of several metrics a result for each,
+        by its name or in the order given.
 
     Raises:
         InputError: For an unknown hook point or choice, a window below 1, a subject or prompt that cannot be tokenised
@@ -99,20 +159,31 @@ def causal_trace(
         NumericsError: If the model's outputs are not finite.
         UnsupportedModelError: If the hook point exists, but does not fire.
     """
-    config = TraceConfig(
-        window=window,
-        clipping=clipping,
-        corruption=corruption,
-        metric=metric,
-        direction=direction,
-        sever=sever,
-        units=units,
-        whole_target=whole_target,
-        method=method,
-        max_batch_tokens=max_batch_tokens,
-    )
+    several = isinstance(metric, Mapping | Sequence) and not isinstance(metric, str)
+    listed: Any = metric.values() if isinstance(metric, Mapping) else metric if several else [metric]
+    metrics = list(listed)
+    if not metrics:
+        raise InputError("there are no metrics; give at least one, such as 'prob'")
+    configs = [
+        TraceConfig(
+            window=window,
+            clipping=clipping,
+            corruption=corruption,
+            metric=each,
+            direction=direction,
+            sever=sever,
+            units=units,
+            whole_target=whole_target,
+            method=method,
+            max_batch_tokens=max_batch_tokens,
+        )
+        for each in metrics
+    ]
     generators = None if generator is None else [generator]
-    return trace_together(model, [fact], component, config, generators=generators, progress=progress)[0]
+    found = _trace(model, [fact], component, configs, generators, None, progress)[0]
+    if isinstance(metric, Mapping):
+        return dict(zip(metric, found, strict=True))
+    return found if several else found[0]
 
 
 @borrows
@@ -141,61 +212,82 @@ def trace_together(
     Raises:
         TLRomeError: As `causal_trace`.
     """
+    found = _trace(model, facts, component, [config], generators, positions, progress)
+    return [results[0] for results in found]
+
+
+@torch.no_grad()
+def _trace(
+    model: HookedModel,
+    facts: Sequence[Fact],
+    component: str,
+    configs: Sequence[TraceConfig],
+    generators: Sequence[torch.Generator] | None,
+    positions: Collection[int] | None,
+    progress: bool,
+) -> list[list[TraceResult]]:
+    """For each fact a result by each metric; settings differ in these alone."""
     if generators is not None and len(generators) != len(facts):
         raise InputError(f"{len(facts)} facts but {len(generators)} generators; give each fact one")
     identity = fingerprint(model)
-    config = replace(config, corruption=at_scale_of(model, config.corruption))
+    corruption = at_scale_of(model, configs[0].corruption)
+    configs = [replace(config, corruption=corruption) for config in configs]
+    config = configs[0]
     patch = Patch.make(model, component, config.width(component), config.clipping, config.sever)
     draws = [None] * len(facts) if generators is None else generators
     runs = [prepare(model, fact, config, rng) for fact, rng in zip(facts, draws, strict=True)]
     longest = max((len(run.prompt.tokens) for run in runs), default=0)
     if positions is not None and not all(0 <= position < longest for position in positions):
         raise InputError(f"positions {sorted(positions)} are not all in 0 to {longest - 1}, those of the prompts")
-    if config.method == "incremental" and not patch.in_blocks:
+    chosen = config.method
+    if chosen == "incremental" and not patch.in_blocks:
         _log.info("%s lies outside the blocks; tracing it cell by cell", component)
-        config = replace(config, method="plain")
+        chosen = "plain"
 
-    def trace(part: Sequence[Runs]) -> list[TraceResult]:
-        method = config.method
+    def trace(part: Sequence[Runs]) -> list[list[TraceResult]]:
+        method = chosen
         with tqdm(desc=f"trace {component}", unit="pos", disable=not progress) as bar:
             try:
-                traced, split, scores = _METHODS[method](part, patch, config, positions, bar)
+                traced, split, scores = _METHODS[method](part, patch, configs, positions, bar)
             except UnsupportedModelError as error:
                 if method == "plain":
                     raise
                 _log.warning("%s; tracing cell by cell instead", error)
                 method = "plain"
-                traced, split, scores = _plain(part, patch, config, positions, bar)
+                traced, split, scores = _plain(part, patch, configs, positions, bar)
         return [
-            one.result(table, split, config, method=method, model=identity)
-            for one, table in zip(traced, scores, strict=True)
+            [
+                one.result(table, split, each, place=place, method=method, model=identity)
+                for place, (table, each) in enumerate(zip(tables, configs, strict=True))
+            ]
+            for one, tables in zip(traced, scores, strict=True)
         ]
 
-    return [result for _, results in Halving("prompts")(runs, trace) for result in results]
+    return [results for _, part in Halving("prompts")(runs, trace) for results in part]
 
 
-_Traced = tuple[list[TracedPrompt], Patch, list[Float[Tensor, "cell pos"]]]
+_Traced = tuple[list[TracedPrompt], Patch, list[Float[Tensor, "metrics cell pos"]]]
 
 
 def _incremental(
-    runs: Sequence[Runs], patch: Patch, config: TraceConfig, positions: Collection[int] | None, bar: tqdm
+    runs: Sequence[Runs], patch: Patch, configs: Sequence[TraceConfig], positions: Collection[int] | None, bar: tqdm
 ) -> _Traced:
     bar.reset(max(len(run.prompt.tokens) for run in runs))
     names = needed_names(runs[0].model, patch)
-    traced = [TracedPrompt.record(run, config, names, attended=True) for run in runs]
-    patch = split(patch, traced, config.units)
-    bound = config.batch_tokens(runs[0].model)
+    traced = [TracedPrompt.record(run, configs, names, attended=True) for run in runs]
+    patch = split(patch, traced, configs[0].units)
+    bound = configs[0].batch_tokens(runs[0].model)
     scores = trace_incremental(traced, patch, max_batch_tokens=bound, tick=bar.update, positions=positions)
     return traced, patch, scores
 
 
 def _plain(
-    runs: Sequence[Runs], patch: Patch, config: TraceConfig, positions: Collection[int] | None, bar: tqdm
+    runs: Sequence[Runs], patch: Patch, configs: Sequence[TraceConfig], positions: Collection[int] | None, bar: tqdm
 ) -> _Traced:
     bar.reset(sum(len(run.prompt.tokens) for run in runs))
-    traced = [TracedPrompt.record(run, config, patch.names, attended=False) for run in runs]
-    patch = split(patch, traced, config.units)
-    bound = config.batch_tokens(runs[0].model)
+    traced = [TracedPrompt.record(run, configs, patch.names, attended=False) for run in runs]
+    patch = split(patch, traced, configs[0].units)
+    bound = configs[0].batch_tokens(runs[0].model)
     scores = [trace_plain(one, patch, max_batch_tokens=bound, tick=bar.update, positions=positions) for one in traced]
     return traced, patch, scores
 

@@ -1,7 +1,7 @@
 """A prompt on its way through a trace: its two runs, what is scored in them, and the result."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,14 +14,12 @@ from tl_rome.facts import Fact
 from tl_rome.patching.config import Method, TraceConfig, described
 from tl_rome.patching.metrics import Metric, per_row
 from tl_rome.patching.patch import Patch
-from tl_rome.patching.result import TraceResult
+from tl_rome.patching.result import NOTHING, TraceResult
 from tl_rome.patching.runs import Recorded, Runs
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import Prompt, encode_fact, encode_target, token_labels
 
 _log = logging.getLogger(__name__)
-_NOTHING = 1e-6
-"""Relative change of a score that rounding makes by itself."""
 
 
 def prepare(model: HookedModel, fact: Fact, config: TraceConfig, generator: torch.Generator | None) -> Runs:
@@ -64,16 +62,18 @@ class TracedPrompt:
     """The token that the clean model thinks most likely."""
     answer: Int[Tensor, " scored"]
     """Tokens of the answer: the target's, or `predicted`."""
-    metric: Metric
-    """One score per row."""
+    metrics: tuple[Metric, ...]
+    """Each gives one score per row."""
 
     @classmethod
-    def record(cls, runs: Runs, config: TraceConfig, names: Iterable[str], *, attended: bool) -> "TracedPrompt":
+    def record(
+        cls, runs: Runs, configs: Sequence[TraceConfig], names: Iterable[str], *, attended: bool
+    ) -> "TracedPrompt":
         """Run clean and corrupted, and settle what is scored.
 
         Args:
             runs: The prompt and its corruption.
-            config: Settings, of which the metric is used.
+            configs: Settings, of which the metric is used; one for each metric.
             names: Hook points to keep.
             attended: Whether to keep attention keys and values too.
 
@@ -84,23 +84,28 @@ class TracedPrompt:
         recorded = runs.record(names, attended=attended)
         predicted = recorded.clean_logits[0, 0].argmax().cpu()[None]
         answer = predicted if runs.target is None else runs.target
-        metric = per_row(config.metric_for(answer), recorded.clean_logits)
-        return cls(runs, recorded, predicted, answer, metric)
+        metrics = tuple(per_row(config.metric_for(answer), recorded.clean_logits) for config in configs)
+        return cls(runs, recorded, predicted, answer, metrics)
 
     @property
-    def clean_score(self) -> float:
-        """Score of the clean run."""
-        return self.metric(self.recorded.clean_logits).item()
+    def clean_scores(self) -> list[float]:
+        """Score of the clean run by each metric."""
+        return [metric(self.recorded.clean_logits).item() for metric in self.metrics]
 
     @property
-    def corrupted_score(self) -> float:
-        """Mean score of the corrupted runs."""
-        return self.metric(self.recorded.corrupted_logits).cpu().double().mean().item()
+    def corrupted_scores(self) -> list[float]:
+        """Mean score of the corrupted runs by each metric."""
+        return [metric(self.recorded.corrupted_logits).cpu().double().mean().item() for metric in self.metrics]
 
     @property
-    def base_score(self) -> float:
-        """Score of the run that is patched, nothing patched."""
-        return self.clean_score if self.runs.noising else self.corrupted_score
+    def base_scores(self) -> list[float]:
+        """Score of the run that is patched, nothing patched, by each metric."""
+        return self.clean_scores if self.runs.noising else self.corrupted_scores
+
+    def base_table(self, cells: int) -> Float[Tensor, "metrics cell pos"]:
+        """What every cell scores that is not traced."""
+        shape = cells, len(self.runs.prompt.tokens)
+        return torch.stack([torch.full(shape, score, dtype=torch.float64) for score in self.base_scores])
 
     def result(
         self,
@@ -108,6 +113,7 @@ class TracedPrompt:
         patch: Patch,
         config: TraceConfig,
         *,
+        place: int = 0,
         method: Method | Literal["attribution"],
         model: str,
     ) -> TraceResult:
@@ -116,7 +122,8 @@ class TracedPrompt:
         Args:
             scores: Of `patch.cells`.
             patch: What was patched.
-            config: Settings.
+            config: Settings, with the metric that these scores are of.
+            place: Of that metric among `metrics`.
             method: How the scores were computed.
             model: The model's fingerprint.
         """
@@ -124,8 +131,8 @@ class TracedPrompt:
         labels = token_labels(self.runs.model, torch.cat([self.answer[:1], self.predicted]))
         result = TraceResult(
             scores=patch.by_layer(scores),
-            clean_score=self.clean_score,
-            corrupted_score=self.corrupted_score,
+            clean_score=self.clean_scores[place],
+            corrupted_score=self.corrupted_scores[place],
             component=patch.component,
             window=config.width(patch.component),
             clipping=config.clipping,
@@ -144,13 +151,14 @@ class TracedPrompt:
             severed=config.sever,
             units=patch.labels,
         )
-        _warn(result, surprised=bool(self.answer[0] != self.predicted[0]), own_metric=callable(config.metric))
+        surprised = place == 0 and bool(self.answer[0] != self.predicted[0])
+        _warn(result, surprised=surprised, own_metric=callable(config.metric))
         return result
 
 
 def _warn(result: TraceResult, *, surprised: bool, own_metric: bool) -> None:
     prompt = result.prompt
-    if result.effects.abs().max() < _NOTHING * abs(result.base_score):
+    if result.effects.abs().max() < NOTHING * abs(result.base_score):
         _log.warning("%r: nothing changed anywhere: this model shows %r but does not use it", prompt, result.component)
     if surprised:
         _log.warning("%r: the model's first choice is %r, not the traced %r", prompt, result.predicted, result.answer)

@@ -53,8 +53,7 @@ class MlpMatrix:
         """See `weight`; `points` are the names of the model's hook points, which a bridge lists slowly."""
         check_layer(model, self.layer)
         found = _read(model, self.layer, self.name)
-        inner, outer = model.cfg.d_mlp, model.cfg.d_model
-        shape = (inner, outer) if self.name == "W_out" else (outer, inner)
+        shape = self.shape(model)
         whole = isinstance(found, Tensor) and tuple(found.shape) == shape
         if not whole or key_hook(self.layer) not in points:
             seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -63,6 +62,11 @@ class MlpMatrix:
                 "be edited; dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
             )
         return found
+
+    def shape(self, model: HookedModel) -> tuple[int, int]:
+        """Sizes of its input and output by the model's configuration, whatever the weight is stored as."""
+        inner, outer = model.cfg.d_mlp, model.cfg.d_model
+        return (inner, outer) if self.name == "W_out" else (outer, inner)
 
     def bias(self, model: HookedModel) -> Float[Tensor, " d_out"]:
         """What is added to input @ weight, zeros where that is nothing.
@@ -202,5 +206,6 @@ def _read(model: HookedModel, layer: int, name: str) -> Any:
         return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
     except NotImplementedError as error:
         raise UnsupportedModelError(
-            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation"
+            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without "
+            "quantisation, or run an edit that was made so by hooks: edited_rows(model, [edit], same_weights=False)"
         ) from error

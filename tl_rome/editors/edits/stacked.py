@@ -32,9 +32,10 @@ class StackedUpdates:
     @classmethod
     def of(cls, model: HookedModel, place: MlpMatrix, edits: Sequence[Sequence[Update]]) -> "StackedUpdates":
         """Those of edits that are given by their updates; one that has several of this matrix has their sum."""
-        weight = place.weight(model)
-        options = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-        d_in, d_out = weight.shape
+        parameters = model.blocks[place.layer].parameters()  # the matrix itself may be packed
+        like = next(each for each in parameters if each.is_floating_point() and each.dtype.itemsize > 1)
+        options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        d_in, d_out = place.shape(model)
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         dense: dict[int, Tensor] = {}
         for index, edit in enumerate(edits):

@@ -4,7 +4,7 @@ Matrices are [d_in, d_out] and rows are inputs, so the paper's Λ (C^-1 k*)^T (e
 `right` (values) transposed here, both with one column.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,13 +141,13 @@ def check_places(updates: Iterable[Update]) -> None:
         raise InputError(f"an edit has one update per matrix at most, got several of {twice[0]}; compose several edits")
 
 
-def check_shape(update: Update, weight: Float[Tensor, "d_in d_out"]) -> None:
+def check_shape(update: Update, shape: Sequence[int]) -> None:
     """Refuse an update of another size than its matrix; torch would spread a single number over all of it.
 
     Raises:
         ModelMismatchError: If it is.
     """
-    d_in, d_out = weight.shape
+    d_in, d_out = shape
     dense = isinstance(update, DenseUpdate)
     wanted = {"change": (d_in, d_out)} if dense else {"left": (d_in, update.rank), "right": (d_out, update.rank)}
     for name, part in update.tensors.items():

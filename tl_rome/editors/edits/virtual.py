@@ -18,6 +18,7 @@ from tl_rome.editors.edits.batch_edit import BatchEdit
 from tl_rome.editors.edits.edit import Edit
 from tl_rome.editors.edits.sequence import EditSequence
 from tl_rome.editors.edits.stacked import StackedUpdates
+from tl_rome.editors.edits.update import check_shape
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
@@ -26,7 +27,7 @@ from tl_rome.running.hooks import Hooks, hooked
 from tl_rome.running.interrupts import reliable
 from tl_rome.running.matrices import MlpMatrix, addition_hooks
 from tl_rome.scoring import TargetScores, score_targets
-from tl_rome.sites import HookedModel
+from tl_rome.sites import HookedModel, check_layer
 from tl_rome.storage.files import check_fingerprint
 
 AnyEdit = Edit | BatchEdit | EditSequence
@@ -41,20 +42,27 @@ class VirtualEdits:
     Args:
         model: The model that the edits were made on; never written to.
         edits: Any number of edits of it, each of any number of matrices; several composed ones count as one.
+        same_weights: Whether the model must have the weights that the edits were made on. A quantised copy has others:
+            without this, only sizes are compared.
 
     Raises:
-        ModelMismatchError: If an edit is for another model, or was made on other weights, see `EditSequence.apply`.
+        ModelMismatchError: If an edit is for another model, or was made on other weights, see `EditSequence.apply`; or
+            is of another size.
         EditStateError: If an edit is applied already.
         UnsupportedModelError: If the model cannot be edited at a layer.
     """
 
-    def __init__(self, model: HookedModel, edits: Sequence[AnyEdit]) -> None:
+    def __init__(self, model: HookedModel, edits: Sequence[AnyEdit], *, same_weights: bool = True) -> None:
         sequences = [edit.edits if isinstance(edit, EditSequence) else (edit,) for edit in edits]
-        for fingerprint in {edit.model for parts in sequences for edit in parts}:
-            check_fingerprint(model, fingerprint, "an edit")
-        check_weights(model, sequences)
-        self.model, self.count = model, len(edits)
         updates = [edit.updates for edit in edits]
+        if same_weights:
+            for fingerprint in {edit.model for parts in sequences for edit in parts}:
+                check_fingerprint(model, fingerprint, "an edit")
+            check_weights(model, sequences)
+        for update in (update for edit in updates for update in edit):
+            check_layer(model, update.place.layer)
+            check_shape(update, update.place.shape(model))
+        self.model, self.count = model, len(edits)
         places = sorted({update.place for edit in updates for update in edit})
         self._updates = {place: StackedUpdates.of(model, place, updates) for place in places}
 
@@ -84,7 +92,9 @@ class VirtualEdits:
 
 
 @reliable
-def edited_rows(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None) -> Iterator[HookedModel]:
+def edited_rows(
+    model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None = None, *, same_weights: bool = True
+) -> Iterator[HookedModel]:
     """Run differently edited models side by side: inside, row i of every batch has edit `rows[i]`.
 
     Generation included: `sample_tokens` keeps the order of rows. `score_edited` and `continue_edited` do so for texts
@@ -94,12 +104,14 @@ def edited_rows(model: HookedModel, edits: Sequence[AnyEdit], rows: Rows | None 
         model: The model that the edits were made on; its weights are never touched.
         edits: The edits.
         rows: For each row of the batches the index of its edit, -1 for the unedited model; by default one row per edit.
+        same_weights: False runs edits on a model with other weights, such as a quantised copy of the one that they were
+            made on; nothing but sizes is compared then, and what the edit's receipt says was measured on the other.
 
     Raises:
         ModelMismatchError: If an edit is for another model.
         InputError: If `rows` names no edit; inside, if a batch has another number of rows.
     """
-    with VirtualEdits(model, edits).on(range(len(edits)) if rows is None else rows):
+    with VirtualEdits(model, edits, same_weights=same_weights).on(range(len(edits)) if rows is None else rows):
         yield model
 
 

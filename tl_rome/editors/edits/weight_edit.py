@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +13,7 @@ from torch import Tensor
 from tl_rome.editors.edits.former import of_today
 from tl_rome.editors.edits.update import Update, check_places, update_from, with_updates
 from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import EditStateError, NumericsError, StorageError
+from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
 from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.loans import lent
 from tl_rome.running.matrices import MatrixName, MlpMatrix
@@ -87,12 +88,17 @@ class WeightEdit:
         An interruption leaves the edit in or out, and `is_applied` says which.
 
         Raises:
+            UnsupportedModelError: If the model is quantised, so that its weights cannot be written; `edited_rows` runs
+                edits on such models.
             ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
             EditStateError: If it is applied already, to this model or to the one that it was copied or loaded from, or
                 the model does not take the weights.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
         with lent(model):
+            with suppress(InputError):  # a quantised copy has another fingerprint too, which says less
+                for place in self.places:
+                    place.weight(model)
             check_fingerprint(model, self.model, "this edit")
             self._check_not_applied(model)
             check_weights(model, [[self]])

@@ -63,7 +63,7 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -
     """
     sequences = list(sequences)
     for update in (update for edits in sequences for edit in edits for update in edit.updates):
-        check_shape(update, update.place.weight(model))
+        check_shape(update, update.place.weight(model).shape)
     found: dict[MlpMatrix, str] = {}
     for edits in sequences:
         for place in sorted({place for edit in edits for place in edit.digests}):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tl_rome.editors.export.stored import check_same_logits, stored_matrices
-from tl_rome.models.loading import load_hugging_face
+from tl_rome.models.hugging_face import load_hugging_face
 from tl_rome.running.matrices import mlp_matrices, w_out
 from tl_rome.sites import HookedModel
 from tl_rome.storage.writing import whole_folder

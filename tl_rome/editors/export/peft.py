@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tl_rome.editors.export.stored import Stored, check_same_logits, stored_matrices
 from tl_rome.errors import InputError, UnsupportedModelError
-from tl_rome.models.loading import load_hugging_face
+from tl_rome.models.hugging_face import load_hugging_face
 from tl_rome.models.smollm2 import NAME as EMBEDDED
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.sites import HookedModel

@@ -96,8 +96,8 @@ class SpotScores:
     """What some spots scored in one prompt."""
 
     prompt: int
-    rows: Float[Tensor, " rows"]
-    """Scores of the rows of all branches, samples innermost, on the model's device."""
+    rows: Float[Tensor, "metrics rows"]
+    """Scores of the rows of all branches by each metric, samples innermost, on the model's device."""
     branch: list[int]
     """Of each spot."""
 
@@ -252,7 +252,7 @@ class Climb:
         parts = resid.split([run.samples for run in self._runs], dim=1)
         return [
             SpotScores(
-                prompt, row_scores(self._model, one.metric, part[:, :, -one.runs.scored :].flatten(0, 1)), branch
+                prompt, row_scores(self._model, one.metrics, part[:, :, -one.runs.scored :].flatten(0, 1)), branch
             )
             for prompt, (one, part) in enumerate(zip(self._traced, parts, strict=True))
         ]

@@ -78,7 +78,7 @@ def trace_incremental(
     max_batch_tokens: int,
     tick: Callable[[], object] = lambda: None,
     positions: Collection[int] | None = None,
-) -> list[Float[Tensor, "cell pos"]]:
+) -> list[Float[Tensor, "metrics cell pos"]]:
     """As `trace_plain`, for several prompts at once.
 
     Args:
@@ -120,16 +120,19 @@ _Found = tuple[int, Sequence[tuple[int, int]], SpotScores]
 """A prompt, the cells and columns that were scored in it, and their scores."""
 
 
-def _read(traced: Sequence[TracedPrompt], found: Sequence[_Found], cells: int) -> list[Float[Tensor, "cell pos"]]:
-    """Each prompt's mean scores, in float64, on the CPU. Nothing waited for the device before."""
-    tables = [torch.full((cells, len(one.runs.prompt.tokens)), one.base_score, dtype=torch.float64) for one in traced]
+def _read(
+    traced: Sequence[TracedPrompt], found: Sequence[_Found], cells: int
+) -> list[Float[Tensor, "metrics cell pos"]]:
+    """Each prompt's mean scores by each metric, in float64, on the CPU. Nothing waited for the device before."""
+    tables = [one.base_table(cells) for one in traced]
     rows = [each.rows for _, _, each in found]
-    read = torch.cat(rows).cpu().double().split([len(each) for each in rows]) if rows else ()
+    read = torch.cat(rows, dim=1).cpu().double().split([each.shape[1] for each in rows], dim=1) if rows else ()
     for (prompt, spots, scores), values in zip(found, read, strict=True):
         runs = traced[prompt].runs
-        means = values.unflatten(0, (-1, runs.samples)).mean(1)
         cell, carried = torch.tensor(spots).T
-        tables[prompt][cell, len(runs.tokens) - carried] = means[scores.branch]
+        for table, each in zip(tables[prompt], values, strict=True):  # each as if it were the only one, to the last bit
+            means = each.unflatten(0, (-1, runs.samples)).mean(1)
+            table[cell, len(runs.tokens) - carried] = means[scores.branch]
     return tables
 
 

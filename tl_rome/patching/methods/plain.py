@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.patching.patch import Cell, Patch
+from tl_rome.patching.runs import metric_scores
 from tl_rome.patching.traced_prompt import TracedPrompt
 from tl_rome.running.forward import run
 from tl_rome.running.hooks import Hooks, hooked
@@ -26,8 +27,8 @@ def trace_plain(
     max_batch_tokens: int,
     tick: Callable[[], object] = lambda: None,
     positions: Collection[int] | None = None,
-) -> Float[Tensor, "cell pos"]:
-    """Mean score over samples of every cell at every position.
+) -> Float[Tensor, "metrics cell pos"]:
+    """Mean score over samples of every cell at every position, by each metric.
 
     Args:
         traced: The prompt and its two runs, with `patch.names`.
@@ -46,19 +47,20 @@ def trace_plain(
         for first in range(0, len(cells) if position in wanted else 0, at_once):
             found += [each for _, each in halving(cells[first : first + at_once], score)]
         tick()
-    scores = torch.full((len(cells), n_pos), traced.base_score, dtype=torch.float64)
+    tables = traced.base_table(len(cells))
     if found:
-        each = torch.cat(found).cpu().double()  # nothing waited before
-        scores[:, wanted] = reduce(each, "(pos cell sample) -> cell pos", "mean", pos=len(wanted), cell=len(cells))
-    return scores
+        read = torch.cat(found, dim=1).cpu().double()  # nothing waited before
+        for table, each in zip(tables, read, strict=True):
+            table[:, wanted] = reduce(each, "(pos cell sample) -> cell pos", "mean", pos=len(wanted), cell=len(cells))
+    return tables
 
 
-def _score(traced: TracedPrompt, patch: Patch, position: int, cells: Sequence[Cell]) -> Float[Tensor, " rows"]:
-    """Scores of some cells' rows, on the model's device."""
+def _score(traced: TracedPrompt, patch: Patch, position: int, cells: Sequence[Cell]) -> Float[Tensor, "metrics rows"]:
+    """Scores of some cells' rows by each metric, on the model's device."""
     runs = traced.runs
     tokens, hooks = runs.base_batch(len(cells))
     with hooked(runs.model, [*hooks, *_patching(traced, patch, cells, position)]):
-        return traced.metric(run(runs.model, tokens)[:, -runs.scored :])
+        return metric_scores(traced.metrics, run(runs.model, tokens)[:, -runs.scored :])
 
 
 def _patching(traced: TracedPrompt, patch: Patch, cells: Sequence[Cell], position: int) -> Hooks:
