@@ -1,7 +1,5 @@
 """Traces to TransformerLens's PatchingResult and back; truth is what TransformerLens computes on the same runs."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from support.families import KINDS
@@ -47,13 +45,12 @@ def test_it_holds_what_transformer_lens_finds_itself(tiny):
     from transformer_lens import patching
 
     model = tiny("gpt2", KIND)
-    other = "Blue Mosque"
-    fact = replace(FACT, subject="Eiffel Tower")
-    corruption = replaced_subject(model, fact, other)
-    found = trace(model, "resid_pre", fact=fact, window=1, metric=DIFFERENCE, corruption=corruption)
-    _, cache = model.run_with_cache(encode(model, fact.prompt)[None])
+    other = "Space Needle"
+    corruption = replaced_subject(model, FACT, other)
+    found = trace(model, "resid_pre", window=1, metric=DIFFERENCE, corruption=corruption)
+    _, cache = model.run_with_cache(encode(model, FACT.prompt)[None])
     theirs = patching.get_act_patch_resid_pre(
-        model, encode(model, fact.prompt.replace("Eiffel Tower", other))[None], cache, DIFFERENCE,
+        model, encode(model, FACT.prompt.replace(FACT.subject, other))[None], cache, DIFFERENCE,
         reduce="none", baseline=True,
     )  # fmt: skip
     ours = to_patching_result(found)
