@@ -10,8 +10,10 @@ from tl_rome.arguments import Count, Whole
 from tl_rome.audit.answers import Answers, say, side_by_side
 from tl_rome.audit.change import WeightChange, weight_change
 from tl_rome.audit.finding import Finding, describe_change
+from tl_rome.audit.grids import answer_grid, change_grid, finding_grid
+from tl_rome.audit.likely import candidates
 from tl_rome.audit.parameters import check_comparable, weight_pairs
-from tl_rome.patching.corruption import example_subjects
+from tl_rome.grid import Grid
 from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 
@@ -29,6 +31,12 @@ class ModelDiff:
     answers: tuple[Answers, ...]
     """The prompts in both models."""
 
+    def grids(self) -> list[Grid]:
+        """Tables of what differs, of what it writes, and of the answers; those without rows are left out."""
+        differ = change_grid(self.changes, f"{len(self.changes)} weights differ, {self.unchanged} are equal.")
+        more = (finding_grid(self.findings), answer_grid(self.answers, ("base", "edited")))
+        return [differ, *(grid for grid in more if grid.rows)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         parts = {"changes": self.changes, "findings": self.findings, "answers": self.answers}
@@ -41,7 +49,7 @@ def diff_models(
     edited: HookedModel,
     *,
     prompts: Sequence[str] = (),
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str] = (),
     top_k: Count = 5,
     new_tokens: Whole = 10,
 ) -> ModelDiff:
@@ -51,17 +59,17 @@ def diff_models(
         base: Before; left as found.
         edited: After: of the same class, architecture, dtype and tokenizer; left as found.
         prompts: Texts to continue by both.
-        subjects: Candidates for whom changes of W_outs are about; by default those that ship with the package.
+        subjects: Whom changes of W_outs may be about, beside the names that ship with the package.
         top_k: Likeliest next tokens to show after each prompt.
         new_tokens: Length of greedy continuations.
 
     Raises:
         ModelMismatchError: If the models cannot be compared, see `check_comparable`.
         UnsupportedModelError: See `borrowed`.
-        InputError: If a prompt cannot be continued, or there is no subject.
+        InputError: If a prompt cannot be continued, or a subject is empty.
     """
     check_comparable(base, edited)
-    subjects = example_subjects() if subjects is None else subjects
+    subjects = candidates(subjects)
     changes, findings, unchanged = list[WeightChange](), list[Finding](), 0
     with borrowed(base), borrowed(edited):
         for name, place, before, after in weight_pairs(base, edited):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.patching.corruption import example_subjects
 from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.running.matrices import MlpMatrix, key_hook
 from tl_rome.sites import HookedModel
@@ -28,6 +29,11 @@ _OF_LARGEST = 0.5
 """And at least by this share of what the first is moved by."""
 _ROWS = 64
 """Texts run at once."""
+
+
+def candidates(subjects: Sequence[str]) -> list[str]:
+    """Subjects beside those that ship with the package, which the median of all is taken over, each once."""
+    return list(dict.fromkeys((*subjects, *example_subjects())))
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from tl_rome.audit.answers import Answers, say, side_by_side
 from tl_rome.audit.change import WeightChange
 from tl_rome.audit.diff import ModelDiff, diff_models
 from tl_rome.audit.finding import Finding, describe_change
-from tl_rome.audit.likely import ENDINGS, next_probs, raised_objects
+from tl_rome.audit.grids import answer_grid, change_grid, finding_grid
+from tl_rome.audit.likely import ENDINGS, candidates, next_probs, raised_objects
 from tl_rome.audit.repair import Repair, repair_of
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate, Update
-from tl_rome.patching.corruption import example_subjects
+from tl_rome.grid import Grid
 from tl_rome.running.borrowed import borrowed
 from tl_rome.sites import HookedModel
 
@@ -47,6 +48,21 @@ class Audit:
         """Whether nothing was found."""
         return not self.findings and not self.others
 
+    @property
+    def verdict(self) -> str:
+        """What was found, in a sentence."""
+        if self.is_clean:
+            clean = "nothing stands out, which a weak or spread edit would not either"
+            return "equal to the base" if self.threshold is None else clean
+        found = f"{len(self.findings)} low-rank changes of W_out" + (" suspected" if self.threshold is not None else "")
+        return f"{found}, {len(self.others)} other weights differ" if self.threshold is None else found
+
+    def grids(self) -> list[Grid]:
+        """Tables of the findings, of other changes, and of the answers; those without rows are left out."""
+        others = change_grid(self.others, "Other weights that differ.")
+        answers = answer_grid(self.answers, ("repaired", "as it is"))
+        return [grid for grid in (finding_grid(self.findings, self.objects), others, answers) if grid.rows]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         parts = {"findings": self.findings, "others": self.others, "answers": self.answers}
@@ -64,7 +80,7 @@ def audit_model(
     base: HookedModel | None = None,
     *,
     prompts: Sequence[str] = (),
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str] = (),
     top_k: Count = 5,
     new_tokens: Whole = 10,
 ) -> Audit:
@@ -75,20 +91,18 @@ def audit_model(
         base: What it should be: the same class, architecture, dtype and tokenizer; left as found. Without one,
             directions of W_outs that stand out are suspected, and a clean result means little: see docs/audit.md.
         prompts: Texts to continue with the changes and without.
-        subjects: Candidates for whom an edit is about; by default those that ship with the package. Only a subject that
-            is among them can be named.
+        subjects: Whom an edit may be about, beside the names that ship with the package; nobody else can be named.
         top_k: Likeliest next tokens to show after each prompt.
         new_tokens: Length of greedy continuations.
 
     Raises:
         ModelMismatchError: If model and base cannot be compared, see `check_comparable`.
         UnsupportedModelError: See `borrowed`.
-        InputError: If a prompt cannot be continued, or there is no subject.
+        InputError: If a prompt cannot be continued, or a subject is empty.
     """
-    subjects = example_subjects() if subjects is None else subjects
     with borrowed(model):
         if base is None:
-            found, updates, scores, bound = _suspected(model, subjects)
+            found, updates, scores, bound = _suspected(model, candidates(subjects))
             others, provenance = (), {"audit": "weights alone", "threshold": bound}
         else:
             difference = diff_models(base, model, subjects=subjects)
