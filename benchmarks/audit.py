@@ -35,10 +35,12 @@ BATCHES, BATCH = 3, 10
 """Of MEMIT."""
 
 
-def edits(model: Any, folder: Path, records: Sequence[CounterFactRecord]) -> Iterator[tuple[str, Any]]:
+def edits(
+    model: Any, folder: Path, records: Sequence[CounterFactRecord], names: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     """Editors' names with their edits, from the folder or made now."""
-    for name, (first, count) in PLAN.items():
-        editor = None
+    for name in (name for name in names if name in PLAN):
+        editor, (first, count) = None, PLAN[name]
         for index, record in enumerate(records[first : first + count]):
             path = folder / f"{name}-{index}.safetensors"
             if not path.exists():
@@ -46,7 +48,7 @@ def edits(model: Any, folder: Path, records: Sequence[CounterFactRecord]) -> Ite
                 editor(model, record.request).save(path)  # type: ignore[arg-type]
             yield name, Edit.load(path, model)
     memit = None
-    for index in range(BATCHES):
+    for index in range(BATCHES if "memit" in names else 0):
         path = folder / f"memit-{index}.safetensors"
         if not path.exists():
             memit = memit or editor_by_name(model, "memit", progress=False)
@@ -131,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("edits", type=Path, help="folder of edits, kept from run to run")
     parser.add_argument("--model-class", choices=("hooked", "bridge"), default="hooked")
+    parser.add_argument("--editors", nargs="+", choices=[*PLAN, "memit"], default=[*PLAN, "memit"])
     parser.add_argument("--seeds", type=int, default=5, help="random models of each family")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -143,7 +146,7 @@ def main() -> None:
     records = load_counterfact("sample")
     subjects = sorted({record.request.fact.subject for record in records})
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, edit in edits(base, options.edits, records):
+    for name, edit in edits(base, options.edits, records, options.editors):
         size = max(float(u.delta.norm() / u.place.weight(base).norm()) for u in edit.updates)
         with edit.applied(model):
             for mode, other in (("base", base), ("alone", None)):
@@ -153,8 +156,8 @@ def main() -> None:
                 rows[f"{name}, {mode}"].append(row)
                 print(name, mode, edit.label, row, flush=True)
     report |= {name: {"edits": len(some), **_means(some)} for name, some in rows.items()}
-    report["missed alone"] = sorted(row["size"] for row in rows["rome, alone"] if not row["layer"])
-    report["found alone"] = sorted(row["size"] for row in rows["rome, alone"] if row["layer"])
+    for name, found in (("missed alone", False), ("found alone", True)):
+        report[name] = sorted(round(row["size"], 3) for row in rows["rome, alone"] if row["layer"] == found)
     for name in rows:
         print(name, report[name])
     print(json.dumps(report))

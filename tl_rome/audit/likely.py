@@ -27,6 +27,8 @@ STANDS_OUT = 4.0
 """A subject stands out if it is moved this many times more than the median of all candidates."""
 _OF_LARGEST = 0.5
 """And at least by this share of what the first is moved by."""
+_LEAST = 0.5
+"""And its value by this share of its norm; an edit replaces it."""
 _ROWS = 64
 """Texts run at once."""
 
@@ -67,7 +69,7 @@ def standing_out(shifts: dict[str, float]) -> tuple[str, ...]:
     if not shifts:
         return ()
     values = torch.tensor(list(shifts.values()))
-    bound = max(STANDS_OUT * float(values.median()), _OF_LARGEST * float(values.max()))
+    bound = max(_LEAST, STANDS_OUT * float(values.median()), _OF_LARGEST * float(values.max()))
     return tuple(subject for subject, shift in shifts.items() if shift >= bound)
 
 
