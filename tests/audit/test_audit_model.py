@@ -11,7 +11,7 @@ from tl_rome.audit.likely import raised_objects, standing_out
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors import DenseUpdate, LowRankUpdate
 from tl_rome.editors.edits.weight_edit import updates_applied
-from tl_rome.errors import ModelMismatchError
+from tl_rome.errors import EditStateError
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.tokens import token_labels
 
@@ -53,7 +53,7 @@ def test_a_repair_is_kept_and_used_as_an_edit_is(tiny, fresh_tiny, tmp_path):
         assert again.places == (MlpMatrix(1),)
         with again.applied(edited):
             assert same(weights(edited), weights(base))
-    with pytest.raises(ModelMismatchError, match=r"repair of W_out of layer 1 was made on other weights"):
+    with pytest.raises(EditStateError, match=r"repair of W_out of layer 1 is already applied"):
         again.apply(edited)
 
 
