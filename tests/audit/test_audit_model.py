@@ -97,7 +97,7 @@ def test_without_a_base_a_strong_edit_is_found_and_an_unedited_model_is_clean(fr
         assert found.scores[2] == finding.score == max(found.scores) > found.threshold
         with found.repair.applied(model):
             left = (w_out(model, 2) - before[2]).norm() / update.delta.norm()
-            assert left < 0.5
+            assert left < 0.7  # of 32 directions, those that neighbours share are left
             assert found.answers[0].before.tokens != found.answers[0].after.tokens
 
 

@@ -1,5 +1,7 @@
 """What differs between two models: against plain SVDs, for every family."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.compare import same, weights
@@ -102,7 +104,7 @@ def test_rounding_to_bfloat16_is_no_rank(tiny, fresh_tiny):
 def test_the_lens_is_the_plain_models(tiny, family_dir, family):
     """Its head and final norm, without what biases add; Gemma 2 has a norm behind the MLP."""
     model = tiny(family, KIND)
-    plain = AutoModelForCausalLM.from_pretrained(family_dir(family), attn_implementation="eager").eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(family_dir(family), attn_implementation="eager").eval()
     direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
     stream = 32**0.5 * direction / direction.norm()
     with torch.no_grad():
@@ -127,9 +129,7 @@ def test_equal_models_do_not_differ(tiny, fresh_tiny):
 
 def test_what_cannot_be_compared_is_refused(tiny, fresh_tiny):
     base = tiny("llama", KIND)
-    with pytest.raises(
-        ModelMismatchError, match=r"original_architecture is LlamaForCausalLM in one and Qwen2ForCausalLM"
-    ):
+    with pytest.raises(ModelMismatchError, match=r"compare (two versions of one checkpoint|like with like)"):
         diff_models(base, tiny("qwen2", KIND))
     with pytest.raises(ModelMismatchError, match=r"dtype is torch.float32 in one and torch.bfloat16"):
         diff_models(base, tiny("llama", KIND, torch.bfloat16))
