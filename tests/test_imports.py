@@ -11,9 +11,10 @@ import pytest
 import tl_rome
 
 ROOT = Path(tl_rome.__file__).parent
-STOREYS = ({"patching", "editors"}, {"counterfact"}, {"zsre", "harness"}, {"cli"})
+STOREYS = ({"patching", "editors"}, {"counterfact", "audit"}, {"zsre", "harness"}, {"cli"})
 """Folders by storey, lowest first, above everything else; those of one storey do not know each other."""
-PUBLIC = ("tl_rome", "tl_rome.patching", "tl_rome.editors", "tl_rome.counterfact", "tl_rome.zsre", "tl_rome.harness")
+_PACKAGES = ("audit", "patching", "editors", "counterfact", "zsre", "harness")
+PUBLIC = ("tl_rome", *(f"tl_rome.{name}" for name in _PACKAGES))
 
 
 def module_name(file: Path) -> str:

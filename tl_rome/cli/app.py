@@ -6,8 +6,10 @@ import typer
 from typer.core import TyperGroup
 
 from tl_rome.cli import console
+from tl_rome.cli.commands.audit import audit
 from tl_rome.cli.commands.covariance import covariance
 from tl_rome.cli.commands.demo import demo
+from tl_rome.cli.commands.diff import diff
 from tl_rome.cli.commands.edit import edit
 from tl_rome.cli.commands.export import export
 from tl_rome.cli.commands.measuring.compare import compare
@@ -25,6 +27,7 @@ _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, trace_many),
     "Editing": (edit, covariance, train, export),
+    "Comparing models": (diff, audit),
     "Measuring": (compare, sweep, localization, sequential, mass, generate),
 }
 _RESUMED = {"trace-many", "compare", "sweep", "localization", "sequential", "mass"}

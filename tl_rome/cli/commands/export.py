@@ -27,8 +27,8 @@ def export(
     from tl_rome.editors.edits.receipts.receipt import describe_places
     from tl_rome.models.loading import quiet
 
-    _check_new(out)
-    whole = compose(edit for location in edits for edit in _read(location))
+    check_new(out)
+    whole = compose(edit for location in edits for edit in read_edits(location))
     loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
     with quiet(console.shows_progress()):
         if peft:
@@ -41,7 +41,7 @@ def export(
     console.say_written([out])
 
 
-def _read(location: str) -> "tuple[Edit | BatchEdit, ...]":
+def read_edits(location: str) -> "tuple[Edit | BatchEdit, ...]":
     """The edit or the sequence of edits that a file holds."""
     from tl_rome.editors import BatchEdit, Edit, EditSequence
 
@@ -55,7 +55,12 @@ def _read(location: str) -> "tuple[Edit | BatchEdit, ...]":
         return (Edit.load(location),)
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something, or cannot be written.
+
+    Raises:
+        StorageError: If it does.
+    """
     from tl_rome.cli.output import check_folder
 
     check_folder(folder)
