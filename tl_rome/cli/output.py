@@ -92,3 +92,14 @@ def save_experiment(folder: Path, name: str, data: Any, grids: "Sequence[Grid]",
     texts = {"json": json.dumps(data, indent=1, allow_nan=False), "md": "\n".join(grid.markdown for grid in grids)}
     files = {**{suffix: text.encode() for suffix, text in texts.items()}, "png": png(figure)}
     return [write_whole(folder / f"{name}.{suffix}", content) for suffix, content in files.items()]
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or has something in it.
+
+    Raises:
+        StorageError: If it is so.
+    """
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise StorageError(f"cannot write to {folder}: it is not empty; name a new folder")

@@ -8,7 +8,8 @@ from tl_rome.storage.repository import Repository
 
 EDITS = ("edit", "batch_edit", "edit_sequence")
 """Kinds of files that hold edits."""
-_NAMES = {"key_covariance": "key statistics", "key_memory": "key memory", "mend": "MEND", "ke": "KE"}
+NAMES = {"key_covariance": "key statistics", "key_memory": "key memory", "mend": "MEND", "ke": "KE"}
+"""Kinds of the other files that are shared, in words."""
 _CLASSES = {"key_covariance": "KeyCovariance", "key_memory": "KeyMemory", "mend": "Mend", "ke": "Ke"}
 
 
@@ -32,7 +33,7 @@ def layers_of(header: Mapping[str, Any]) -> tuple[int, ...]:
 def describe(header: Mapping[str, Any]) -> str:
     """One line: what it is, and what it was made from."""
     kind = str(header["kind"])
-    told = _NAMES.get(kind, kind)
+    told = NAMES.get(kind, kind)
     if "count" in header:
         told += f" from {header['count']} tokens of {header['source']}"
     if "facts" in header:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tl_rome.editors.export.card import WRITTEN
-from tl_rome.editors.sharing.catalogue import EDITS, belongs_to, catalogue_card
+from tl_rome.editors.sharing.catalogue import EDITS, NAMES, belongs_to, catalogue_card
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.storage.files import load, read_header
 from tl_rome.storage.repository import Repository, repository_name
@@ -57,7 +57,10 @@ def push_file(
     """
     path, (name, _) = Path(path), repository_name(repo_id)
     header = read_header(path)
-    load(path, str(header.get("kind")))  # a damaged file is not sent
+    if header.get("kind") not in (*EDITS, *NAMES):
+        known = ", ".join((*EDITS, *NAMES))
+        raise StorageError(f"{path} holds {header.get('kind')!r}, which is not shared here; push one of {known}")
+    load(path, header["kind"])  # a damaged file is not sent
     if dry_run is not None:
         here = Repository(name, None, None, private, {})
         with whole_folder(Path(dry_run)) as folder:
