@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 # Makes all counts of `make fuzz` so many times as large.
 TIMES ?= 1
 
-.PHONY: demo families fuzz soak test test-3.9 test-4 test-attack test-lowest lint notebooks setup clean
+.PHONY: demo families fuzz soak test test-3.9 test-4 test-attack test-lowest lint notebooks release-check setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
@@ -61,6 +61,9 @@ families: $(VENV) $(TL4)
 
 notebooks: $(VENV)
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+release-check: $(VENV)
+	.ci/release
 
 setup: $(VENV) $(TL4) $(LOWEST)
 

@@ -8,7 +8,7 @@ marked with `leg("3.9")` or `leg("4")` and left out on the other one; without `T
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,27 @@ def smollm2() -> Callable[[str], Any]:
         return models[kind]
 
     return get
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """An empty hub on this machine, which the hub's client asks with a token of its own and an empty cache."""
+    from support.hub_server import TOKEN, FakeHub
+
+    server = FakeHub()
+    settings = {
+        "ENDPOINT": server.address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -263,3 +263,19 @@ def test_axes_named_alike_elsewhere_do_not_matter(tiny):
         assert isinstance(torch.zeros(5), Float[torch.Tensor, " d_mlp"])
         with pytest.raises(InputError, match="keys have shape"):
             measure_convergence(tiny("gpt2", KINDS[0]), 1, ["text"], keys, max_tokens=10)
+
+
+def test_help_lists_the_fields_with_what_stands_under_them():
+    import pydoc
+
+    from tl_rome.editors.trained.mend.config import MendConfig
+    from tl_rome.patching import TraceResult
+
+    text = pydoc.render_doc(TraceResult, renderer=pydoc.plaintext)
+    assert "corrupted_score (float): Mean metric of the corrupted runs with nothing restored." in text
+    assert text.index("Raises:") < text.index("Attributes:"), "below the docstring itself"
+    assert "scores (Float[Tensor, 'layer pos *unit'])" in RESULT.__doc__
+    assert text.count("Attributes:") == 1
+    inherited = inspect.getdoc(MendConfig)
+    assert all(f"    {name} (" in inherited for name in ("preset", "max_steps"))
+    assert "_undo" not in Edit.__doc__

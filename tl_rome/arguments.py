@@ -3,15 +3,21 @@
 `guard` does this for everything that a package exports, in one place; `guarded` for a single function or class. What is
 of another type is refused with its name, and so is a number outside the `Range` of its annotation.
 
+`help()` of a guarded class lists its fields with the strings under them, which Python itself drops; they are read from
+the source when somebody asks.
+
 Code inside the package may be called past this: it is the border that is guarded, so that nothing is checked twice.
 """
 
+import ast
 import functools
 import inspect
 import math
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
+from textwrap import dedent
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -90,6 +96,8 @@ def guarded(public: _Public) -> _Public:
     """Make a function, or a class in its constructor and public methods, check its arguments."""
     if not inspect.isclass(public):
         return _checked(public)
+    if isinstance(text := vars(public).get("__doc__"), str):
+        public.__doc__ = _WithFields(text, public)  # type: ignore[assignment]
     for owner in public.__mro__:
         if owner.__module__.startswith("tl_rome.") and not getattr(owner, "_is_protocol", False):
             for name, method in list(vars(owner).items()):
@@ -141,3 +149,38 @@ def annotations(function: Any) -> dict[str, Any]:
         except NameError as error:
             name = str(error.name)
             later[name] = getattr(import_module(_LATER[name]), name) if name in _LATER else object
+
+
+class _WithFields:
+    """A class's docstring, which ends in its fields once somebody reads it."""
+
+    def __init__(self, text: str, cls: type) -> None:
+        self._text, self._cls = text, cls
+
+    def __get__(self, instance: Any, owner: type) -> str:
+        return self._whole
+
+    @functools.cached_property
+    def _whole(self) -> str:
+        found: dict[str, str] = {}
+        for base in reversed(self._cls.__mro__):
+            if base.__module__.startswith("tl_rome."):
+                found |= _described_fields(base)
+        lines = [f"    {name}: {' '.join(text.split())}" for name, text in found.items()]
+        return "\n".join([inspect.cleandoc(self._text), "", "Attributes:", *lines]) if lines else self._text
+
+
+def _described_fields(cls: type) -> dict[str, str]:
+    """The strings under the public fields of one class, by name and type; none where its source is not at hand."""
+    try:
+        (tree,) = ast.parse(dedent(inspect.getsource(cls))).body
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    found = {}
+    for field, below in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            text = below.value.value if isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str) and not field.target.id.startswith("_"):
+                found[f"{field.target.id} ({ast.unparse(field.annotation)})"] = text
+    return found

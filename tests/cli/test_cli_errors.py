@@ -42,7 +42,7 @@ def test_version():
     assert succeed("--version") == f"tl-rome {__version__}"
 
 
-@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("command", [*WORK, "push"])
 def test_help_of_every_command(command):
     assert command in succeed("--help")
     assert f"Usage: tl-rome {command}" in succeed(command, "--help").replace("root", "tl-rome")

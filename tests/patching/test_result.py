@@ -58,8 +58,8 @@ def test_notebooks_show_the_heat_map(monkeypatch):
     drawn, plot = [], patching.plot_trace
     monkeypatch.setattr(patching, "plot_trace", lambda result: drawn.append(result) or plot(result))
     html = replace(with_heads(), prompt="a < b", answer=" <c>")._repr_html_()
-    assert drawn[0].component == "attn.hook_z[1]"
-    assert "a &lt; b &rarr; &lt;c&gt;" in html
+    assert drawn[0].units
+    assert "attn.hook_z of 'a &lt; b'" in html.replace("&#x27;", "'")
     image = Image.open(BytesIO(b64decode(re.search(r'base64,([^"]+)"', html)[1])))
     assert image.format == "PNG"
     assert image.width > 300

@@ -18,6 +18,7 @@ from tl_rome.cli.commands.measuring.localization import localization
 from tl_rome.cli.commands.measuring.mass import mass
 from tl_rome.cli.commands.measuring.sequential import sequential
 from tl_rome.cli.commands.measuring.sweep import sweep
+from tl_rome.cli.commands.push import push
 from tl_rome.cli.commands.trace import trace
 from tl_rome.cli.commands.trace_many import trace_many
 from tl_rome.cli.commands.train import train
@@ -26,7 +27,7 @@ from tl_rome.errors import TLRomeError
 _SUBJECTS = {
     "Start here": (demo,),
     "Tracing": (trace, trace_many),
-    "Editing": (edit, covariance, train, export),
+    "Editing": (edit, covariance, train, export, push),
     "Comparing models": (diff, audit),
     "Measuring": (compare, sweep, localization, sequential, mass, generate),
 }

@@ -12,7 +12,7 @@ from tl_rome.errors import StorageError
 from tl_rome.figures import png
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.plots.average import plot_averages
-from tl_rome.patching.plots.trace import figure_size, plot_trace
+from tl_rome.patching.plots.trace import panels, panels_size, plot_traces
 from tl_rome.patching.result import TraceResult
 from tl_rome.storage.writing import write_whole
 
@@ -52,7 +52,7 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def save_figure(traces: Sequence[TraceResult], path: Path) -> Path:
+def save_figure(traces: Sequence[TraceResult], path: Path, *, shared_scale: bool = False) -> Path:
     """Draw traces of one prompt side by side into a PNG file.
 
     Raises:
@@ -60,12 +60,8 @@ def save_figure(traces: Sequence[TraceResult], path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    width, height = figure_size(traces[0])
-    if len(traces) > 1:  # the tokens are labelled once, and a page has a fixed width
-        width, height = 0.65 * len(traces) * width, 0.95 * height
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    for trace, ax in zip(traces, figure.subplots(1, len(traces), sharey=True, squeeze=False)[0], strict=True):
-        plot_trace(trace, ax)
+    figure = Figure(figsize=panels_size(traces), dpi=150, layout="constrained")
+    plot_traces(traces, panels(figure, len(traces), sharey=True), shared_scale=shared_scale)
     return write_whole(path, png(figure))
 
 
@@ -78,8 +74,8 @@ def save_averages(averages: Sequence[AverageTrace], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     width = 1.4 + len(averages) * (2.2 + 0.05 * len(averages[0].effects))
-    figure = Figure(figsize=(width, 2.6), dpi=150, layout="constrained")
-    plot_averages(averages, list(figure.subplots(1, len(averages), sharey=True, squeeze=False)[0]))
+    figure = Figure(figsize=(width, 2.8), dpi=150, layout="constrained")
+    plot_averages(averages, panels(figure, len(averages), sharey=True))
     return write_whole(path, png(figure))
 
 
@@ -92,3 +88,14 @@ def save_experiment(folder: Path, name: str, data: Any, grids: "Sequence[Grid]",
     texts = {"json": json.dumps(data, indent=1, allow_nan=False), "md": "\n".join(grid.markdown for grid in grids)}
     files = {**{suffix: text.encode() for suffix, text in texts.items()}, "png": png(figure)}
     return [write_whole(folder / f"{name}.{suffix}", content) for suffix, content in files.items()]
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or has something in it.
+
+    Raises:
+        StorageError: If it is so.
+    """
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise StorageError(f"cannot write to {folder}: it is not empty; name a new folder")

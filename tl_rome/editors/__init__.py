@@ -65,6 +65,8 @@ from tl_rome.editors.rank_one.presets import R_ROME_2024 as R_ROME_2024
 from tl_rome.editors.rank_one.presets import RELEASED as RELEASED
 from tl_rome.editors.rank_one.presets import RomeConfig as RomeConfig
 from tl_rome.editors.rank_one.shared_values import SharedValues as SharedValues
+from tl_rome.editors.sharing.find import find_on_hub as find_on_hub
+from tl_rome.editors.sharing.push import push_file as push_file
 from tl_rome.editors.trained.convergence import training_doubt as training_doubt
 from tl_rome.editors.trained.data.locality import locality_texts as locality_texts
 from tl_rome.editors.trained.data.parts import TrainingParts as TrainingParts

@@ -41,6 +41,7 @@ from tl_rome.patching.plots.frames import summary_frame as summary_frame
 from tl_rome.patching.plots.frames import to_frame as to_frame
 from tl_rome.patching.plots.frames import view_trace as view_trace
 from tl_rome.patching.plots.trace import plot_trace as plot_trace
+from tl_rome.patching.plots.trace import plot_traces as plot_traces
 from tl_rome.patching.result import TraceResult as TraceResult
 from tl_rome.patching.trace import causal_trace as causal_trace
 from tl_rome.patching.trace import trace_together as trace_together

@@ -4,7 +4,7 @@ A metric gets logits [rows, pos, d_vocab] and returns one number per row. The po
 prompt's last, or, when a whole object is scored, those that predict each of its tokens. So `logits[:, -1]` is the
 prediction after the prompt, as in TransformerLens's own patching metrics (which average over rows; here rows are the
 draws of a corruption, averaged afterwards). A metric that gives a single number, as TransformerLens's do, is called row
-by row.
+by row. Figures call it by what its method `label(model)` returns, if it has one.
 """
 
 from collections.abc import Callable
@@ -106,6 +106,11 @@ class LogitDifference:
             label = token_labels(model, torch.tensor([token]))[0]
             raise InputError(f"{target!r} and {other!r} both begin with the token {label!r}; choose other targets")
         return cls(token, same)
+
+    def label(self, model: TokenizedModel) -> str:
+        """What it is called on figures."""
+        token, other = (label.strip() for label in token_labels(model, torch.tensor([self.token, self.other])))
+        return f"logit({token}) - logit({other})"
 
     def __call__(self, logits: Float[Tensor, "rows scored d_vocab"]) -> Float[Tensor, " rows"]:
         """Score each row.

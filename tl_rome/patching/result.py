@@ -139,21 +139,17 @@ class TraceResult:
         )
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the prompt above the heat map, which is the strongest unit's if there are units."""
+        """What notebooks show: the heat map, at the position of the strongest effect if there are units."""
         import matplotlib.pyplot as plt
 
         from tl_rome.patching import plot_trace  # at import time this would be a circle
 
-        unit = self.strongest().unit
-        shown = self if unit is None else self.of_unit(unit)
-        figure: Any = plot_trace(shown).figure
+        figure: Any = plot_trace(self).figure
         try:
             image = b64encode(png(figure)).decode()
         finally:
             plt.close(figure)
-        caption = f"<figcaption>{escape(self.prompt)} &rarr;{escape(self.answer)}</figcaption>"
-        picture = f'<img style="max-width: 100%" alt="{escape(repr(shown))}" src="data:image/png;base64,{image}"/>'
-        return f"<figure>{caption}{picture}</figure>"
+        return f'<img style="max-width: 100%" alt="{escape(repr(self))}" src="data:image/png;base64,{image}"/>'
 
     def of_unit(self, unit: int | str) -> "TraceResult":
         """The trace of one head or group of features, [layer, pos] like any other.

@@ -146,7 +146,7 @@ class TracedPrompt:
             corruption=described(config.corruption),
             method=method,
             model=model,
-            metric=config.metric if isinstance(config.metric, str) else described(config.metric),
+            metric=_label(config.metric, self.runs.model),
             direction=config.direction,
             severed=config.sever,
             units=patch.labels,
@@ -154,6 +154,14 @@ class TracedPrompt:
         surprised = place == 0 and bool(self.answer[0] != self.predicted[0])
         _warn(result, surprised=surprised, own_metric=callable(config.metric))
         return result
+
+
+def _label(metric: Metric | str, model: HookedModel) -> str:
+    """What a metric's scores are called: what its own `label(model)` says, if it has one."""
+    if isinstance(metric, str):
+        return metric
+    label = getattr(metric, "label", None)
+    return str(label(model)) if callable(label) else described(metric)
 
 
 def _warn(result: TraceResult, *, surprised: bool, own_metric: bool) -> None:

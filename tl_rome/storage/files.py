@@ -15,8 +15,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ SCHEMA_VERSION = 2
 """What is written."""
 UNCHECKED = 1
 """The earlier schema, without checksums, which is still read."""
-_HEADER = "tl_rome"
+HEADER = "tl_rome"
+"""Where the metadata of a file has our header."""
 _CHECKSUM = "sha256"
 _DAMAGES = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What safetensors, torch and JSON raise at a file that is not in order."""
@@ -127,7 +128,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     for name, tensor in plain.items():  # as updates of several layers by one value; safetensors refuses such tensors
         if memory[tensor.untyped_storage().data_ptr()] > 1:
             plain[name] = tensor.clone()
-    return write_whole(Path(path), to_bytes(plain, {_HEADER: text, _CHECKSUM: _checksum(text, plain)}))
+    return write_whole(Path(path), to_bytes(plain, {HEADER: text, _CHECKSUM: _checksum(text, plain)}))
 
 
 def load(path: str | Path, kind: str, *, warn: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -144,25 +145,41 @@ def load(path: str | Path, kind: str, *, warn: bool = True) -> tuple[dict[str, T
     Raises:
         StorageError: If the file is absent, damaged, not a regular file, of another kind or of a newer schema.
     """
-    regular(Path(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            header = {**parse_json(meta[_HEADER])}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise StorageError(f"{path} does not exist") from error
-    except _DAMAGES as error:
-        raise StorageError(f"{path} is damaged or is not a tl_rome file ({error}); make it again") from error
+    with _opened(path) as (file, meta, header):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     check_kind(path, header, kind)
     if _CHECKSUM in meta or header["schema"] != UNCHECKED:
-        if meta.get(_CHECKSUM) != _checksum(meta[_HEADER], tensors):
+        if meta.get(_CHECKSUM) != _checksum(meta[HEADER], tensors):
             raise StorageError(f"{path} is damaged: it does not hold what its checksum says; make it again")
     elif warn:
         warn_unchecked(path)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
         raise StorageError(f"{path} holds values that are not finite; make it again")
     return tensors, header
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a file that `save` wrote, without its tensors, so without a look for damage.
+
+    Raises:
+        StorageError: If the file is absent or has no such header.
+    """
+    with _opened(path) as (_, _, header):
+        return header
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
+    """A file that `save` wrote with its metadata and its header; whatever fails inside is blamed on the file."""
+    regular(Path(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            yield file, meta, {**parse_json(meta[HEADER])}
+    except FileNotFoundError as error:
+        raise StorageError(f"{path} does not exist") from error
+    except _DAMAGES as error:
+        raise StorageError(f"{path} is damaged or is not a tl_rome file ({error}); make it again") from error
 
 
 def check_kind(path: str | Path, header: Mapping[str, Any], kind: str) -> None:

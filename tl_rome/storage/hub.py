@@ -1,8 +1,7 @@
 """Files on the model hub, within a bounded time: an edit or key statistics travel as one file.
 
-Sharing needs nothing but this: upload the file that `save` wrote into any repository of the hub
-(`hf upload owner/name eiffel.safetensors`), and others load it by `Edit.load("hf://owner/name/eiffel.safetensors")`
-onto their own copy of the model, which its fingerprint makes sure of.
+Files come into repositories by `push_to_hub`, or by `hf upload owner/name eiffel.safetensors`, and others load them by
+`Edit.load("hf://owner/name/eiffel.safetensors")` onto their own copy of the model, which its fingerprint makes sure of.
 
 The hub's own client repeats a failed request for minutes, or for as long as the hub asks. So the hub is asked for a
 sign of life first; without one, only what the client has in its cache is used.

@@ -73,7 +73,12 @@ def test_the_view_is_html_that_holds_the_trace():
     assert json.dumps(" t1*") in html
 
 
-def test_a_view_of_units_is_refused():
-    split = replace(RESULT, scores=RESULT.scores[..., None], units=("0",))
-    with pytest.raises(InputError, match=r"view `result\.of_unit"):
-        view_trace(split)
+def test_a_view_of_units_is_at_one_position():
+    split = replace(RESULT, scores=torch.stack([RESULT.scores, RESULT.scores + 0.1], -1), units=("h0", "h1"))
+    assert json.dumps([" h0", " h1"]) in str(view_trace(split))
+    for options, place in (({}, split.strongest().position), ({"position": 0}, 0)):
+        assert json.dumps(split.effects[:, place].T.float().tolist()) in str(view_trace(split, **options))
+    with pytest.raises(InputError, match="position 3 is none of the prompt's, which are 0 to 2"):
+        view_trace(split, position=3)
+    with pytest.raises(InputError, match="no units"):
+        view_trace(RESULT, position=1)

@@ -10,7 +10,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from support.trace_example import RESULT
 
-from tl_rome.patching import plot_trace
+from tl_rome.errors import InputError
+from tl_rome.patching import plot_trace, plot_traces
 from tl_rome.tokens import SubjectSpan
 
 
@@ -45,7 +46,7 @@ def test_layers_run_along_x_and_starred_tokens_down_y(ax, drawn_without_warnings
     assert ax.get_xticks().tolist() == [0.5, 5.5]
     assert ax.yaxis_inverted(), "the first token is on top"
     assert ax.get_xlabel() == "restored layer"
-    assert ax.get_title() == "Restoring single hidden states"
+    assert ax.get_title() == "The Louvre* is → Paris\nRestoring single hidden states"
     (mesh,) = ax.collections
     assert mesh.get_array().reshape(3, 8).tolist() == RESULT.scores.T.tolist()
     assert mesh.colorbar.ax.get_ylabel() == "P(Paris)"
@@ -70,7 +71,7 @@ def test_the_first_token_is_on_top_on_axes_that_share_their_tokens_too():
 def test_each_component_has_its_colour_and_title(ax, component, cmap, what):
     plot_trace(replace(RESULT, component=component), ax)
     assert ax.collections[0].get_cmap().name == cmap
-    assert ax.get_title() == f"Restoring {what}"
+    assert ax.get_title() == f"The Louvre* is → Paris\nRestoring {what}"
 
 
 def test_windows_are_named_and_a_title_can_be_given(ax):
@@ -78,7 +79,7 @@ def test_windows_are_named_and_a_title_can_be_given(ax):
     assert ax.get_title() == "My title"
     assert ax.get_xlabel() == "centre of the restored layers"
     plot_trace(replace(RESULT, component="mlp_out", window=10), other := Figure().subplots())
-    assert other.get_title() == "Restoring runs of 10 MLP outputs"
+    assert other.get_title() == "The Louvre* is → Paris\nRestoring runs of 10 MLP outputs"
 
 
 def test_white_is_the_corrupted_score_and_full_colour_the_best(ax):
@@ -86,6 +87,60 @@ def test_white_is_the_corrupted_score_and_full_colour_the_best(ax):
     mesh = ax.collections[0]
     assert (mesh.norm.vmin, mesh.norm.vmax) == (0.1, RESULT.scores.max().item())
     assert min(mesh.cmap(mesh.norm(0.1))[:3]) > 0.95
+
+
+def test_a_scale_can_be_given_and_what_lies_beyond_it_is_marked(ax, drawn_without_warnings):
+    plot_trace(RESULT, ax, vmax=0.5)
+    bar = ax.collections[0].colorbar
+    assert (bar.vmin, bar.vmax, bar.extend) == (0.1, 0.5, "max")
+    assert bar.ax.get_ylabel() == "P(Paris)"
+    low = replace(RESULT, corrupted_score=0.2)
+    plot_trace(low, other := Figure().subplots())
+    bar = other.collections[0].colorbar
+    assert (bar.vmin, bar.extend, bar.ax.get_ylabel()) == (0.2, "min", "P(Paris)\nwhite: ≤ corrupted")
+    drawn_without_warnings(other)
+    noising = replace(RESULT, direction="noising", clean_score=0.5)
+    plot_trace(noising, third := Figure().subplots())
+    assert third.collections[0].colorbar.ax.get_ylabel() == "P(Paris)\nwhite: ≥ clean"
+
+
+def test_heads_are_drawn_by_layer_at_one_position(drawn_without_warnings):
+    scores = torch.stack([RESULT.scores, RESULT.scores.flip(0) + 0.05], -1)
+    heads = replace(RESULT, scores=scores, units=("0", "1"), component="attn.hook_z")
+    ax = drawn_without_warnings(plot_trace(heads))
+    layer, position, score, unit = heads.strongest()
+    drawn = ax.collections[0].get_array().reshape(2, 8)
+    assert drawn.tolist() == scores[:, position].T.tolist()
+    assert drawn[heads.units.index(unit), layer] == drawn.max() == score
+    assert texts(ax.get_yticklabels()) == ["0", "1"]
+    assert ax.get_title().endswith("Restoring attn.hook_z, at ' is'")
+    other = plot_trace(heads, Figure().subplots(), position=0)
+    assert other.collections[0].get_array().reshape(2, 8).tolist() == scores[:, 0].T.tolist()
+    assert other.get_title().endswith(", at 'The'")
+    with pytest.raises(InputError, match="position 3 is none"):
+        plot_trace(heads, position=3)
+
+
+def test_traces_of_one_prompt_stand_side_by_side_on_one_scale(drawn_without_warnings):
+    weak = replace(RESULT, scores=0.1 + (RESULT.scores - 0.1) / 50, component="mlp_out")
+    axes = plot_traces([RESULT, weak], shared_scale=True)
+    drawn_without_warnings(axes[0])
+    top = RESULT.scores.max().item()
+    assert [ax.collections[0].norm.vmax for ax in axes] == [top, top]
+    assert axes[0].figure.get_suptitle() == "The Louvre* is → Paris"
+    assert [ax.get_title() for ax in axes] == ["Restoring single hidden states", "Restoring MLP outputs"]
+    own = plot_traces([RESULT, weak], Figure().subplots(1, 2))
+    assert own[1].collections[0].norm.vmax == weak.scores.max().item()
+    with pytest.raises(InputError, match="several prompts"):
+        plot_traces([RESULT, replace(RESULT, prompt="Big Ben is")])
+    with pytest.raises(InputError, match="one metric"):
+        plot_traces([RESULT, replace(RESULT, metric="logprob")], shared_scale=True)
+
+
+def test_long_prompts_are_wrapped():
+    prompt = "word " * 40 + "The Louvre is"
+    title = plot_trace(replace(RESULT, prompt=prompt), Figure().subplots()).get_title()
+    assert max(map(len, title.splitlines())) <= 60
 
 
 def test_a_trace_without_effect_can_be_drawn(ax, drawn_without_warnings):

@@ -37,14 +37,13 @@ def audit(
     The exit code is 3 if something was found, 0 if not.
     """
     from tl_rome.audit import audit_model
-    from tl_rome.cli.commands.export import check_new
-    from tl_rome.cli.output import check_folder
+    from tl_rome.cli.output import check_folder, check_new_folder
     from tl_rome.editors import export_model
     from tl_rome.models.loading import quiet
 
     check_folder(out)
     if repaired is not None:
-        check_new(repaired)
+        check_new_folder(repaired)
     options = model_class, dtype, device, prepend_bos
     loaded = ModelLoader(model, *options)()
     right = None if base is None else ModelLoader(base, *options)()

@@ -23,11 +23,12 @@ def export(
     ] = False,
 ) -> None:
     """Write the model with one edit or several in Hugging Face layout, for any library to load."""
+    from tl_rome.cli.output import check_new_folder
     from tl_rome.editors import compose, export_model
     from tl_rome.editors.edits.receipts.receipt import describe_places
     from tl_rome.models.loading import quiet
 
-    check_new(out)
+    check_new_folder(out)
     whole = compose(edit for location in edits for edit in read_edits(location))
     loaded = ModelLoader(model, ModelClass.bridge, dtype, "cpu")()
     with quiet(console.shows_progress()):
@@ -53,16 +54,3 @@ def read_edits(location: str) -> "tuple[Edit | BatchEdit, ...]":
         return (BatchEdit.load(location),)
     except StorageError:  # of one fact; or no edit at all, which the next line says
         return (Edit.load(location),)
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a folder that holds something, or cannot be written.
-
-    Raises:
-        StorageError: If it does.
-    """
-    from tl_rome.cli.output import check_folder
-
-    check_folder(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise StorageError(f"cannot write to {folder}: it is not empty; name a new folder")

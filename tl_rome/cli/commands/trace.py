@@ -30,6 +30,9 @@ def trace(
     window: Annotated[
         int | None, typer.Option(help="Layers restored together.", show_default="1 for resid_post, else 10")
     ] = None,
+    shared_scale: Annotated[
+        bool, typer.Option("--shared-scale", help="One colour scale for all panels, so that a weak effect looks weak.")
+    ] = False,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="Folder for heat maps (PNG) and traces (safetensors).")] = Path(
         "tl-rome-trace"
@@ -55,6 +58,6 @@ def trace(
     console.out.print(trace_table(traces, fact.prompt, cells=4))
     files = [save_figure([result], out / f"trace_{name}.png") for name, result in traces.items()]
     if len(traces) > 1:
-        files.append(save_figure(list(traces.values()), out / "trace.png"))
+        files.append(save_figure(list(traces.values()), out / "trace.png", shared_scale=shared_scale))
     files += [result.save(out / f"trace_{name}.safetensors") for name, result in traces.items()]
     console.say_written(files)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.editors.sharing.shared import Shared
 from tl_rome.errors import InputError, NumericsError, StorageError
 from tl_rome.running.arithmetic import float64_device, in_float64
 from tl_rome.sites import HookedModel
@@ -25,14 +26,15 @@ from tl_rome.storage.parts import read_as, reading
 Eigen = tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]
 """Eigenvalues and, as columns, eigenvectors."""
 
-_KIND = "key_covariance"
 _HEADER = ("layer", "count", "source", "prepend_bos", "model")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KeyCovariance:
+class KeyCovariance(Shared):
     """Second moment of the keys of one layer of one model."""
 
+    kind: ClassVar[str] = "key_covariance"
+    """Kind of its files."""
     second_moment: Float[Tensor, "d_mlp d_mlp"]
     """E[k k^T], symmetric; float64, on the CPU."""
     layer: int
@@ -149,6 +151,11 @@ class KeyCovariance:
         """16 hexadecimal digits that identify these statistics, as stored in float32."""
         return hashlib.sha256(self.second_moment.float().numpy().tobytes()).hexdigest()[:16]
 
+    @property
+    def file_name(self) -> str:
+        """What tells these statistics from all others."""
+        return f"{self.model}-layer{self.layer}-{self.digest}.covariance.safetensors"
+
     def save(self, path: str | Path) -> Path:
         """Write the upper triangle in float32, half the size of the matrix.
 
@@ -160,27 +167,27 @@ class KeyCovariance:
         """
         path = Path(path)
         if path.is_dir():
-            path /= f"{self.model}-layer{self.layer}-{self.digest}.covariance.safetensors"
+            path /= self.file_name
         rows, columns = torch.triu_indices(*self.second_moment.shape)
         tensors = {"upper_triangle": self.second_moment[rows, columns].float()}
         if self.mean is not None:
             tensors["mean"] = self.mean.float()
         header = {name: getattr(self, name) for name in (*_HEADER, "dtype", "digest")}
-        return save(path, _KIND, tensors, {**header, "d_mlp": len(self.second_moment)})
+        return save(path, self.kind, tensors, {**header, "d_mlp": len(self.second_moment)})
 
     @classmethod
     def load(cls, path: str | Path) -> "KeyCovariance":
         """Read statistics that `save` wrote.
 
         Args:
-            path: The file, or `hf://owner/name/file`, see `sharing`.
+            path: The file, or `hf://owner/name/file` for one that is shared on the model hub.
 
         Raises:
             StorageError: If the file is damaged, holds something else, or cannot be fetched.
         """
         from tl_rome.storage.hub import local_path
 
-        tensors, header = load(local_path(path), _KIND)
+        tensors, header = load(local_path(path), cls.kind)
         with reading(path, "the key statistics"):
             size = read_as(int, header["d_mlp"], "d_mlp")
             if not tensors["upper_triangle"].numel() == size * (size + 1) // 2 > 0:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tl_rome.editors.edits.batch_edit import BatchEdit
 from tl_rome.editors.edits.edit import Edit
+from tl_rome.editors.edits.portable_edit import PortableEdit
 from tl_rome.editors.edits.receipts.receipt import describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weight_edit import SEQUENCE_KIND, WeightEdit
@@ -25,13 +26,14 @@ _Step = Callable[[WeightEdit, HookedModel], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EditSequence:
+class EditSequence(PortableEdit):
     """Edits of one model in the order in which they are applied; to a model it is used as one `Edit` is.
 
     Raises:
         InputError: If there is no edit, or they are for different models.
     """
 
+    kind: ClassVar[str] = SEQUENCE_KIND
     edits: tuple[Edit | BatchEdit, ...]
     """First to last."""
 
@@ -48,6 +50,11 @@ class EditSequence:
     def __repr__(self) -> str:
         shown = ", ".join(edit.label.removeprefix("edit ") for edit in self.edits[:3]) + ", ..." * (len(self.edits) > 3)
         return f"<sequence of {len(self.edits)}, {describe_places(update.place for update in self.updates)}: {shown}>"
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model."""
+        return self.edits[0].model
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -79,7 +86,7 @@ class EditSequence:
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
         with lent(model):
-            check_fingerprint(model, self.edits[0].model, "this sequence of edits")
+            check_fingerprint(model, self.model, "this sequence of edits")
             check_weights(model, [self.edits])
             _all_or_none(model, self.edits, WeightEdit.apply_unchecked, WeightEdit.undo)
 
@@ -105,32 +112,12 @@ class EditSequence:
             headers.append(header)
         return save(path, SEQUENCE_KIND, tensors, {"edits": headers})
 
-    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
-        """Write all edits as one LoRA adapter for plain transformers.
-
-        Args:
-            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
-            model: What the first edit was made on, without any of them; left as found.
-            source: Name or folder that the model was loaded from, as `load_model` takes it.
-
-        Raises:
-            InputError: If an update is a full matrix.
-            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
-            EditStateError: If it is applied to the model.
-            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
-            ModelUnavailableError: If the source cannot be read.
-            StorageError: If the folder cannot be written.
-        """
-        from tl_rome.editors.export.peft import export_peft
-
-        return export_peft(self, model, source, folder)
-
     @classmethod
     def load(cls, path: str | Path, model: HookedModel | None = None) -> "EditSequence":
         """Read a sequence that `save` wrote.
 
         Args:
-            path: The file, or `hf://owner/name/file`, see `sharing`.
+            path: The file, or `hf://owner/name/file` for one that is shared on the model hub.
             model: If given, the edits are checked to belong to it at once, otherwise when they are applied.
 
         Raises:
@@ -147,7 +134,7 @@ class EditSequence:
             pairs = zip(parts, headers, strict=True)
             found = cls(tuple(_class_of(head).from_file(part, head, path) for part, head in pairs))
         if model is not None:
-            check_fingerprint(model, found.edits[0].model, str(path))
+            check_fingerprint(model, found.model, str(path))
         return found
 
 

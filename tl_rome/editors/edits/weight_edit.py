@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_rome.editors.edits.former import of_today
+from tl_rome.editors.edits.portable_edit import PortableEdit
 from tl_rome.editors.edits.update import Update, check_places, update_from, with_updates
 from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
@@ -29,15 +30,13 @@ _Changes = dict[MlpMatrix, tuple[Tensor, Tensor]]
 """Weights before and after."""
 
 
-class WeightEdit:
+class WeightEdit(PortableEdit):
     """The mechanics of an edit; a dataclass that inherits them has these fields, and those that say what was asked for.
 
     Raises:
         InputError: If two updates are of the same matrix.
     """
 
-    kind: ClassVar[str]
-    """Kind of its files."""
     asked: ClassVar[Mapping[str, Any]]
     """The fields that say what was asked for and what it did, with their types."""
     updates: tuple[Update, ...]
@@ -182,26 +181,6 @@ class WeightEdit:
         if model is not None:
             check_fingerprint(model, edit.model, str(path))
         return edit
-
-    def to_peft(self, folder: str | Path, model: HookedModel, source: str) -> Path:
-        """Write the edit as a LoRA adapter for plain transformers.
-
-        Args:
-            folder: Where the adapter is to be; load it with `peft.PeftModel.from_pretrained(base, folder)`.
-            model: What the edit was made on, without it; left as found.
-            source: Name or folder that the model was loaded from, as `load_model` takes it.
-
-        Raises:
-            InputError: If an update is a full matrix.
-            UnsupportedModelError: If a matrix cannot be told apart from others in the checkpoint.
-            EditStateError: If it is applied to the model.
-            ModelMismatchError: If it is for another model, or the source with the adapter gives other logits.
-            ModelUnavailableError: If the source cannot be read.
-            StorageError: If the folder cannot be written.
-        """
-        from tl_rome.editors.export.peft import export_peft
-
-        return export_peft(self, model, source, folder)
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file keeps of the edit: tensors, and a JSON-serialisable header."""

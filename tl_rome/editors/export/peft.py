@@ -7,53 +7,24 @@ is 1 everywhere, so readers that know of one rank and one alpha only get every m
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tl_rome.editors.export.card import edit_card
+from tl_rome.editors.export.portable import Change, Portable
 from tl_rome.editors.export.stored import Stored, check_same_logits, stored_matrices
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.models.hugging_face import load_hugging_face
-from tl_rome.models.smollm2 import NAME as EMBEDDED
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 from tl_rome.storage.writing import whole_folder
-
-
-@runtime_checkable
-class Change(Protocol):
-    """An update of one matrix, as far as it is written here."""
-
-    @property
-    def place(self) -> MlpMatrix:
-        """The matrix that it changes."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """`left` [d_in, rank] and `right` [d_out, rank] if it is of low rank; something else if not."""
-        ...
-
-
-@runtime_checkable
-class Portable(Protocol):
-    """An edit or several; its text is what the README shows."""
-
-    @property
-    def updates(self) -> Iterable[Change]:
-        """Of any matrices, a matrix perhaps several times."""
-        ...
-
-    def applied(self, model: HookedModel) -> AbstractContextManager[HookedModel]:
-        """The edited model."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +92,9 @@ def export_peft(edit: Portable, model: HookedModel, source: str, folder: str | P
     with whole_folder(Path(folder)) as written:
         save_file(tensors, written / "adapter_model.safetensors", {"format": "pt"})
         (written / "adapter_config.json").write_text(json.dumps(_config(adapters, source), indent=2), encoding="utf-8")
-        (written / "README.md").write_text(_readme(edit, model, source), encoding="utf-8")
+        (written / "README.md").write_text(
+            edit_card(edit, fingerprint(model), source=source, adapter=True), encoding="utf-8"
+        )
     return Path(folder)
 
 
@@ -171,20 +144,3 @@ def _config(adapters: Mapping[str, _Adapter], source: str) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": any(adapter.transposed for adapter in adapters.values()),
     }
-
-
-def _readme(edit: Portable, model: HookedModel, source: str) -> str:
-    """A model card: what the adapter belongs to, how to load it, and what each edit did, with its warnings."""
-    receipts = str(edit)
-    warned = [line.strip() for line in receipts.splitlines() if line.strip().startswith("WARNING")]
-    lines = ["---", "library_name: peft", f"base_model: {json.dumps(source)}", "tags: [lora, model-editing]", "---", ""]
-    lines += ["# Edited facts", ""]
-    lines += [f"A LoRA adapter of `{source}`, written by tl_rome: it changes what the model says of some facts."]
-    lines += [f"Fingerprint of the model that they were edited in: `{fingerprint(model)}`.", ""]
-    lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
-    lines += ["from tl_rome.models.smollm2 import smollm2_folder"] * (source == EMBEDDED)
-    base = "smollm2_folder()" if source == EMBEDDED else repr(source)
-    lines += ["", f"base = AutoModelForCausalLM.from_pretrained({base})"]
-    lines += ['model = PeftModel.from_pretrained(base, "this folder")', "```", ""]
-    lines += ["## Warnings", "", *([f"- {line}" for line in warned] or ["None."]), ""]
-    return "\n".join([*lines, "## Receipts", "", "```text", receipts, "```", ""])

@@ -8,26 +8,28 @@ the memory from before: an edit that is undone takes nothing out of a later one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.editors.edits.weights import weight_digest
+from tl_rome.editors.sharing.shared import Shared
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.sites import HookedModel
-from tl_rome.storage.files import check_fingerprint, fingerprint, load, save
+from tl_rome.storage.files import check_fingerprint, digest, fingerprint, load, save
 from tl_rome.storage.hub import local_path
 from tl_rome.storage.parts import read_as, reading
 
-_KIND = "key_memory"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KeyMemory:
+class KeyMemory(Shared):
     """The sum of K K^T over all batches so far, for each edited layer; it never changes, each batch gives a new one."""
 
+    kind: ClassVar[str] = "key_memory"
+    """Kind of its files."""
     moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
     """K K^T by layer; float64, on the CPU."""
     facts: int
@@ -101,6 +103,11 @@ class KeyMemory:
                     "edits that it came with, in order and no others, or use the memory that belongs to these weights"
                 )
 
+    @property
+    def file_name(self) -> str:
+        """What tells this memory from all others."""
+        return f"{self.model}-{self.facts}-facts-{digest([*self.digests.values()])}.memory.safetensors"
+
     def save(self, path: str | Path) -> Path:
         """Write the upper triangles, in float64.
 
@@ -111,7 +118,7 @@ class KeyMemory:
         sizes = {str(layer): len(moment) for layer, moment in self.moments.items()}
         digests = {str(layer): digest for layer, digest in self.digests.items()}
         header = {"facts": self.facts, "model": self.model, "digests": digests, "sizes": sizes}
-        return save(path, _KIND, tensors, header)
+        return save(path, self.kind, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path, model: HookedModel | None = None) -> "KeyMemory":
@@ -125,7 +132,7 @@ class KeyMemory:
             StorageError: If the file is damaged, holds something else, or cannot be fetched.
             ModelMismatchError: If it is of another model.
         """
-        tensors, header = load(local_path(path), _KIND)
+        tensors, header = load(local_path(path), cls.kind)
         with reading(path, "a key memory"):
             sizes = read_as(dict[str, int], header["sizes"], "sizes")
             digests = read_as(dict[str, str], header["digests"], "digests")

@@ -22,6 +22,7 @@ from tl_rome.editors.edits.receipts.receipt import UpdateFigures
 from tl_rome.editors.edits.receipts.verdict import first_context
 from tl_rome.editors.edits.update import LowRankUpdate
 from tl_rome.editors.gradients import borrowed_for_gradients
+from tl_rome.editors.sharing.shared import Shared
 from tl_rome.editors.trained.config import TrainingConfig
 from tl_rome.editors.trained.convergence import training_doubt
 from tl_rome.editors.trained.log import TrainingLog
@@ -44,7 +45,7 @@ _Editor = TypeVar("_Editor", bound="TrainedEditor")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedEditor(ABC):
+class TrainedEditor(Shared, ABC):
     """What MEND and KE have in common; call one with a model and a request to get an `Edit`."""
 
     network: EditNetwork
@@ -60,8 +61,6 @@ class TrainedEditor(ABC):
     log: TrainingLog
     """How the training went, and what it was of."""
 
-    kind: ClassVar[str]
-    """Kind of its files."""
     settings: ClassVar[type[TrainingConfig]]
     """Class of its settings."""
 
@@ -217,6 +216,11 @@ class TrainedEditor(ABC):
             "prepend_bos": self.prepend_bos,
             "best": asdict(self.log.best),
         }
+
+    @property
+    def file_name(self) -> str:
+        """What tells this editor from all others."""
+        return f"{self.model}-{self.kind}-{self.digest}.safetensors"
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file with parameters, statistics, and all that is known of the training.

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tl_rome.arguments import Finite
 from tl_rome.errors import InputError
 from tl_rome.figures import new_axes
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.averaging.roles import ROLES, Role, role_index
-from tl_rome.patching.plots.trace import component_color, heat_map, layer_label, patched
+from tl_rome.patching.plots.trace import component_color, heat_map, layer_label, panels, patched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,13 +19,16 @@ _MARKERS = ("o", "s", "D", "^", "v", "x")
 """Lines differ in style and markers too, so that they can be told apart in grey."""
 
 
-def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
+def plot_average(
+    average: AverageTrace, ax: "Axes | None" = None, *, title: str | None = None, vmax: Finite | None = None
+) -> "Axes":
     """Draw average indirect effects by layer and token role; white is no effect, hatched a role that is absent.
 
     Args:
         average: What `average_traces` returned.
         ax: Axes to draw into; a new figure's by default.
         title: Replaces the default title.
+        vmax: Effect that is drawn darkest, for one scale in several figures; by default the strongest.
 
     Returns:
         The axes; nothing is shown or saved.
@@ -33,37 +37,43 @@ def plot_average(average: AverageTrace, ax: "Axes | None" = None, *, title: str 
         ax = new_axes(3.8 + 0.07 * len(average.effects), 2.4)
     falling = average.sign < 0
     name = "average indirect effect"
-    heat_map(ax, average.effects, _STARRED, average.component, base=0.0, name=name, falling=falling)
+    colours = {"base": 0.0, "darkest": vmax, "falling": falling, "name": name, "pale": "0"}
+    heat_map(ax, average.effects, _STARRED, average.component, **colours)
     ax.set_title(title or _title(average), fontsize="medium")
     ax.set_xlabel(layer_label(average))
     return ax
 
 
-def plot_averages(averages: Sequence[AverageTrace], axes: "Sequence[Axes] | None" = None) -> "list[Axes]":
+def plot_averages(
+    averages: Sequence[AverageTrace], axes: "Sequence[Axes] | None" = None, *, shared_scale: bool = False
+) -> "list[Axes]":
     """Draw several averages side by side, as figure 2 does hidden states, MLPs and attention; roles are named once.
 
     Args:
         averages: One for each panel.
         axes: As many axes to draw into; a new figure's by default.
+        shared_scale: Whether one colour is one effect in all panels; otherwise the strongest of each is drawn darkest.
 
     Returns:
         The axes; nothing is shown or saved.
 
     Raises:
-        InputError: If there are no averages, or another number of axes.
+        InputError: If there are no averages, another number of axes, or averages of both directions on one scale.
     """
     if not averages or (axes is not None and len(axes) != len(averages)):
         raise InputError(f"{len(averages)} averages need as many axes and at least one; got axes {axes}")
+    vmax, sign = None, averages[0].sign
+    if shared_scale:
+        if any(average.sign != sign for average in averages):
+            raise InputError("a shared scale needs averages of one direction; draw them without it")
+        vmax = sign * max((sign * average.effects).nan_to_num(0.0).max().item() for average in averages)
     if axes is None:
         import matplotlib.pyplot as plt
 
         width = 1.4 + len(averages) * (2.2 + 0.05 * len(averages[0].effects))
-        _, grid = plt.subplots(
-            1, len(averages), figsize=(width, 2.4), dpi=150, layout="constrained", sharey=True, squeeze=False
-        )
-        axes = list(grid[0])
+        axes = panels(plt.figure(figsize=(width, 2.6), dpi=150, layout="constrained"), len(averages), sharey=True)
     for average, ax in zip(averages, axes, strict=True):
-        plot_average(average, ax)
+        plot_average(average, ax, title=f"{patched(average)}\n{_prompts(average)}", vmax=vmax)
     return list(axes)
 
 
@@ -104,7 +114,11 @@ def plot_roles(
 
 
 def _title(average: AverageTrace) -> str:
-    return f"{patched(average)}, {average.n} prompt{'s' if average.n > 1 else ''}"
+    return f"{patched(average)}, {_prompts(average)}"
+
+
+def _prompts(average: AverageTrace) -> str:
+    return f"{average.n} prompt{'s' if average.n > 1 else ''}"
 
 
 def _line(ax: "Axes", average: AverageTrace, index: int, shade: float) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tl_rome.errors import InputError, require
+from tl_rome.arguments import Whole
+from tl_rome.errors import require
 from tl_rome.patching.averaging.average import AverageTrace
 from tl_rome.patching.averaging.roles import ROLES
-from tl_rome.patching.plots.trace import starred_labels
+from tl_rome.patching.plots.trace import drawn_position, starred_labels
 from tl_rome.patching.result import TraceResult
 
 if TYPE_CHECKING:
@@ -93,23 +94,27 @@ def summary_frame(averages: Iterable[AverageTrace]) -> "pandas.DataFrame":
     return pandas.DataFrame(rows)
 
 
-def view_trace(result: TraceResult) -> Any:
+def view_trace(result: TraceResult, *, position: Whole | None = None) -> Any:
     """Tokens by layer in circuitsvis: colour is the indirect effect of the layer that is chosen or hovered over.
+
+    A trace of heads, or of groups of features, is shown at one position, with the units in place of the tokens.
 
     Args:
         result: What `causal_trace` returned.
+        position: Which token's units to show, where there are units; by default that of the strongest effect.
 
     Returns:
         A circuitsvis view that a notebook shows; `str` of it is HTML. Subject tokens are starred.
 
     Raises:
-        InputError: If the trace has units, which need a view each.
+        InputError: If a position is given for a trace without units, or is none of the prompt's.
         MissingPackageError: If circuitsvis is not installed.
     """
-    if result.units:
-        raise InputError("this trace has a third axis of units; view `result.of_unit(unit)` for the ones you want")
+    place = drawn_position(result, position)
     require("circuitsvis", extra="notebook")
     from circuitsvis.tokens import colored_tokens_multi
 
     labels = [str(layer) for layer in range(len(result.effects))]
-    return colored_tokens_multi(starred_labels(result), result.effects.T.float(), labels=labels)
+    effects = result.effects if place is None else result.effects[:, place]
+    rows = starred_labels(result) if place is None else [f" {unit}" for unit in result.units]
+    return colored_tokens_multi(rows, effects.T.float(), labels=labels)
