@@ -271,7 +271,7 @@ def test_help_lists_the_fields_with_what_stands_under_them():
     from tl_rome.editors.trained.mend.config import MendConfig
     from tl_rome.patching import TraceResult
 
-    text = pydoc.render_doc(TraceResult, renderer=pydoc.plaintext)
+    text = pydoc.render_doc(TraceResult, renderer=vars(pydoc)["plaintext"])
     assert "corrupted_score (float): Mean metric of the corrupted runs with nothing restored." in text
     assert text.index("Raises:") < text.index("Attributes:"), "below the docstring itself"
     assert "scores (Float[Tensor, 'layer pos *unit'])" in RESULT.__doc__

@@ -30,18 +30,21 @@ class RoundedConfig(QuantizationConfigMixin):
     """What `load_model` is given as quantization_config."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.quant_method = _METHOD
+        vars(self)["quant_method"] = _METHOD
 
 
 @register_quantizer(_METHOD)
 class _Rounded(HfQuantizer):
     requires_calibration = False
-    is_trainable = False
 
-    def is_serializable(self, **kwargs: Any) -> bool:
+    @property
+    def is_trainable(self) -> bool:
         return False
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def is_serializable(self, **kwargs: Any) -> Any:
+        return False
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in list(model.named_modules()):
             if name.endswith(("up_proj", "gate_proj", "down_proj")):
                 owner, _, own = name.rpartition(".")

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import pytest
@@ -91,7 +92,7 @@ def test_white_is_the_corrupted_score_and_full_colour_the_best(ax):
 
 def test_a_scale_can_be_given_and_what_lies_beyond_it_is_marked(ax, drawn_without_warnings):
     plot_trace(RESULT, ax, vmax=0.5)
-    bar = ax.collections[0].colorbar
+    bar: Any = ax.collections[0].colorbar
     assert (bar.vmin, bar.vmax, bar.extend) == (0.1, 0.5, "max")
     assert bar.ax.get_ylabel() == "P(Paris)"
     low = replace(RESULT, corrupted_score=0.2)
