@@ -38,7 +38,7 @@ class _Rounded(HfQuantizer):
     requires_calibration = False
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> Any:
         return False
 
     def is_serializable(self, **kwargs: Any) -> Any:

@@ -186,6 +186,8 @@ class World:
         return saved | {
             **{"TraceResult.from_file.tensors": tensors, "TraceResult.from_file.header": header},
             **{"path": new, "store": new, "folder": new, "cache": new, "cache_dir": folder / "cache"},
+            **{"repo_id": "somebody/something", "dry_run": new, "kind": ed.KeyCovariance},
+            **{"push_file.path": Each(lambda: self.objects[ed.KeyCovariance].save(self.new_path()))},
             **self._other_layouts(),
             **{
                 "load_facts.path": facts,

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from tl_rome.editors.sharing.catalogue import belongs_to, describe, layers_of
-from tl_rome.editors.sharing.shared import Shared
-from tl_rome.errors import ModelMismatchError, NetworkError, StorageError
+from tl_rome.errors import InputError, ModelMismatchError, NetworkError, StorageError
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint, has_fingerprint, read_header
 from tl_rome.storage.repository import Repository, repository_name
 
 
 def find_on_hub(
-    repo_id: str, model: HookedModel, kind: type[Shared], *, layer: int | None = None, token: str | None = None
+    repo_id: str, model: HookedModel, kind: type, *, layer: int | None = None, token: str | None = None
 ) -> str:
     """The location of the one file in a repository that fits a model, for `load`; only headers are read.
 
@@ -30,11 +29,13 @@ def find_on_hub(
         `hf://owner/name/file`.
 
     Raises:
-        InputError: If the name of the repository is none.
+        InputError: If the name of the repository is none, or nothing of that kind is shared.
         NetworkError: If the hub does not answer, and its client has nothing of the repository in its cache.
         ModelMismatchError: If there are such files, but none for the model, its BOS policy and the layer.
         StorageError: If the repository has no such file, or several that fit, or the hub refuses.
     """
+    if not isinstance(getattr(kind, "kind", None), str):
+        raise InputError(f"{kind.__name__} is nothing that is shared on the hub; give KeyCovariance, Edit, Mend, ...")
     name, revision = repository_name(repo_id)
     there = {file: header for file, header in _headers(repo_id, token).items() if header.get("kind") == kind.kind}
     shown = "; ".join(f"{file} ({_about(header)})" for file, header in sorted(there.items()))
