@@ -7,7 +7,6 @@ of the families are in the folders `my/gpt2`, `my/llama` and so on.
 
 import importlib
 import re
-from functools import cache
 from typing import Any
 
 import pytest
@@ -78,33 +77,35 @@ def reading(monkeypatch, tmp_path, family_dir, stand_in, smollm2, sampled_once):
     return read
 
 
+@pytest.fixture(scope="session")
+def sampled():
+    """Samples of models that all pages share, by what they are of."""
+    return {}
+
+
 @pytest.fixture
-def sampled_once(monkeypatch, tmp_path):
-    """Contexts are sampled once for all pages, and key statistics from few tokens."""
+def sampled_once(monkeypatch, tmp_path, sampled):
+    """Contexts and key statistics are sampled once for each model, the latter from few tokens."""
     from tl_rome.editors.covariance import kept
     from tl_rome.editors.mass import editor as mass
     from tl_rome.editors.rank_one import editor
 
-    for module in (editor, mass):
-        monkeypatch.setattr(module, "contexts_for", _contexts_once(module.contexts_for))
-    few = {"tokens": 600}
-    one, several = editor.covariance_from_samples, kept.covariances_from_samples
-    monkeypatch.setattr(editor, "covariance_from_samples", lambda *given, **options: one(*given, **options | few))
-    monkeypatch.setattr(kept, "covariances_from_samples", lambda *given, **options: several(*given, **options | few))
+    def once(module, name, **fewer):
+        sample = getattr(module, name)
+
+        def shared(model, what, *given, **options):
+            key = (name, fingerprint(model), str(what), str(given))
+            if key not in sampled:
+                sampled[key] = sample(model, what, *given, **options | fewer)
+            return sampled[key]
+
+        monkeypatch.setattr(module, name, shared)
+
+    once(editor, "contexts_for")
+    once(mass, "contexts_for")
+    once(editor, "covariance_from_samples", tokens=600)
+    once(kept, "covariances_from_samples", tokens=600)
     monkeypatch.setattr(kept, "cache_root", lambda _: tmp_path / "cache")
-
-
-@cache
-def _contexts_once(sample):
-    found: dict[Any, Any] = {}
-
-    def contexts_for(model, config, given=None, *, generator):
-        key = (fingerprint(model), config.context_lengths, str(given))
-        if key not in found:
-            found[key] = sample(model, config, given, generator=generator)
-        return found[key]
-
-    return contexts_for
 
 
 @pytest.mark.slow
