@@ -1,4 +1,4 @@
-"""What the site has beside its pages: notebooks, the changelog, the command line and the columns from the code, llms.txt."""
+"""What the site has beside its pages: notebooks, the changelog, what the code knows best, and llms.txt."""
 
 import inspect
 import re
@@ -51,7 +51,7 @@ def on_post_build(config: Any) -> None:
 
 
 def _address(uri: str) -> str:
-    return "" if uri == "index.md" else f"{uri.rpartition('.')[0]}/"
+    return "./" if uri == "index.md" else f"{uri.rpartition('.')[0]}/"
 
 
 def _summary(uri: str) -> str:
@@ -88,7 +88,9 @@ def _commands() -> str:
 
 def _spelling(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    return names if option.is_flag else f"{names} {option.metavar or _kind(option.type_descriptor.annotation)}"
+    if option.is_flag:
+        return names
+    return f"{names} {_cell(option.metavar or _kind(option.type_descriptor.annotation))}"
 
 
 def _kind(annotation: Any) -> str:
@@ -119,5 +121,5 @@ def _columns() -> str:
     """Every column of the tables with its meaning."""
     from tl_rome.counterfact.metrics.columns import COLUMNS
 
-    rows = [f"| {_cell(name).replace('*', chr(92) + '*')} | {_cell(text).replace('*', chr(92) + '*')} |" for name, text in COLUMNS.items()]
+    rows = [f"| {_cell(name)} | {_cell(text)} |".replace("*", r"\*") for name, text in COLUMNS.items()]
     return "\n".join(["| column | meaning |", "|---|---|", *rows])
