@@ -57,11 +57,12 @@ def _address(uri: str) -> str:
 def _summary(uri: str) -> str:
     """The first sentence of a page's first paragraph."""
     _, text = _pages.get(uri, ("", ""))
-    for block in text.split("\n\n"):
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for block in prose.split("\n\n"):
         plain = " ".join(block.split())
         if plain and not re.match(r"[#|<!`:-]", plain):
             plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", plain)
-            return f": {re.split(r'(?<=[.:]) ', plain)[0].rstrip(':')}"
+            return f": {re.split(r'(?<=[.]) (?=[A-Z])', plain)[0].rstrip(':')}"
     return ""
 
 
