@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 # Makes all counts of `make fuzz` so many times as large.
 TIMES ?= 1
 
-.PHONY: demo families fuzz soak test test-3.9 test-4 test-attack test-lowest lint notebooks release-check setup clean
+.PHONY: demo docs docs-serve families fuzz soak test test-3.9 test-4 test-attack test-lowest lint notebooks release-check setup clean
 .NOTPARALLEL:
 
 demo: $(VENV)
@@ -59,6 +59,13 @@ families: $(VENV) $(TL4)
 	TL_ROME_WRITE_FAMILIES=1 TL_ROME_LEG=3.9 PYTHONPATH= $(BIN)/python -m pytest tests/test_families.py
 	TL_ROME_WRITE_FAMILIES=1 TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(BIN)/python -m pytest tests/test_families.py
 
+# The site, into site/; any warning is an error. docs-serve shows it, and follows what is written.
+docs: $(VENV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 notebooks: $(VENV)
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
@@ -85,4 +92,4 @@ $(LOWEST): $(OLDEST) | $(VENV)
 	@touch $@
 
 clean:
-	rm -rf .venv .tl4 .lowest .pytest_cache .ruff_cache build dist
+	rm -rf .venv .tl4 .lowest .pytest_cache .ruff_cache build dist site

@@ -1,43 +1,28 @@
-"""The README's Python blocks run as pasted, one after the other, and print what it says that they print."""
+"""The README's Python block runs as pasted, and prints what it says that it prints."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.pages import REPOSITORY, python_blocks
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def python_blocks(text: str) -> list[str]:
-    """The code of each fenced Python block, in order."""
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def stated(block: str) -> list[str]:
-    """What comments of a block say that it prints."""
-    return re.findall(r"# prints (.+)$", block, flags=re.MULTILINE)
+def test_every_command_is_named():
+    from tl_rome.cli import app
 
-
-def test_blocks_and_what_they_print_are_found():
-    text = "a\n```python\nx\n  # prints [1]\n```\n```console\ny\n```\n```python\nz\n```\n"
-    blocks = python_blocks(text)
-    assert blocks == ["x\n  # prints [1]\n", "z\n"]
-    assert [stated(block) for block in blocks] == [["[1]"], []]
+    names = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
+    assert {name for name in names if f"`tl-rome {name}`" not in README} == set()
 
 
 @pytest.mark.slow
 @pytest.mark.leg("3.9")
-def test_blocks_run_as_pasted(tmp_path, monkeypatch, capsys):
+def test_block_runs_as_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks, names = python_blocks(README.read_text(encoding="utf-8")), dict[str, Any]()
-    assert len(blocks) == 4
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-        printed = capsys.readouterr().out
-        for text in stated(block):
-            assert text in printed
-    assert sum(len(stated(block)) for block in blocks) == 1
-    (size,) = re.findall(r"edit\.save\(.+# (\d+) kB", blocks[0])
+    (block,) = python_blocks(README)
+    exec(compile(block.code, "README.md", "exec"), dict[str, Any]())
+    (stated,) = block.stated
+    assert stated in capsys.readouterr().out
+    (size,) = re.findall(r"edit\.save\(.+# (\d+) kB", block.code)
     assert round((tmp_path / "eiffel.safetensors").stat().st_size / 1000) == int(size)
-    assert {"compare.json", "report.html"} <= {path.name for path in (tmp_path / "runs/first").iterdir()}

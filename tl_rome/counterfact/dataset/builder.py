@@ -79,7 +79,7 @@ def build_records(
     Returns:
         Records, and what was left out and why.
 
-    Example:
+    Examples:
         A relation is some templates, each ending just before the object, and the facts that they state; `load_pararel`
         reads such relations from files.
 

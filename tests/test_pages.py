@@ -1,0 +1,155 @@
+"""Every Python block of the documentation runs, its commands are commands, and every public name has an entry.
+
+The blocks of a page run in order and share their names. Where a page says what it prints, `smollm2-135m` is the real
+model, which all of these pages share; elsewhere a small random model of eight layers stands in for it, and tiny models
+of the families are in the folders `my/gpt2`, `my/llama` and so on.
+"""
+
+import importlib
+import re
+from typing import Any
+
+import pytest
+from support import families
+from support.pages import DOCS, REPOSITORY, commands, pages, python_blocks
+
+import tl_rome
+from tl_rome.storage.files import fingerprint
+
+PACKAGES = ("patching", "editors", "counterfact", "zsre")
+WITH_CODE = [page for page in pages() if python_blocks(page.read_text(encoding="utf-8"))]
+
+
+def name_of(page):
+    return page.relative_to(DOCS).as_posix()
+
+
+def test_blocks_and_commands_are_found():
+    text = (
+        "```python\nx\n  # prints [1]\n```\n```console\n$ tl-rome edit a \\\n    --out 'b c'  # d\ny\n```\n"
+        "<!-- not run: no -->\n```py\nz\n```\n"
+    )
+    first, second = python_blocks(text)
+    assert (first.code, first.line, first.runs, first.stated) == ("x\n  # prints [1]\n", 1, True, ["[1]"])
+    assert (second.code, second.line, second.runs, second.stated) == ("z\n", 11, False, [])
+    assert commands(text) == [["edit", "a", "--out", "b c"]]
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """Folder of a small random model with enough layers for what pages do with the real one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(families, "N_LAYERS", 8)
+        return families.build_family("llama", tmp_path_factory.mktemp("stand-in") / "smollm2-135m")
+
+
+@pytest.fixture
+def reading(monkeypatch, tmp_path, family_dir, stand_in, smollm2, sampled_once):
+    """Give `reading(page)`: run its blocks in a folder of their own."""
+
+    def read(page, capsys):
+        text = page.read_text(encoding="utf-8")
+        blocks, names = python_blocks(text), dict[str, Any]()
+        real = any(block.stated for block in blocks)
+        load = tl_rome.load_model
+
+        def load_model(name="smollm2-135m", **options):
+            if name == "smollm2-135m":
+                if real and not options.get("model_class"):
+                    return smollm2("hooked")
+                name = name if real else str(stand_in)
+            return load(name, **{"device": "cpu", **options, "progress": False})
+
+        for family in families.FAMILIES:
+            if f"my/{family}" in text:
+                (tmp_path / "my").mkdir(exist_ok=True)
+                (tmp_path / "my" / family).symlink_to(family_dir(family))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(tl_rome, "load_model", load_model)
+        for block in blocks:
+            code = compile("\n" * block.line + block.code, str(page), "exec")
+            if block.runs:
+                exec(code, names)
+                printed = capsys.readouterr().out
+                for stated in block.stated:
+                    assert stated in printed
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def sampled():
+    """Samples of models that all pages share, by what they are of."""
+    return {}
+
+
+@pytest.fixture
+def sampled_once(monkeypatch, tmp_path, sampled):
+    """Contexts and key statistics are sampled once for each model, the latter from few tokens."""
+    from tl_rome.editors.covariance import kept
+    from tl_rome.editors.mass import editor as mass
+    from tl_rome.editors.rank_one import editor
+
+    def once(module, name, **fewer):
+        sample = getattr(module, name)
+
+        def shared(model, what, *given, **options):
+            key = (name, fingerprint(model), str(what), str(given))
+            if key not in sampled:
+                sampled[key] = sample(model, what, *given, **options | fewer)
+            return sampled[key]
+
+        monkeypatch.setattr(module, name, shared)
+
+    once(editor, "contexts_for")
+    once(mass, "contexts_for")
+    once(editor, "covariance_from_samples", tokens=600)
+    once(kept, "covariances_from_samples", tokens=600)
+    monkeypatch.setattr(kept, "cache_root", lambda _: tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.leg("3.9")
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_blocks_run(page, reading, capsys):
+    reading(page, capsys)
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *pages()], ids=lambda page: page.stem)
+def test_commands_and_their_options_exist(page):
+    import typer
+
+    from tl_rome.cli import app
+
+    group: Any = typer.main.get_command(app)
+    for name, *words in commands(page.read_text(encoding="utf-8")):
+        options = {option for each in group.commands[name].params for option in (*each.opts, *each.secondary_opts)}
+        used = {word for word in words if re.match("--[a-z]", word)}
+        assert used <= options | {"--help"}, f"tl-rome {name}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_an_entry(package):
+    text = (DOCS / f"reference/{package}.md").read_text(encoding="utf-8")
+    entries = re.findall(rf"^::: tl_rome\.{package}\.(\w+)$", text, flags=re.MULTILINE)
+    assert len(entries) == len(set(entries))
+    source = (REPOSITORY / f"tl_rome/{package}/__init__.py").read_text(encoding="utf-8")
+    public = set(re.findall(r"import \w+ as (\w+)$", source, flags=re.MULTILINE))
+    assert public
+    assert public == set(entries)
+    assert all(hasattr(importlib.import_module(f"tl_rome.{package}"), name) for name in entries)
+
+
+def test_every_name_of_the_top_level_has_an_entry():
+    text = (DOCS / "reference/tl_rome.md").read_text(encoding="utf-8")
+    entries = set(re.findall(r"^::: tl_rome\.(\w+)$", text, flags=re.MULTILINE))
+    linked = set(re.findall(r"\[(\w+)\]\[tl_rome\.\w+\.\1\]", text))
+    assert set(vars(tl_rome)["__all__"]) - set(PACKAGES) == (entries | linked) - {"__version__"}
+
+
+def test_every_error_has_an_entry():
+    text = (DOCS / "reference/errors.md").read_text(encoding="utf-8")
+    from tl_rome import errors
+
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert kinds == set(re.findall(r"^::: tl_rome\.errors\.(\w+)$", text, flags=re.MULTILINE))
