@@ -16,7 +16,7 @@ from support.pages import DOCS, REPOSITORY, commands, pages, python_blocks
 import tl_rome
 from tl_rome.storage.files import fingerprint
 
-PACKAGES = ("patching", "editors", "counterfact", "zsre")
+PACKAGES = ("patching", "editors", "counterfact", "zsre", "audit", "harness")
 WITH_CODE = [page for page in pages() if python_blocks(page.read_text(encoding="utf-8"))]
 
 
