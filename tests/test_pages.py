@@ -7,6 +7,7 @@ of the families are in the folders `my/gpt2`, `my/llama` and so on.
 
 import importlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from support.pages import DOCS, REPOSITORY, commands, pages, python_blocks
 import tl_rome
 from tl_rome.storage.files import fingerprint
 
-PACKAGES = ("patching", "editors", "counterfact", "zsre", "audit", "harness")
+PACKAGES = ("patching", "editors", "counterfact", "zsre", "harness", "audit")
 WITH_CODE = [page for page in pages() if python_blocks(page.read_text(encoding="utf-8"))]
 
 
@@ -44,7 +45,7 @@ def stand_in(tmp_path_factory):
 
 
 @pytest.fixture
-def reading(monkeypatch, tmp_path, family_dir, stand_in, smollm2, sampled_once):
+def reading(monkeypatch, tmp_path, family_dir, stand_in, smollm2):
     """Give `reading(page)`: run its blocks in a folder of their own."""
 
     def read(page, capsys):
@@ -84,8 +85,8 @@ def sampled():
 
 
 @pytest.fixture
-def sampled_once(monkeypatch, tmp_path, sampled):
-    """Contexts and key statistics are sampled once for each model, the latter from few tokens."""
+def quick(monkeypatch, tmp_path, sampled):
+    """Contexts and key statistics are sampled once for each model; small ones get few of them, and few steps."""
     from tl_rome.editors.covariance import kept
     from tl_rome.editors.mass import editor as mass
     from tl_rome.editors.rank_one import editor
@@ -101,15 +102,27 @@ def sampled_once(monkeypatch, tmp_path, sampled):
 
         monkeypatch.setattr(module, name, shared)
 
+    def few_steps(module, name):
+        suited = getattr(module, name)
+
+        def few(model, config):
+            found = suited(model, config)
+            return found if model.cfg.n_layers > 8 else replace(found, max_evaluations=3, extra_evaluations=0)
+
+        monkeypatch.setattr(module, name, few)
+
     once(editor, "contexts_for")
     once(mass, "contexts_for")
     once(editor, "covariance_from_samples", tokens=600)
     once(kept, "covariances_from_samples", tokens=600)
+    few_steps(editor, "with_model_defaults")
+    few_steps(mass, "mass_model_defaults")
     monkeypatch.setattr(kept, "cache_root", lambda _: tmp_path / "cache")
 
 
 @pytest.mark.slow
 @pytest.mark.leg("3.9")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_blocks_run(page, reading, capsys):
     reading(page, capsys)
