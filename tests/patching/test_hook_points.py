@@ -213,7 +213,7 @@ def test_metrics(tiny, kind):
     own = trace(model, metric=lambda logits: logits[:, -1, paris] - logits[:, -1, rome])
     ours = trace(model, metric=LogitDifference.between(model, "Paris", "Rome"))
     assert torch.equal(own.scores, ours.scores)
-    assert ours.metric == f"LogitDifference(token={paris}, other={rome})"
+    assert ours.metric == "logit(Paris) - logit(Rome)"
     logits = model(encode_fact(model, FACT).tokens[None])[0, -1]
     assert own.clean_score == pytest.approx((logits[paris] - logits[rome]).item(), rel=1e-6)
 

@@ -42,6 +42,13 @@ def test_round_trip(saved):
     assert header == {"kind": "edit", "schema": storage.SCHEMA_VERSION, **HEADER}
 
 
+def test_equal_parts_make_equal_files(tmp_path):
+    header = {"text": 'ü "quoted" \\ \x7f\n', "list": [1, 2]}
+    files = [save(tmp_path / str(n), "test", {"b": torch.ones(3), "a": torch.zeros(2)}, header) for n in range(8)]
+    assert len({file.read_bytes() for file in files}) == 1
+    assert load(files[0], "test")[1]["text"] == header["text"]
+
+
 def test_folders_are_made_and_files_replaced(tmp_path):
     path = tmp_path / "runs" / "a" / "edit.safetensors"
     save(path, "edit", TENSORS, {"version": 1})

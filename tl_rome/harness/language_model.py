@@ -5,6 +5,7 @@ are cut, windows of rolling perplexity, stop sequences. Here are the two places 
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,9 @@ from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
 require("lm_eval", extra="harness")
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.models.utils_hf import stop_sequences_criteria  # noqa: E402
+with warnings.catch_warnings():  # it sets filters of its own
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils_hf import stop_sequences_criteria
 
 _HFLM: Any = HFLM  # what registers it hides its type
 _OF_SAMPLES = {"temperature", "top_k", "top_p", "do_sample"}

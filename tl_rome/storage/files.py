@@ -128,7 +128,17 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     for name, tensor in plain.items():  # as updates of several layers by one value; safetensors refuses such tensors
         if memory[tensor.untyped_storage().data_ptr()] > 1:
             plain[name] = tensor.clone()
-    return write_whole(Path(path), to_bytes(plain, {HEADER: text, _CHECKSUM: _checksum(text, plain)}))
+    return write_whole(Path(path), _in_order(to_bytes(plain, {HEADER: text, _CHECKSUM: _checksum(text, plain)})))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata in order, so that equal parts make equal files; it writes them in any."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    description = json.loads(file[8:end])
+    description["__metadata__"] = dict(sorted(description["__metadata__"].items()))
+    text = json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def load(path: str | Path, kind: str, *, warn: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
