@@ -162,6 +162,9 @@ def test_many_facts_of_a_file_become_one_edit(folder, tiny, several, tmp_path):
     assert "Ada Lovelace works as a" in printed
     made = BatchEdit.load(out, tiny("gpt2", KINDS[0]))
     assert made.requests == tuple(EditRequest(*row) for row in rows)
+    silent = edited("edit", "--requests", facts, "--editor", "memit", *common)
+    assert "of 2 took" in silent
+    assert BatchEdit.load(out).requests == made.requests
     one = edited("edit", TEMPLATE, SUBJECT, NEW, "--layer", 2, *common)  # the file of its layer
     assert "sentences" in one
     assert Edit.load(out).updates[0].layer == 2
@@ -172,6 +175,7 @@ def test_many_facts_of_a_file_become_one_edit(folder, tiny, several, tmp_path):
     ("arguments", "message"),
     [
         ((TEMPLATE, SUBJECT), "or give --requests FILE"),
+        (("--requests", "TWICE", "--editor", "memit", "--model", "no/model"), "occurs twice; leave one of them out"),
         (("--requests", "FACTS"), "rome writes one fact, and .* has 2; use a mass editor"),
         ((TEMPLATE, SUBJECT, NEW, "--requests", "FACTS"), "a fact and --requests are both given"),
         (("--requests", "EMPTY", "--editor", "memit"), "has no line"),
@@ -183,10 +187,12 @@ def test_many_facts_of_a_file_become_one_edit(folder, tiny, several, tmp_path):
 )
 def test_requests_that_cannot_be_edited(statistics, tmp_path, arguments, message):
     fact = {"template": TEMPLATE, "subject": SUBJECT, "target_new": NEW}
-    for name, rows in (("FACTS", [fact, fact]), ("EMPTY", []), ("BROKEN", [{"template": TEMPLATE}])):
+    facts = [fact, {**fact, "subject": "Big Ben"}]
+    files = {"FACTS": facts, "TWICE": [fact, fact], "EMPTY": [], "BROKEN": [{"template": TEMPLATE}]}
+    for name, rows in files.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "EMPTY_FOLDER").mkdir()
-    places = {name: tmp_path / name for name in ("FACTS", "EMPTY", "BROKEN", "EMPTY_FOLDER")} | {"ONE": statistics}
+    places = {name: tmp_path / name for name in (*files, "EMPTY_FOLDER")} | {"ONE": statistics}
     assert re.search(message, fail("edit", *(places.get(part, part) for part in arguments)))
 
 

@@ -18,6 +18,7 @@ from tl_rome.editors import (
     R_ROME,
     BatchEdit,
     EditSequence,
+    KeyCovariance,
     KeyMemory,
     MassEditor,
     Rome,
@@ -164,18 +165,18 @@ def test_requests_are_looked_at_before_the_work(tiny, caplog):
     assert any("end half written" in warning for warning in edit.receipt.warnings)
 
 
-def test_facts_with_nearly_one_key_are_named(tiny):
-    model = tiny("llama", KIND)
-    covariance, keys = statistics(model)[1], torch.eye(3, dtype=torch.float64)
-    size = len(covariance.second_moment)
-    directions = torch.linalg.cholesky(covariance.second_moment) @ torch.eye(size, 3, dtype=torch.float64)
-    mixed = directions @ torch.tensor([[1, 0.99, 0], [0, 0.1, 1], [0, 0, 0]], dtype=torch.float64)
-    warning = alike_warning(REQUESTS, covariance, mixed)
+def test_facts_with_nearly_one_key_are_named():
+    moment = torch.diag(torch.tensor([1e6, 1, 1], dtype=torch.float64))
+    covariance = KeyCovariance(moment, 1, 1000, "numbers", False, "")
+    alike = torch.tensor([[0, 300, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.float64)  # only once they are whitened
+    warning = alike_warning(REQUESTS, covariance, alike)
     first, second, third = (request.fact.prompt for request in REQUESTS)
     assert f"{first!r} and {second!r}; write them" in warning
     assert third not in warning
-    assert alike_warning(REQUESTS, covariance, directions @ keys) is None
-    assert alike_warning([REQUEST, TOWER_TOO, CURIE], covariance, mixed) is None  # of one subject, which is said before
+    of_one_subject = alike_warning([REQUEST, TOWER_TOO, CURIE], covariance, alike)  # which is said before
+    assert of_one_subject is None
+    unlike = torch.tensor([[1000, 1000, 1000], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)  # only before
+    assert alike_warning(REQUESTS, covariance, unlike) is None
 
 
 def test_doubts_about_a_fact_or_the_statistics_are_in_the_receipt(tiny):

@@ -88,7 +88,7 @@ def edit(
     model, progress = load(), console.shows_progress()
     targets = [target for target in (target_true, target_new) if target is not None]
     prompts = [*([] if target_new is None else [asked[0].fact.prompt]), *(ask or [])]
-    before = demo.ask(model, prompts, targets)
+    before = demo.ask(model, prompts, targets) if prompts else []
     options = {"layer": chosen_layer, "seed": seed, "progress": progress}
     if editor.is_mass:
         options["covariances"] = statistics.of_several
@@ -98,7 +98,7 @@ def edit(
     prepared: Any = _prepare(model, editor, trained, **options)
     made = prepared(model, asked if editor.is_mass else asked[0], progress=progress)
     with made.applied(model):
-        after = demo.ask(model, prompts, targets)
+        after = demo.ask(model, prompts, targets) if prompts else []
     console.out.print(tables.receipt_table(made.receipt))
     if prompts:
         console.out.print(tables.answer_table(targets, zip(prompts, before, after, strict=True)))
@@ -121,6 +121,7 @@ def _requests(
 ) -> "list[EditRequest]":
     """The fact that arguments state, or those of a file."""
     from tl_rome.editors import load_requests
+    from tl_rome.editors.mass.requests import check_batch
     from tl_rome.facts import EditRequest
 
     stated = (template, subject, target_new)
@@ -135,6 +136,7 @@ def _requests(
         raise InputError(f"{file} has no line")
     if not editor.is_mass and len(found) > 1:
         raise InputError(f"{editor} writes one fact, and {file} has {len(found)}; use a mass editor, as --editor memit")
+    check_batch(found)
     return found
 
 
