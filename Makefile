@@ -30,17 +30,17 @@ test: test-3.9 test-4 test-lowest test-attack
 test-3.9: $(VENV)
 	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST)
 
+# As users have it: without the checks of annotations, so with the attacks.
 test-4: $(VENV) $(TL4)
-	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST)
+	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST) --jaxtyping-packages=
 
 # The plugin is that of the newer platformdirs beneath.
 test-lowest: $(VENV) $(LOWEST)
 	TL_ROME_LEG=lowest PYTHONPATH="$(CURDIR)/.lowest" $(PYTEST) -p no:platformdirs
 
-# Attacks are on the library as users have it: without the checks of annotations.
-test-attack: $(VENV) $(TL4)
+# Attacks are on the library as users have it: without the checks of annotations. Those of the other leg are in test-4.
+test-attack: $(VENV)
 	TL_ROME_LEG=3.9 PYTHONPATH= $(PYTEST) --jaxtyping-packages= tests/attack
-	TL_ROME_LEG=4 PYTHONPATH="$(CURDIR)/.tl4" $(PYTEST) --jaxtyping-packages= tests/attack
 
 fuzz: $(VENV)
 	TL_ROME_LEG=3.9 TL_ROME_FUZZ=$(TIMES) PYTHONPATH= $(PYTEST) --hypothesis-profile=fuzz --jaxtyping-packages= tests/attack

@@ -7,6 +7,7 @@ import torch
 from support.evaluation import RECORDS, RandomEdit
 from support.families import KINDS, SENTENCES
 
+from tl_rome.counterfact.experiments import many_facts
 from tl_rome.counterfact.experiments.mass import mass_edits
 from tl_rome.counterfact.experiments.sequential import sequential_edits
 from tl_rome.editors import ALPHAEDIT, EMMET, MEMIT, MEMIT_SEQ, KeyMemory, MassEditor, SharedValues
@@ -194,7 +195,11 @@ def test_scores_that_are_not_finite_end_the_run_after_the_first_number(fresh_tin
     assert found.stopped.startswith("stopped before 3 facts: ")
 
 
-def test_what_is_refused(fresh_tiny):
+def test_what_is_refused(fresh_tiny, monkeypatch):
+    def score(*_):
+        raise AssertionError("nothing is scored before all facts are looked at")
+
+    monkeypatch.setattr(many_facts, "measured_line", score)
     model = fresh_tiny("gpt2", KIND)
     twice = [RECORDS[0], replace(RECORDS[0], case_id=99)]
     with pytest.raises(InputError, match="occurs twice"):

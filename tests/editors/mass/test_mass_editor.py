@@ -29,7 +29,7 @@ from tl_rome.editors import (
 from tl_rome.editors.mass.requests import alike_warning
 from tl_rome.editors.mass.sweeps.choice import sweep_layers
 from tl_rome.editors.rank_one.value import optimise_values
-from tl_rome.errors import EditStateError, InputError, ModelMismatchError, UnsupportedModelError
+from tl_rome.errors import EditStateError, InputError, ModelMismatchError, SubjectError, UnsupportedModelError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import key_hook, w_out
 
@@ -163,6 +163,19 @@ def test_requests_are_looked_at_before_the_work(tiny, caplog):
     edit = made(model, [REQUEST, TOWER_TOO])
     assert "'The Eiffel Tower' (2)" in caplog.text
     assert any("end half written" in warning for warning in edit.receipt.warnings)
+
+
+def test_facts_that_cannot_be_written_are_named_before_any_work(tiny):
+    def optimise(*_, **__):
+        raise AssertionError("this is work")
+
+    model = tiny("gpt2", KIND)
+    made = replace(editor(model), find_values=optimise)
+    inside, too = EditRequest("{}le is in", "The Space Need", "Rome"), EditRequest("{}ly is in", "Sici", "Rome")
+    with pytest.raises(SubjectError, match=r"2 of 4 requests .* 'The Space Need' ends inside .*: 'Sicily is in'"):
+        made(model, [REQUEST, inside, CURIE, too])
+    with pytest.raises(SubjectError, match="^subject 'The Space Need' ends inside"):
+        made(model, [REQUEST, inside])
 
 
 def test_facts_with_nearly_one_key_are_named():

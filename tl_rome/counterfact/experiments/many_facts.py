@@ -23,7 +23,6 @@ from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import Conventions
 from tl_rome.editors.identity import describe_editor, resumable
 from tl_rome.editors.mass.editor import MassEditor
-from tl_rome.editors.mass.requests import check_batch
 from tl_rome.editors.protocol import Editor
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
@@ -88,7 +87,7 @@ class ManyFacts:
         counts = sorted(set(counts))
         if isinstance(self.editor, MassEditor):
             for batch in self._series(counts)[-1]:
-                check_batch(self._requests(batch))
+                self.editor.check(self.model, self._requests(batch))
         with borrowed(self.model), self._opened() as lines:
             stopped = self._complete(counts, lines)
         if stopped is not None:

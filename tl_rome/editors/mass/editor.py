@@ -23,11 +23,11 @@ from tl_rome.editors.mass.batch import batch_edit
 from tl_rome.editors.mass.config import MEMIT, MassConfig, mass_layers, mass_model_defaults, mass_preset_named
 from tl_rome.editors.mass.memory import KeyMemory
 from tl_rome.editors.mass.parts import MassParts
-from tl_rome.editors.mass.requests import check_batch, fact_groups, shared_subject_warning
+from tl_rome.editors.mass.requests import check_batch, check_each, fact_groups, shared_subject_warning
 from tl_rome.editors.mass.values import check_stream, with_norm_anchor
 from tl_rome.editors.rank_one.contexts import contexts_for
 from tl_rome.editors.rank_one.shared_values import ValueFinder
-from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values
+from tl_rome.editors.rank_one.value import OptimisedValue, ToWrite, optimise_values, rewrite_of
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import MlpMatrix
@@ -157,7 +157,7 @@ class MassEditor(MassParts):
             NumericsError: If weights or losses are not finite, or a prior is singular.
         """
         asked = [requests] if isinstance(requests, EditRequest) else list(requests)
-        check_batch(asked)
+        self.check(model, asked)
         if memory is not None:
             if not self.config.memory:
                 raise InputError(f"preset {self.config.preset!r} keeps no key memory; use memit_seq, or memory=True")
@@ -174,6 +174,21 @@ class MassEditor(MassParts):
             return edit
         digests = {layer: edit.digests[MlpMatrix(layer)][1] for layer in self.layers}
         return edit, memory.grown(keys, digests)
+
+    def check(self, model: HookedModel, requests: Sequence[EditRequest]) -> None:
+        """Refuse, before any work, a batch that cannot be written.
+
+        Args:
+            model: Its tokenizer is asked.
+            requests: As a call takes them.
+
+        Raises:
+            SubjectError: If subjects do not lie on whole tokens in some context; names the requests.
+            InputError: If there is no request, requests repeat or contradict each other, or prompts are longer than
+                the context.
+        """
+        check_batch(requests)
+        check_each(requests, lambda fact: rewrite_of(model, fact, self.contexts, self.config.value_settings))
 
     def each(
         self,

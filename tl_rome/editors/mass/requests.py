@@ -4,7 +4,7 @@ Facts of one subject have nearly equal keys and different values, and no linear 
 (MEMIT-Merge, arXiv 2502.07322). They are named in a warning, or merged: one delta for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import InputError
-from tl_rome.facts import EditRequest, check_requests
+from tl_rome.facts import EditRequest, Fact, check_requests
 
 ALIKE = 0.95
 """Cosine of two keys, whitened by C, from which on they are hardly two."""
@@ -41,6 +41,33 @@ def check_batch(requests: Sequence[EditRequest]) -> None:
                 f"-> {request.target_new!r}; leave one of them out"
             )
         raise InputError(f"the request {prompt!r} -> {request.target_new!r} occurs twice; leave one of them out")
+
+
+def check_each(requests: Sequence[EditRequest], make: Callable[[Fact], object]) -> None:
+    """Refuse requests whose facts cannot be made into what is asked, all of them at once.
+
+    Args:
+        requests: Those of a batch.
+        make: Raises InputError where it cannot.
+
+    Raises:
+        InputError: The first that was raised, with the number of the others and the first of their prompts.
+    """
+    failed: list[tuple[str, InputError]] = []
+    for request in requests:
+        try:
+            make(request.fact)
+        except InputError as error:
+            failed.append((request.fact.prompt, error))
+    if not failed:
+        return
+    (_, first), *others = failed
+    if not others:
+        raise first
+    names = ", ".join(repr(prompt) for prompt, _ in others[:_SHOWN])
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    of = f"{len(failed)} of {len(requests)} requests"
+    raise type(first)(f"{of} cannot be written; the first: {first}; the others: {names}{more}") from first
 
 
 def fact_groups(requests: Sequence[EditRequest], merge: bool) -> list[tuple[int, ...]]:

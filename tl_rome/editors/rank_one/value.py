@@ -135,10 +135,7 @@ def optimise_values(
     """
     check_layer(model, layer)
     settings = config.value_settings
-    groups = [(fact,) if isinstance(fact, Fact) else fact for fact in facts]
-    templates = [settings.kl_template if settings.kl_factor else group[0].template for group in groups]
-    made = zip(groups, templates, strict=True)
-    rewrites = [Rewrite.make(model, group, contexts, template) for group, template in made]
+    rewrites = [rewrite_of(model, fact, contexts, settings) for fact in facts]
     found: dict[int, OptimisedValue] = {}
     place, names = key_hook(layer), _read_at(settings, layer)
     with frozen(model), torch.enable_grad():
@@ -158,6 +155,18 @@ def optimise_values(
             del batch, runner, values
             give_back()
     return [found[index] for index in range(len(facts))]
+
+
+def rewrite_of(model: HookedModel, facts: ToWrite, contexts: Sequence[str], settings: ValueSettings) -> Rewrite:
+    """What is optimised for a fact, or for several that get one value.
+
+    Raises:
+        InputError: If there are no contexts, a fact has no target, or a prompt is longer than the context.
+        SubjectError: If a subject does not lie on whole tokens in some context.
+    """
+    group = (facts,) if isinstance(facts, Fact) else facts
+    template = settings.kl_template if settings.kl_factor else group[0].template
+    return Rewrite.make(model, group, contexts, template)
 
 
 def _read_at(settings: ValueSettings, layer: int) -> list[str]:
