@@ -4,9 +4,8 @@ A quick profile of Hypothesis, `ci`, draws the same few examples every time and 
 `fuzz` (`make fuzz`, or `--hypothesis-profile=fuzz` with this folder) draws many new ones. `TL_ROME_FUZZ=3` makes all
 of its counts three times as large. A test of either notes what came of each attempt in `outcomes`.
 
-The library is attacked as users have it. Where annotations are checked at run time, as on most legs of the tests, these are
-left out: the checks would refuse wrong types in the library's place, and put code of their own around all of its
-functions.
+The library is attacked as users have it. Where annotations are checked at run time, as on leg 3.9, these tests are left
+out: the checks would refuse wrong types in the library's place, and put code of their own around all of its functions.
 """
 
 import os

@@ -174,7 +174,7 @@ def test_facts_that_cannot_be_written_are_named_before_any_work(tiny):
     inside, too = EditRequest("{}le is in", "The Space Need", "Rome"), EditRequest("{}ly is in", "Sici", "Rome")
     with pytest.raises(SubjectError, match=r"2 of 4 requests .* 'The Space Need' ends inside .*: 'Sicily is in'"):
         made(model, [REQUEST, inside, CURIE, too])
-    with pytest.raises(SubjectError, match="^subject 'The Space Need' ends inside"):
+    with pytest.raises(SubjectError, match=r"^subject 'The Space Need' ends inside"):
         made(model, [REQUEST, inside])
 
 
