@@ -1,5 +1,7 @@
 """Attribution patching is the first-order part of what patching does."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.compare import Found, relative_error
@@ -13,7 +15,7 @@ from tl_rome.patching import AddedNoise, LogitDifference, TraceConfig, attributi
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def attribute(model, component, *, fact=FACT, seed=0, asked=None, **settings):
+def attribute(model, component, *, fact=FACT, seed=0, asked: Any = None, **settings) -> Any:
     config = TraceConfig(**{"corruption": NOISE, "window": 1, **settings})
     draws = torch.Generator().manual_seed(seed)
     return attribution_trace(model, fact, component, config, generator=draws, metric=asked)

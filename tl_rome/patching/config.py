@@ -98,6 +98,7 @@ def named_metrics(metric: Metrics) -> dict[str, MetricName | Metric]:
     Raises:
         InputError: If there is none.
     """
+    found: dict[str, Any]
     if isinstance(metric, Mapping):
         found = dict(metric)
     elif isinstance(metric, Sequence) and not isinstance(metric, str):
