@@ -47,9 +47,13 @@ def test_a_file_in_zsres_layout_gets_zsres_figures(options, tmp_path):
     path = tmp_path / "zsre.json"
     path.write_text(json.dumps([{**row, "loc": "nq question: who wrote the iliad", "loc_ans": "Homer"}]))
     printed = succeed("compare", *options, "--records", path)
-    assert written(tmp_path / "out") == {"zsre.json", "zsre.md"}
+    assert {"zsre.json", "zsre.md", "results/unedited.jsonl"} <= written(tmp_path / "out")
     assert list(json.loads((tmp_path / "out/zsre.json").read_text())["rows"]) == ["unedited", "ft", "ft_l"]
     assert "specificity" in printed
+    lines = [(path, path.read_text()) for path in (tmp_path / "out/results").rglob("*.jsonl")]
+    assert succeed("compare", *options, "--records", path) == printed
+    assert len(lines) == 3
+    assert [(path, path.read_text()) for path, _ in lines] == lines
 
 
 def _lines(folder):

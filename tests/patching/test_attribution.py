@@ -1,5 +1,7 @@
 """Attribution patching is the first-order part of what patching does."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.compare import Found, relative_error
@@ -8,14 +10,15 @@ from support.traces import FACT, NOISE, trace
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching import AddedNoise, TraceConfig, attribution_trace, measure_agreement
+from tl_rome.patching import AddedNoise, LogitDifference, TraceConfig, attribution, attribution_trace, measure_agreement
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def attribute(model, component, *, fact=FACT, seed=0, **settings):
+def attribute(model, component, *, fact=FACT, seed=0, asked: Any = None, **settings) -> Any:
     config = TraceConfig(**{"corruption": NOISE, "window": 1, **settings})
-    return attribution_trace(model, fact, component, config, generator=torch.Generator().manual_seed(seed))
+    draws = torch.Generator().manual_seed(seed)
+    return attribution_trace(model, fact, component, config, generator=draws, metric=asked)
 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILY_KINDS)
@@ -41,6 +44,27 @@ def test_windows_add_up_and_units_split(tiny, kind):
     torch.testing.assert_close(wide.effects[1], single.effects[0:3].sum(0))
     heads = attribute(model, "attn.hook_z", units="heads")
     torch.testing.assert_close(heads.effects.sum(-1), attribute(model, "attn.hook_z").effects)
+
+
+@each_kind
+@pytest.mark.parametrize(("component", "window"), [("resid_post", 1), ("mlp_out", 2)])
+def test_each_of_several_metrics_is_as_if_alone_from_one_forward_pass(tiny, kind, component, window, monkeypatch):
+    model, passes, run = tiny("gpt2", kind), [], attribution.run
+    monkeypatch.setattr(attribution, "run", lambda *given: passes.append(1) or run(*given))
+    metrics = {"P": "prob", "log P": "logprob", "difference": LogitDifference(3, 5), "mean": lambda x: x.mean()}
+    found = attribute(model, component, window=window, asked=metrics)
+    assert len(passes) == 1
+    assert list(found) == list(metrics)
+    for name, result in found.items():
+        alone = attribute(model, component, window=window, metric=metrics[name])
+        assert torch.equal(result.scores, alone.scores)
+        assert (result.clean_score, result.corrupted_score) == (alone.clean_score, alone.corrupted_score)
+        assert (result.metric, result.method) == (alone.metric, "attribution")
+    listed = attribute(model, component, window=window, asked=["logprob", "prob"])
+    assert [result.metric for result in listed] == ["logprob", "prob"]
+    assert torch.equal(listed[1].scores, found["P"].scores)
+    with pytest.raises(InputError, match="there are no metrics"):
+        attribute(model, component, asked=[])
 
 
 @each_kind

@@ -1,6 +1,9 @@
 """Records and editors for tiny models: a random rank-one and a random dense edit, drawn from the request itself."""
 
 import hashlib
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +113,29 @@ class RandomEdits(RandomEdit):
 
     def each(self, model: Any, requests: list[EditRequest]) -> list[Edit]:
         return [self(model, request) for request in requests]
+
+
+@dataclass(frozen=True)
+class Deadly(RandomEdit):
+    """Kills its process in the middle of a record, if it is the process to be killed."""
+
+    survivor: int = 0
+    victim: str = RECORDS[3].request.subject
+
+    def __call__(self, model: Any, request: EditRequest) -> Edit:
+        if request.subject == self.victim and os.getpid() != self.survivor:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(model, request)
+
+
+def killed(work: Callable[[], Any]) -> None:
+    """Do some work in a process of its own, which must not survive it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL

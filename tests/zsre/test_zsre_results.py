@@ -8,19 +8,12 @@ from statistics import harmonic_mean
 import pytest
 from support.evaluation import RandomEdit
 from support.families import KINDS
+from support.zsre import RECORDS
 
 from tl_rome.counterfact.results import UNEDITED
 from tl_rome.errors import InputError
 from tl_rome.tokens import encode
 from tl_rome.zsre import ZsreRecord, ZsreResults, ZsreScores, evaluate_zsre, score_zsre
-
-RECORDS = [
-    ZsreRecord(
-        i, f"Where is {name}?", name, city, f"In what city is {name}?", "nq question: who wrote the iliad", "Homer"
-    )
-    for i, (name, city) in enumerate({"Big Ben": "London", "The Kremlin": "Moscow", "The Louvre": "Paris"}.items())
-]
-
 
 STRONG = 20.0
 

@@ -6,7 +6,9 @@ The gradient says how the score changes for small changes of a state. Patching i
 heuristic: check it with `measure_agreement`, against an exact trace. After Nanda (2023), "Attribution patching".
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from einops import reduce
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from tl_rome.errors import InputError
 from tl_rome.facts import Fact
-from tl_rome.patching.config import TraceConfig
+from tl_rome.patching.config import MetricName, Metrics, TraceConfig, as_asked, named_metrics
 from tl_rome.patching.corruption import at_scale_of
+from tl_rome.patching.metrics import Metric
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import split
@@ -28,6 +31,36 @@ from tl_rome.sites import EMBED, HookedModel
 from tl_rome.storage.files import fingerprint
 
 
+@overload
+def attribution_trace(  # pyright: ignore[reportOverlappingOverload]
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    config: TraceConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    metric: MetricName | Metric | None = None,
+) -> TraceResult: ...
+@overload
+def attribution_trace(
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    config: TraceConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    metric: Mapping[str, MetricName | Metric],
+) -> dict[str, TraceResult]: ...
+@overload
+def attribution_trace(
+    model: HookedModel,
+    fact: Fact,
+    component: str = "resid_post",
+    config: TraceConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    metric: Sequence[MetricName | Metric],
+) -> list[TraceResult]: ...
 @borrows
 @torch.inference_mode(mode=False)  # gradients are needed, whatever mode the caller is in
 def attribution_trace(
@@ -37,7 +70,8 @@ def attribution_trace(
     config: TraceConfig | None = None,
     *,
     generator: torch.Generator | None = None,
-) -> TraceResult:
+    metric: Metrics | None = None,
+) -> TraceResult | dict[str, TraceResult] | list[TraceResult]:
     """Approximate `causal_trace` by one forward and one backward pass of the runs that it would patch.
 
     Args:
@@ -47,37 +81,48 @@ def attribution_trace(
         config: Settings; `sever` and `method` do not apply.
         generator: Source of the noise: the same seed as an exact trace's gives the same noise. Not needed by a
             corruption that draws nothing.
+        metric: Instead of the settings' own; several, by name or in a list, share the forward pass and have a backward
+            pass each, with the numbers that each has alone.
 
     Returns:
-        A trace with `method` "attribution"; effects of a window are the sums of its layers' effects.
+        A trace with `method` "attribution"; effects of a window are the sums of its layers' effects. Of several metrics
+        a trace for each, by its name or in the order given.
 
     Raises:
-        InputError: If something is to be severed, and as `causal_trace`.
+        InputError: If something is to be severed, there is no metric, and as `causal_trace`.
     """
     config = config or TraceConfig()
     if config.sever is not None:
         raise InputError("attribution patching cannot sever; leave it out, or use causal_trace")
+    asked = config.metric if metric is None else metric
     with torch.no_grad():
         config = replace(config, corruption=at_scale_of(model, config.corruption))
+        configs = [replace(config, metric=each) for each in named_metrics(asked).values()]
         patch = Patch.make(model, component, config.width(component), config.clipping)
-        runs = prepare(model, fact, config, generator)
-        traced = TracedPrompt.record(runs, [config], patch.names, attended=False)
+        traced = TracedPrompt.record(prepare(model, fact, config, generator), configs, patch.names, attended=False)
         patch = split(patch, [traced], config.units)
-    gradients = _gradients(traced, patch)
-    with torch.no_grad():
-        products = []
-        for name in patch.points.values():
-            change = patch.states(traced.recorded.source(name)) - patch.states(traced.recorded.base(name))
-            products.append((change * patch.states(gradients[name]))[:, : len(runs.prompt.tokens)])
-        read = torch.stack(products).cpu().double()
-        effects = {layer: _by_unit(each, patch).mean(1) for layer, each in zip(patch.points, read, strict=True)}
-        rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
-        scores = traced.base_scores[0] + torch.stack(rows)  # type: ignore[arg-type]
-        return traced.result(scores, patch, config, method="attribution", model=fingerprint(model))
+    identity, found = fingerprint(model), list[TraceResult]()
+    for place, (each, gradients) in enumerate(zip(configs, _gradients(traced, patch), strict=True)):
+        with torch.no_grad():
+            scores = traced.base_scores[place] + _first_order(traced, patch, gradients)
+            found.append(traced.result(scores, patch, each, place=place, method="attribution", model=identity))
+    return as_asked(asked, found)
 
 
-def _gradients(traced: TracedPrompt, patch: Patch) -> dict[str, Tensor]:
-    """Gradient of each sample's score with respect to the base run's states, by hook name."""
+def _first_order(traced: TracedPrompt, patch: Patch, gradients: Mapping[str, Tensor]) -> Float[Tensor, "cell pos"]:
+    """Change of the mean score by each cell's patch, were it linear."""
+    products, recorded = [], traced.recorded
+    for name in patch.points.values():
+        change = patch.states(recorded.source(name)) - patch.states(recorded.base(name))
+        products.append((change * patch.states(gradients[name]))[:, : len(traced.runs.prompt.tokens)])
+    read = torch.stack(products).cpu().double()
+    effects = {layer: _by_unit(each, patch).mean(1) for layer, each in zip(patch.points, read, strict=True)}
+    rows = [sum(effects[layer][cell.unit] for layer in cell.window) for cell in patch.cells]
+    return torch.stack(rows)  # type: ignore[arg-type]
+
+
+def _gradients(traced: TracedPrompt, patch: Patch) -> Iterator[dict[str, Tensor]]:
+    """Gradient of each sample's score with respect to the base run's states, by hook name; one for each metric."""
     runs, model, found = traced.runs, traced.runs.model, {}
 
     def keep(name: str):
@@ -95,10 +140,11 @@ def _gradients(traced: TracedPrompt, patch: Patch) -> dict[str, Tensor]:
     with torch.enable_grad(), hooked(model, hooks):
         run(model, tokens)
         logits = final_logits(model, found[last][:, -runs.scored :])
-        gradients = torch.autograd.grad(
-            traced.metrics[0](logits).sum(), [found[name] for name in patch.points.values()]
-        )
-    return dict(zip(patch.points.values(), gradients, strict=True))
+        wanted = [found[name] for name in patch.points.values()]
+        scores = [metric(logits).sum() for metric in traced.metrics]
+    for left, score in zip(reversed(range(len(scores))), scores, strict=True):
+        gradients = torch.autograd.grad(score, wanted, retain_graph=left > 0)
+        yield dict(zip(patch.points.values(), gradients, strict=True))
 
 
 def _by_unit(products: Float[Tensor, "samples pos ..."], patch: Patch) -> Float[Tensor, "unit samples pos"]:

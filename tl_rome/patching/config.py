@@ -1,6 +1,6 @@
 """How a trace is made, apart from the model, the fact and the draws."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,8 @@ Direction = Literal["denoising", "noising"]
 """Whether clean states are restored in corrupted runs, or corrupted states put into a clean run."""
 MetricName = Literal["prob", "logprob"]
 """The target's probability, in [0, 1], or its logarithm, in nats."""
+Metrics = MetricName | Metric | Mapping[str, MetricName | Metric] | Sequence[MetricName | Metric]
+"""One metric, or several by name or in a list."""
 Sever = Literal["mlp", "attn"]
 """Whose outputs are frozen at the patched position."""
 Method = Literal["incremental", "plain"]
@@ -88,6 +90,31 @@ class TraceConfig:
         skipped = ("method", "max_batch_tokens")
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
         return {name: value if _plain(value) else described(value) for name, value in found.items()}
+
+
+def named_metrics(metric: Metrics) -> dict[str, MetricName | Metric]:
+    """Metrics by name; those of a list are called "0", "1" and so on, and a single one has an empty name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    found: dict[str, Any]
+    if isinstance(metric, Mapping):
+        found = dict(metric)
+    elif isinstance(metric, Sequence) and not isinstance(metric, str):
+        found = {str(place): each for place, each in enumerate(metric)}
+    else:
+        found = {"": metric}
+    if not found:
+        raise InputError("there are no metrics; give at least one, such as 'prob'")
+    return found
+
+
+def as_asked(metric: Metrics, found: Sequence[Any]) -> Any:
+    """What was found by each of `named_metrics`, in the form that these had: by name, a list, or alone."""
+    if isinstance(metric, Mapping):
+        return dict(zip(metric, found, strict=True))
+    return list(found) if isinstance(metric, Sequence) and not isinstance(metric, str) else found[0]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

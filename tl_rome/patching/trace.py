@@ -20,7 +20,18 @@ from tqdm.auto import tqdm
 from tl_rome.arguments import Count
 from tl_rome.errors import InputError, UnsupportedModelError
 from tl_rome.facts import Fact
-from tl_rome.patching.config import Clipping, Direction, Method, MetricName, Sever, TraceConfig, Units
+from tl_rome.patching.config import (
+    Clipping,
+    Direction,
+    Method,
+    MetricName,
+    Metrics,
+    Sever,
+    TraceConfig,
+    Units,
+    as_asked,
+    named_metrics,
+)
 from tl_rome.patching.corruption import Corruption, at_scale_of
 from tl_rome.patching.methods.incremental import needed_names, trace_incremental
 from tl_rome.patching.methods.plain import trace_plain
@@ -104,7 +115,7 @@ def causal_trace(
     window: Count | None = None,
     clipping: Clipping = "released",
     corruption: Corruption | None = None,
-    metric: MetricName | Metric | Mapping[str, MetricName | Metric] | Sequence[MetricName | Metric] = "prob",
+    metric: Metrics = "prob",
     direction: Direction = "denoising",
     sever: Sever | None = None,
     units: Units = None,
@@ -159,11 +170,6 @@ def causal_trace(
         NumericsError: If the model's outputs are not finite.
         UnsupportedModelError: If the hook point exists, but does not fire.
     """
-    several = isinstance(metric, Mapping | Sequence) and not isinstance(metric, str)
-    listed: Any = metric.values() if isinstance(metric, Mapping) else metric if several else [metric]
-    metrics = list(listed)
-    if not metrics:
-        raise InputError("there are no metrics; give at least one, such as 'prob'")
     configs = [
         TraceConfig(
             window=window,
@@ -177,13 +183,11 @@ def causal_trace(
             method=method,
             max_batch_tokens=max_batch_tokens,
         )
-        for each in metrics
+        for each in named_metrics(metric).values()
     ]
     generators = None if generator is None else [generator]
-    found = _trace(model, [fact], component, configs, generators, None, progress)[0]
-    if isinstance(metric, Mapping):
-        return dict(zip(metric, found, strict=True))
-    return found if several else found[0]
+    [found] = trace_by_metrics(model, [fact], component, configs, generators=generators, progress=progress)
+    return as_asked(metric, found)
 
 
 @borrows
@@ -212,21 +216,35 @@ def trace_together(
     Raises:
         TLRomeError: As `causal_trace`.
     """
-    found = _trace(model, facts, component, [config], generators, positions, progress)
-    return [results[0] for results in found]
+    options: dict[str, Any] = {"generators": generators, "positions": positions, "progress": progress}
+    return [result for [result] in trace_by_metrics(model, facts, component, [config], **options)]
 
 
 @torch.no_grad()
-def _trace(
+def trace_by_metrics(
     model: HookedModel,
     facts: Sequence[Fact],
     component: str,
     configs: Sequence[TraceConfig],
-    generators: Sequence[torch.Generator] | None,
-    positions: Collection[int] | None,
-    progress: bool,
+    *,
+    generators: Sequence[torch.Generator] | None = None,
+    positions: Collection[int] | None = None,
+    progress: bool = True,
 ) -> list[list[TraceResult]]:
-    """For each fact a result by each metric; settings differ in these alone."""
+    """The same with several metrics in one sweep: for each fact a result by each of some settings.
+
+    Args:
+        model: Borrowed.
+        facts: Prompts and subjects.
+        component: As in `causal_trace`.
+        configs: Settings that differ in the metric alone, at least one.
+        generators: See `trace_together`.
+        positions: See `trace_together`.
+        progress: Whether to show a progress bar over positions.
+
+    Raises:
+        TLRomeError: As `causal_trace`.
+    """
     if generators is not None and len(generators) != len(facts):
         raise InputError(f"{len(facts)} facts but {len(generators)} generators; give each fact one")
     identity = fingerprint(model)

@@ -4,10 +4,10 @@ import errno
 import os
 import shutil
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
-from support.evaluation import NUMBERS, QUICK, RECORDS, SHORT, RandomEdit, run
+from support.evaluation import NUMBERS, QUICK, RECORDS, SHORT, Deadly, RandomEdit, killed, run
 from support.families import KINDS
 
 from tl_rome.counterfact import evaluate, load_results
@@ -90,38 +90,12 @@ def test_a_full_disk_ends_the_run_and_loses_only_the_current_batch(tiny, tmp_pat
     assert run(model, editor, store=tmp_path) == whole
 
 
-@dataclass(frozen=True)
-class Deadly(RandomEdit):
-    """Kills its process in the middle of a record, if it is the process to be killed."""
-
-    survivor: int = 0
-    victim: str = RECORDS[3].request.subject
-
-    def __call__(self, model, request):
-        if request.subject == self.victim and os.getpid() != self.survivor:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(model, request)
-
-
 def torn(file, data):
     """Write a part of the third line of an editor, and die."""
     if "editors" in str(file.name) and b'"case_id": 5' in data:
         file.write(data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     file.write(data)
-
-
-def killed(work):
-    """Do some work in a process of its own, which must not survive it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 @pytest.mark.parametrize(("batch_size", "kept"), [(1, 3), (2, 2)])

@@ -73,8 +73,8 @@ def test_what_is_there_is_not_done_again(tiny, tmp_path, monkeypatch):
     model = tiny("gpt2", KINDS[0])
     trace_all(model, tmp_path, FACTS[:2])
     before, calls = files(tmp_path), []
-    traced = module.trace_together
-    monkeypatch.setattr(module, "trace_together", lambda *a, **k: calls.append(a[1:3]) or traced(*a, **k))
+    traced = module.trace_by_metrics
+    monkeypatch.setattr(module, "trace_by_metrics", lambda *a, **k: calls.append(a[1:3]) or traced(*a, **k))
     trace_all(model, tmp_path, FACTS, ("mlp_out", "attn_out"))
     assert len(calls) == 6
     assert ([FACTS[0]], "mlp_out") not in calls
@@ -82,6 +82,54 @@ def test_what_is_there_is_not_done_again(tiny, tmp_path, monkeypatch):
     calls.clear()
     assert trace_all(model, tmp_path).keys() == {"mlp_out"}
     assert not calls
+
+
+METRICS = {"P": "prob", "log P": "logprob", "mean": lambda logits: logits.mean()}
+
+
+@each_kind
+def test_several_metrics_are_scored_in_one_sweep_and_are_as_if_alone(tiny, tmp_path, monkeypatch, kind):
+    model, calls, traced = tiny("gpt2", kind), [], module.trace_by_metrics
+    components = ("mlp_out", "resid_post")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "trace_by_metrics", lambda *a, **k: calls.append(a[1:3]) or traced(*a, **k))
+        found = trace_all(model, tmp_path / "all", components=components, metric=METRICS)
+    assert len(calls) == len(FACTS) * len(components)
+    assert list(found) == list(METRICS)
+    for name, metric in METRICS.items():
+        alone = trace_all(model, tmp_path / name, components=components, config=replace(CONFIG, metric=metric))
+        assert list(found[name]) == list(alone) == list(components)
+        for component in components:
+            for one, other in zip(found[name][component], alone[component], strict=True):
+                assert torch.equal(one.scores, other.scores)
+                assert (one.prompt, one.metric, one.clean_score) == (other.prompt, other.metric, other.clean_score)
+        assert load_traces(tmp_path / "all" / name).keys() == set(components)
+
+
+def test_a_list_of_metrics_keeps_its_order_and_its_stores_go_on(tiny, tmp_path, monkeypatch):
+    model, calls, traced = tiny("gpt2", KINDS[0]), [], module.trace_by_metrics
+    [first] = trace_all(model, tmp_path, FACTS[:2], metric=["logprob"])
+    kept = files(tmp_path / "0")
+    monkeypatch.setattr(module, "trace_by_metrics", lambda *a, **k: calls.append((a[1], len(a[3]))) or traced(*a, **k))
+    both = trace_all(model, tmp_path, FACTS[:3], metric=["logprob", "prob"])
+    assert [each["mlp_out"][0].metric for each in both] == ["logprob", "prob"]
+    assert calls == [([FACTS[0]], 1), ([FACTS[1]], 1), ([FACTS[2]], 2)]
+    assert kept.items() <= files(tmp_path / "0").items()
+    assert torch.equal(both[0]["mlp_out"][1].scores, first["mlp_out"][1].scores)
+    with pytest.raises(StorageError, match="metric 'logprob', not 'prob'"):
+        trace_all(model, tmp_path, metric=["prob", "logprob"])
+    for metric, message in (([], "there are no metrics"), ({"../P": "prob"}, "cannot be a folder's name")):
+        with pytest.raises(InputError, match=message):
+            trace_all(model, tmp_path / "new", metric=metric)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_one_metric_cannot_score_is_left_out_by_all(tiny, tmp_path):
+    model = tiny("gpt2", KINDS[0])
+    picky = {"P": "prob", "wrong": lambda logits: logits.new_full((logits.shape[0],), float("nan"))}
+    assert trace_all(model, tmp_path, FACTS[:1], metric=picky) == {"P": {"mlp_out": []}, "wrong": {"mlp_out": []}}
+    for name in picky:
+        assert [fact for fact, _ in TraceStore(tmp_path / name).failures()] == FACTS[:1]
 
 
 def test_a_store_of_the_methods_earlier_name_goes_on(tiny, tmp_path):
@@ -135,7 +183,7 @@ def test_a_fact_that_failed_is_tried_again_and_its_record_goes(tiny, tmp_path, m
         raise InputError("not today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "trace_together", fail)
+        patched.setattr(module, "trace_by_metrics", fail)
         assert trace_all(model, tmp_path, FACTS[:1]) == {"mlp_out": []}
     assert TraceStore(tmp_path).failures() == [(FACTS[0], "InputError: not today")]
     assert len(trace_all(model, tmp_path, FACTS[:1])["mlp_out"]) == 1
@@ -150,7 +198,7 @@ def test_what_is_no_facts_fault_ends_the_run_and_frees_its_locks(tiny, tmp_path,
         raise failure
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "trace_together", fail)
+        patched.setattr(module, "trace_by_metrics", fail)
         with pytest.raises(type(failure)) as caught:
             trace_all(model, tmp_path)
     assert len(trace_all(model, tmp_path)["mlp_out"]) == len(FACTS)
@@ -245,7 +293,7 @@ from tl_rome.models.loading import load_model
 from tl_rome.patching.averaging import trace_facts as module
 
 torch.set_num_threads(1)
-traced = module.trace_together
+traced = module.trace_by_metrics
 
 def slowly(*args, **options):
     results = traced(*args, **options)
@@ -253,7 +301,7 @@ def slowly(*args, **options):
     time.sleep({pause})
     return results
 
-module.trace_together = slowly
+module.trace_by_metrics = slowly
 model = load_model({folder!r}, model_class={kind!r}, device="cpu", progress=False)
 test.trace_all(model, {store!r}, components=("mlp_out", "attn_out"))
 """

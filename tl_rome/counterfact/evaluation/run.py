@@ -153,13 +153,7 @@ class Run:
         order = {name: place for place, name in enumerate(editors)}
         places = {record.case_id: place for place, record in enumerate(self.chosen)}
         mine = [result for result in found if result.case_id in places]
-        if failed := [result for result in mine if result.error is not None]:
-            _log.warning(
-                "%d of %d results are failures, which are kept; the same call with retry_failed=True, on the command "
-                "line --retry-failed, tries them again",
-                len(failed),
-                len(mine),
-            )
+        warn_of_failures(sum(result.error is not None for result in mine), len(mine))
         return sorted(mine, key=lambda result: (order.get(result.editor, 0), places[result.case_id]))
 
     def _settings(self, identity: Identity) -> dict[str, Any]:
@@ -218,3 +212,14 @@ class Run:
                         _log.warning("left out record %d: %s", found.result.case_id, found.result.error)
                 yield batch
                 bar.update(len(batch))
+
+
+def warn_of_failures(failed: int, results: int) -> None:
+    """Log that some of the results of a run are failures, if they are."""
+    if failed:
+        _log.warning(
+            "%d of %d results are failures, which are kept; the same call with retry_failed=True, on the command "
+            "line --retry-failed, tries them again",
+            failed,
+            results,
+        )

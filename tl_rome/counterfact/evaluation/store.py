@@ -52,7 +52,7 @@ class RunStore:
             described: The settings themselves.
         """
         settings = {**self.settings, "editor": name, "config": config, "editor_settings": described}
-        return open_ledger(self._editor_file(name, config), _AFTER, settings, _FIELDS)
+        return open_ledger(editor_file(self.folder, name, config), _AFTER, settings, _FIELDS)
 
     def put_states(self, case_id: int, states: States) -> None:
         """Keep the unedited model's states of a record.
@@ -90,13 +90,21 @@ class RunStore:
         Raises:
             StorageError: If a file is absent or damaged.
         """
-        return _results(self.folder, [self._editor_file(*editor) for editor in editors])
-
-    def _editor_file(self, name: str, config: str) -> Path:
-        return self.folder / "editors" / f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', name)}-{config}.jsonl"
+        return _results(self.folder, [editor_file(self.folder, *editor) for editor in editors])
 
     def _states_file(self, case_id: int) -> Path:
         return self.folder / "states" / f"{case_id}.safetensors"
+
+
+def editor_file(folder: Path, name: str, config: str) -> Path:
+    """Where a store keeps the lines of one editor.
+
+    Args:
+        folder: Of the store.
+        name: For tables.
+        config: Hash of the editor's settings.
+    """
+    return folder / "editors" / f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', name)}-{config}.jsonl"
 
 
 def load_results(store: str | Path) -> list[CaseResult]:

@@ -1,7 +1,7 @@
 """`tl-rome compare`: editors side by side on COUNTERFACT records, all columns with intervals."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,7 +60,7 @@ def compare(
 ) -> None:
     """Compare editors on COUNTERFACT: efficacy, paraphrases, neighbours, fluency, consistency.
 
-    A file in zsRE's layout (zsre_mend_eval) gets zsRE's figures instead, in one process and without a store.
+    A file in zsRE's layout (zsre_mend_eval) gets zsRE's figures instead, in one process.
     """
     from tl_rome import counterfact, zsre
     from tl_rome.cli.output import check_folder
@@ -68,7 +68,9 @@ def compare(
     check_folder(out)
     maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), contexts, seed)
     if zsre.is_zsre(records):
-        _compare_zsre(zsre.load_zsre(records)[:limit], load, maker, batch_size, out)
+        _compare_zsre(
+            zsre.load_zsre(records)[:limit], load, maker, out, batch_size=batch_size, retry_failed=retry_failed
+        )
         return
     chosen = counterfact.load_counterfact(records)[:limit]
     about = counterfact.load_references(references) if generation_length else None
@@ -95,14 +97,12 @@ def compare(
     console.say_written(summary.save(out, results, chosen))
 
 
-def _compare_zsre(
-    chosen: "list[ZsreRecord]", load: ModelLoader, maker: EditorMaker, batch_size: int | None, out: Path
-) -> None:
+def _compare_zsre(chosen: "list[ZsreRecord]", load: ModelLoader, maker: EditorMaker, out: Path, **options: Any) -> None:
     from tl_rome.counterfact.results import UNEDITED
     from tl_rome.zsre import evaluate_zsre
 
-    model = load()
-    found = evaluate_zsre(model, chosen, maker(model), batch_size=batch_size, progress=console.shows_progress())
+    model, progress = load(), console.shows_progress()
+    found = evaluate_zsre(model, chosen, maker(model), store=out / "results", progress=progress, **options)
     console.say_grids((found.grid(), found.grid(UNEDITED)))
     console.say_written(found.save(out))
 
