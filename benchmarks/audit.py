@@ -25,7 +25,7 @@ from tl_rome.audit import Audit, audit_model
 from tl_rome.audit.likely import candidates, standing_out, subject_shifts
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.counterfact import CounterFactRecord, load_counterfact
-from tl_rome.editors import BatchEdit, Edit
+from tl_rome.editors import BatchEdit, Edit, covariances_for
 from tl_rome.editors.by_name import editor_by_name
 from tl_rome.scoring import score_targets
 
@@ -54,6 +54,12 @@ PLAN = {
 }
 
 
+def prepared(model: Any, group: Group) -> Any:
+    """A group's editor."""
+    at = None if group.layer is None else covariances_for(model, [group.layer])[group.layer]
+    return editor_by_name(model, group.editor, covariance=at, progress=False)
+
+
 def edits(model: Any, folder: Path, records: Sequence[CounterFactRecord], name: str) -> Iterator[Any]:
     """A group's edits, from the folder or made now."""
     group, editor = PLAN[name], None
@@ -61,10 +67,10 @@ def edits(model: Any, folder: Path, records: Sequence[CounterFactRecord], name: 
     for index in range(group.edits):
         path = folder / f"{name}-{index}.safetensors"
         if not path.exists():
-            editor = editor or editor_by_name(model, group.editor, layer=group.layer, progress=False)
+            editor = editor or prepared(model, group)
             start = group.first + size * index
             requests = [record.request for record in records[start : start + size]]
-            editor(model, requests if group.batch else requests[0]).save(path)  # type: ignore[arg-type]
+            editor(model, requests if group.batch else requests[0]).save(path)
         yield (BatchEdit if group.batch else Edit).load(path, model)
 
 
