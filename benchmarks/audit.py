@@ -45,8 +45,8 @@ class Group(NamedTuple):
 
 PLAN = {
     "rome": Group("rome", 0, 30),
-    "rome_layer3": Group("rome", 0, 5, layer=3),
-    "rome_layer7": Group("rome", 0, 5, layer=7),
+    "rome_layer3": Group("rome", 0, 10, layer=3),
+    "rome_layer7": Group("rome", 0, 10, layer=7),
     "r_rome": Group("r_rome", 30, 6),
     "ft": Group("ft", 0, 4),
     "ft_l": Group("ft_l", 0, 4),
