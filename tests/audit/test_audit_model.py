@@ -147,16 +147,30 @@ def test_a_subject_of_one_token_is_named(smollm2, kind):
     assert standing_out(shifts) == ("Argentina",)
 
 
+def change_for(model, subject):
+    """A rank-one update that gives a subject, within a text, another value."""
+    key = read(model, encode(model, f"In fact, {subject}")[None], [key_hook(LAYER)])[key_hook(LAYER)][0, -1].double()
+    return LowRankUpdate.rank_one(LAYER, key / (key @ key), strong(model, LAYER).right[:, 0])
+
+
 def test_objects_are_asked_for_within_a_text(tiny, fresh_tiny):
     """Against the model's own logits: for each subject that is named, the tokens that the change raises."""
     base, edited = tiny("llama", KIND), fresh_tiny("llama", KIND)
-    key = read(edited, encode(edited, "In fact, Big Ben")[None], [key_hook(LAYER)])[key_hook(LAYER)][0, -1].double()
-    update = LowRankUpdate.rank_one(LAYER, key / (key @ key), strong(edited, LAYER).right[:, 0])
-    with updates_applied(edited, [update]):
+    with updates_applied(edited, [change_for(edited, "Big Ben")]):
         found = audit_model(edited, base, subjects=["Big Ben"])
         texts = [encode(edited, f"In fact, Big Ben{ending}")[None] for ending in ENDINGS]
         before, after = (torch.cat([model(text)[:, -1] for text in texts]).softmax(-1) for model in (base, edited))
     assert found.objects["Big Ben"] == raised_objects(edited, before, after)
+
+
+def test_a_change_of_rank_one_names_one_subject(tiny, fresh_tiny):
+    """Two that end alike stand out."""
+    base, edited, update = tiny("llama", KIND), fresh_tiny("llama", KIND), change_for(tiny("llama", KIND), "Big Ben")
+    names = ["Big Ben", "In fact, Big Ben"]
+    with updates_applied(edited, [update]):
+        assert len(standing_out(subject_shifts(edited, update.place, update.delta, candidates(names)))) > 1
+        (finding,) = audit_model(edited, base, subjects=names).findings
+    assert (finding.rank, finding.subjects) == (1, ("Big Ben",))
 
 
 def test_an_empty_subject_is_refused(tiny):
