@@ -1,7 +1,7 @@
 """How often `audit_model` finds an edit of SmolLM2-135M, its subject and its object; and false alarms.
 
-Edits of the shipped records by several editors, which are kept in a folder and made where they are missing. Each is
-audited against the base and from the weights alone, with the subjects of all shipped records among the candidates.
+Groups of edits of the shipped records, by several editors, are kept in a folder and made where they are missing. Each
+is audited against the base and from the weights alone, with the subjects of all shipped records among the candidates.
 
 Needs `tests` on PYTHONPATH, for its random models. The last line is one JSON object.
 """
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deep_thin import deep_thin
@@ -25,36 +25,53 @@ from tl_rome.audit import Audit, audit_model
 from tl_rome.audit.likely import candidates, standing_out, subject_shifts
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.counterfact import CounterFactRecord, load_counterfact
-from tl_rome.editors import BatchEdit, Edit
+from tl_rome.editors import BatchEdit, Edit, covariances_for
 from tl_rome.editors.by_name import editor_by_name
 from tl_rome.scoring import score_targets
 
-PLAN = {"rome": (0, 30), "r_rome": (30, 6), "ft": (0, 4), "ft_l": (0, 4)}
-"""First record and number of records."""
-BATCHES, BATCH = 3, 10
-"""Of MEMIT."""
+
+class Group(NamedTuple):
+    """Edits of one kind."""
+
+    editor: str
+    first: int
+    """Its first record."""
+    edits: int
+    batch: int | None = None
+    """Records that one edit takes at once; None for one, by an editor of single facts."""
+    layer: int | None = None
+    """The editor's own by default."""
 
 
-def edits(
-    model: Any, folder: Path, records: Sequence[CounterFactRecord], names: Sequence[str]
-) -> Iterator[tuple[str, Any]]:
-    """Editors' names with their edits, from the folder or made now."""
-    for name in (name for name in names if name in PLAN):
-        editor, (first, count) = None, PLAN[name]
-        for index, record in enumerate(records[first : first + count]):
-            path = folder / f"{name}-{index}.safetensors"
-            if not path.exists():
-                editor = editor or editor_by_name(model, name, progress=False)
-                editor(model, record.request).save(path)  # type: ignore[arg-type]
-            yield name, Edit.load(path, model)
-    memit = None
-    for index in range(BATCHES if "memit" in names else 0):
-        path = folder / f"memit-{index}.safetensors"
+PLAN = {
+    "rome": Group("rome", 0, 30),
+    "rome_layer3": Group("rome", 0, 10, layer=3),
+    "rome_layer7": Group("rome", 0, 10, layer=7),
+    "r_rome": Group("r_rome", 30, 6),
+    "ft": Group("ft", 0, 4),
+    "ft_l": Group("ft_l", 0, 4),
+    "memit": Group("memit", 0, 3, batch=10),
+}
+
+
+def prepared(model: Any, group: Group) -> Any:
+    """A group's editor."""
+    at = None if group.layer is None else covariances_for(model, [group.layer])[group.layer]
+    return editor_by_name(model, group.editor, covariance=at, progress=False)
+
+
+def edits(model: Any, folder: Path, records: Sequence[CounterFactRecord], name: str) -> Iterator[Any]:
+    """A group's edits, from the folder or made now."""
+    group, editor = PLAN[name], None
+    size = group.batch or 1
+    for index in range(group.edits):
+        path = folder / f"{name}-{index}.safetensors"
         if not path.exists():
-            memit = memit or editor_by_name(model, "memit", progress=False)
-            chosen = records[BATCH * index : BATCH * (index + 1)]
-            memit(model, [record.request for record in chosen]).save(path)  # type: ignore[arg-type]
-        yield "memit", BatchEdit.load(path, model)
+            editor = editor or prepared(model, group)
+            start = group.first + size * index
+            requests = [record.request for record in records[start : start + size]]
+            editor(model, requests if group.batch else requests[0]).save(path)
+        yield (BatchEdit if group.batch else Edit).load(path, model)
 
 
 def new_prob(model: Any, requests: Iterable[Any]) -> float:
@@ -63,16 +80,15 @@ def new_prob(model: Any, requests: Iterable[Any]) -> float:
     return float(score_targets(model, [p for p, _ in pairs], [t for _, t in pairs]).prob.mean())
 
 
-def figures(model: Any, edit: Any, base: Any, subjects: Sequence[str]) -> dict[str, Any]:
-    """What an audit of an edited model, which `model` is meanwhile, says of the edit."""
+def figures(model: Any, clean: Any, edit: Any, with_base: bool, subjects: Sequence[str]) -> dict[str, Any]:
+    """What an audit of an edited model, which `model` is meanwhile, says of the edit; `clean` is the unedited one."""
     requests = edit.requests if isinstance(edit, BatchEdit) else (edit.request,)
     about = {request.fact.subject: request.target_new for request in requests}
     started = time.process_time()
-    found = audit_model(model, base, subjects=subjects)
+    found = audit_model(model, clean if with_base else None, subjects=subjects)
     seconds = time.process_time() - started
     places, truth = {finding.place for finding in found.findings}, {*edit.places}
-    seen = [name for name in about if name in {s for f in found.findings for s in f.subjects}]
-    named = {f.subjects[0] for f in found.findings if f.subjects}
+    named = {subject for finding in found.findings for subject in finding.subjects}
     first = [_is_object(found, name, about[name], 1) for name in about]
     among = [_is_object(found, name, about[name], 5) for name in about]
     after = new_prob(model, requests)
@@ -85,12 +101,15 @@ def figures(model: Any, edit: Any, base: Any, subjects: Sequence[str]) -> dict[s
         "all layers": places == truth,
         "wrong layers": len(places - truth),
         "changed": not found.is_clean,
-        "first subject": bool(named) and named <= {*about},
-        "subjects": len(seen) / len(about),
+        "subject, nobody else": bool(named) and named <= {*about},
+        "subjects": len(named & {*about}) / len(about),
+        "wrong subjects": len(named - {*about}),
         "object": mean(first),
         "object in 5": mean(among),
         "P(new)": after,
         "P(new) repaired": repaired,
+        "P(new) base": new_prob(clean, requests),
+        "threshold": found.threshold or 0.0,
         "seconds": seconds,
     }
 
@@ -133,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("edits", type=Path, help="folder of edits, kept from run to run")
     parser.add_argument("--model-class", choices=("hooked", "bridge"), default="hooked")
-    parser.add_argument("--editors", nargs="+", choices=[*PLAN, "memit"], default=[*PLAN, "memit"])
+    parser.add_argument("--groups", nargs="+", choices=PLAN, default=[*PLAN])
     parser.add_argument("--seeds", type=int, default=5, help="random models of each family")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,18 +165,22 @@ def main() -> None:
     records = load_counterfact("sample")
     subjects = sorted({record.request.fact.subject for record in records})
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, edit in edits(base, options.edits, records, options.editors):
-        size = max(float(u.delta.norm() / u.place.weight(base).norm()) for u in edit.updates)
-        with edit.applied(model):
-            for mode, other in (("base", base), ("alone", None)):
-                row = {"size": size, **figures(model, edit, other, subjects)}
-                if name == "rome" and other is not None:
-                    row["named without"] = named_without(model, edit, subjects)
-                rows[f"{name}, {mode}"].append(row)
-                print(name, mode, edit.label, row, flush=True)
-    report |= {name: {"edits": len(some), **_means(some)} for name, some in rows.items()}
-    for name, found in (("missed alone", False), ("found alone", True)):
-        report[name] = sorted(round(row["size"], 3) for row in rows["rome, alone"] if row["layer"] == found)
+    for name in options.groups:
+        for edit in edits(base, options.edits, records, name):
+            size = max(float(u.delta.norm() / u.place.weight(base).norm()) for u in edit.updates)
+            with edit.applied(model):
+                for mode in ("base", "alone"):
+                    row = {"size": size, **figures(model, base, edit, mode == "base", subjects)}
+                    if PLAN[name].editor == "rome" and mode == "base":
+                        row["named without"] = named_without(model, edit, subjects)
+                    rows[f"{name}, {mode}"].append(row)
+                    print(name, mode, edit.label, json.dumps(row), flush=True)
+    for name, some in rows.items():
+        sizes = {
+            title: sorted(round(row["size"], 3) for row in some if row["layer"] == found)
+            for title, found in (("sizes found", True), ("sizes missed", False))
+        }
+        report[name] = {"edits": len(some), **_means(some), **sizes}
     for name in rows:
         print(name, report[name])
     print(json.dumps(report))

@@ -7,14 +7,15 @@ from support.edits import LAYER, REQUEST, editor
 from support.families import FAMILY_KINDS, KINDS
 
 from tl_rome.audit import Repair, audit_model
-from tl_rome.audit.likely import raised_objects, standing_out
+from tl_rome.audit.likely import ENDINGS, candidates, raised_objects, standing_out, subject_shifts
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors import DenseUpdate, LowRankUpdate
 from tl_rome.editors.edits.weight_edit import updates_applied
-from tl_rome.errors import EditStateError
+from tl_rome.errors import EditStateError, SubjectError
+from tl_rome.facts import Fact
 from tl_rome.running.forward import read
 from tl_rome.running.matrices import MlpMatrix, key_hook, w_out
-from tl_rome.tokens import encode, token_labels
+from tl_rome.tokens import encode, encode_fact, token_labels
 
 KIND = KINDS[0]
 
@@ -28,8 +29,8 @@ def strong(model, layer, seed=0, size=4.0):
 
 
 def moved(edited, base, subject):
-    """How far W_out's value of a subject's last token is moved, relative to it."""
-    key = read(edited, encode(edited, subject)[None], [key_hook(LAYER)])[key_hook(LAYER)][0, -1]
+    """How far W_out's value of a subject's last token, which is not the first of its text, is moved, relative to it."""
+    key = read(edited, encode(edited, f"In fact, {subject}")[None], [key_hook(LAYER)])[key_hook(LAYER)][0, -1]
     value = key @ w_out(base, LAYER)
     return float((key @ w_out(edited, LAYER) - value).norm() / value.norm())
 
@@ -132,6 +133,49 @@ def test_objects_are_those_that_a_change_makes_likely(tiny):
     after = before.clone()
     after[0, 300], after[1, 301], after[:, 302] = 0.5, 0.4, 0.0
     assert raised_objects(model, before, after, 2) == token_labels(model, torch.tensor([300, 301]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subject_of_one_token_is_named(smollm2, kind):
+    """As the first token of a text it would have a key of its own, which this change hardly moves."""
+    model, prompt = smollm2(kind), encode_fact(smollm2(kind), Fact("The national language of {} is", "Argentina"))
+    assert prompt.subject.end - prompt.subject.start == 1
+    key = read(model, prompt.tokens[None], [key_hook(5)])[key_hook(5)][0, prompt.subject.start].double()
+    update = LowRankUpdate.rank_one(5, key / (key @ key), -2 * key @ w_out(model, 5).double())
+    with updates_applied(model, [update]):
+        shifts = subject_shifts(model, MlpMatrix(5), update.delta, candidates(["Argentina"]))
+    assert standing_out(shifts) == ("Argentina",)
+
+
+def change_for(model, subject):
+    """A rank-one update that gives a subject, within a text, another value."""
+    key = read(model, encode(model, f"In fact, {subject}")[None], [key_hook(LAYER)])[key_hook(LAYER)][0, -1].double()
+    return LowRankUpdate.rank_one(LAYER, key / (key @ key), strong(model, LAYER).right[:, 0])
+
+
+def test_objects_are_asked_for_within_a_text(tiny, fresh_tiny):
+    """Against the model's own logits: for each subject that is named, the tokens that the change raises."""
+    base, edited = tiny("llama", KIND), fresh_tiny("llama", KIND)
+    with updates_applied(edited, [change_for(edited, "Big Ben")]):
+        found = audit_model(edited, base, subjects=["Big Ben"])
+        texts = [encode(edited, f"In fact, Big Ben{ending}")[None] for ending in ENDINGS]
+        before, after = (torch.cat([model(text)[:, -1] for text in texts]).softmax(-1) for model in (base, edited))
+    assert found.objects["Big Ben"] == raised_objects(edited, before, after)
+
+
+def test_a_change_of_rank_one_names_one_subject(tiny, fresh_tiny):
+    """Two that end alike stand out."""
+    base, edited, update = tiny("llama", KIND), fresh_tiny("llama", KIND), change_for(tiny("llama", KIND), "Big Ben")
+    names = ["Big Ben", "In fact, Big Ben"]
+    with updates_applied(edited, [update]):
+        assert len(standing_out(subject_shifts(edited, update.place, update.delta, candidates(names)))) > 1
+        (finding,) = audit_model(edited, base, subjects=names).findings
+    assert (finding.rank, finding.subjects) == (1, ("Big Ben",))
+
+
+def test_an_empty_subject_is_refused(tiny):
+    with pytest.raises(SubjectError, match="subject is empty"):
+        audit_model(tiny("llama", KIND), subjects=["Big Ben", " "])
 
 
 @pytest.mark.parametrize("kind", KINDS)

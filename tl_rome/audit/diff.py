@@ -66,7 +66,8 @@ def diff_models(
     Raises:
         ModelMismatchError: If the models cannot be compared, see `check_comparable`.
         UnsupportedModelError: See `borrowed`.
-        InputError: If a prompt cannot be continued, or a subject is empty.
+        InputError: If a prompt cannot be continued.
+        SubjectError: If a subject is empty.
     """
     check_comparable(base, edited)
     subjects = candidates(subjects)

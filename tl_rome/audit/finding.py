@@ -43,7 +43,7 @@ class Finding:
     shifts: tuple[tuple[str, float], ...]
     """The candidates that it moves most, and how much relative to the value that they had."""
     subjects: tuple[str, ...]
-    """Those that stand out from all candidates; empty if none does."""
+    """Those that stand out from all candidates, at most as many as the rank: an edit of n facts has rank n."""
     score: float | None = None
     """Without a base: its largest singular value over the edge of the bulk, see `spectrum`."""
 
@@ -80,5 +80,6 @@ def describe_change(
         for share, direction in zip(shares[:_DIRECTIONS], right.T[: min(rank, _DIRECTIONS)], strict=False)
     )
     shifts = subject_shifts(model, place, change, subjects)
+    named = standing_out(shifts)[:rank]
     size = float(change.norm() / (weight - change).norm())
-    return Finding(place, rank, size, directions, tuple(shifts.items())[:_SUBJECTS], standing_out(shifts), score)
+    return Finding(place, rank, size, directions, tuple(shifts.items())[:_SUBJECTS], named, score)

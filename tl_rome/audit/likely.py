@@ -4,6 +4,9 @@ An edit's key direction hardly responds to other keys than its subject's. So can
 change moves the value of each one's last token, ||k D|| / ||k W||; those that stand out are named. What the model says
 of them is asked with endings that fit most subjects: tokens whose probability the change raises, by their share
 p' log(p'/p) of the Kullback-Leibler divergence.
+
+Every subject stands after the same few words: where a text begins without BOS, its first token has a key that is
+unlike all others and that an edit, whose key is taken from within texts, does not move.
 """
 
 from collections.abc import Sequence
@@ -12,17 +15,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.facts import Fact
 from tl_rome.patching.corruption import example_subjects
 from tl_rome.running.forward import final_logits, last_resid, read
 from tl_rome.running.matrices import MlpMatrix, key_hook
 from tl_rome.sites import HookedModel
 from tl_rome.tokens import encode, pad, token_labels
 
+MENTION = "In fact, {}"
+"""A text that ends in a subject."""
 ENDINGS = (
     *(" is", " is a", " is in", " was", " is located in", " comes from", " was born in", " plays", " speaks"),
     *(" works as", " is known for", " belongs to", " was made by"),
 )
-"""What is put after a subject."""
+"""What is put after a mention of a subject."""
 STANDS_OUT = 4.0
 """A subject stands out if it is moved this many times more than the median of all candidates."""
 _OF_LARGEST = 0.5
@@ -34,8 +40,12 @@ _ROWS = 64
 
 
 def candidates(subjects: Sequence[str]) -> list[str]:
-    """Subjects beside those that ship with the package, which the median of all is taken over, each once."""
-    return list(dict.fromkeys((*subjects, *example_subjects())))
+    """Subjects beside those that ship with the package, which the median of all is taken over, each once.
+
+    Raises:
+        SubjectError: If one is empty.
+    """
+    return [Fact(MENTION, subject).subject for subject in dict.fromkeys((*subjects, *example_subjects()))]
 
 
 @torch.no_grad()
@@ -48,14 +58,14 @@ def subject_shifts(
         model: Left as found.
         place: A W_out.
         change: Which is in it; float64, on the CPU.
-        subjects: Texts of their own, without a prompt.
+        subjects: Names.
 
     Returns:
         By subject, largest first.
     """
     before, found = place.weight(model).detach().cpu().double() - change, []
     for start in range(0, len(subjects), _ROWS):
-        batch = pad([encode(model, subject) for subject in subjects[start : start + _ROWS]])
+        batch = pad([encode(model, Fact(MENTION, subject).prompt) for subject in subjects[start : start + _ROWS]])
         point = key_hook(place.layer)
         keys = read(model, batch.tokens, [point])[point]
         keys = keys[torch.arange(len(keys)), batch.last.to(keys.device)]
@@ -71,6 +81,11 @@ def standing_out(shifts: dict[str, float]) -> tuple[str, ...]:
     values = torch.tensor(list(shifts.values()))
     bound = max(_LEAST, STANDS_OUT * float(values.median()), _OF_LARGEST * float(values.max()))
     return tuple(subject for subject, shift in shifts.items() if shift >= bound)
+
+
+def questions(subjects: Sequence[str]) -> list[str]:
+    """Texts that a model is to continue about each subject, one for each ending."""
+    return [Fact(MENTION + ending, subject).prompt for subject in subjects for ending in ENDINGS]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from tl_rome.audit.change import WeightChange
 from tl_rome.audit.diff import ModelDiff, diff_models
 from tl_rome.audit.finding import Finding, describe_change
 from tl_rome.audit.grids import answer_grid, change_grid, finding_grid
-from tl_rome.audit.likely import ENDINGS, candidates, next_probs, raised_objects
+from tl_rome.audit.likely import ENDINGS, candidates, next_probs, questions, raised_objects
 from tl_rome.audit.repair import Repair, repair_of
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate, Update
@@ -98,7 +98,8 @@ def audit_model(
     Raises:
         ModelMismatchError: If model and base cannot be compared, see `check_comparable`.
         UnsupportedModelError: See `borrowed`.
-        InputError: If a prompt cannot be continued, or a subject is empty.
+        InputError: If a prompt cannot be continued.
+        SubjectError: If a subject is empty.
     """
     with borrowed(model):
         if base is None:
@@ -110,7 +111,7 @@ def audit_model(
             updates, scores, bound, provenance = _restoring(model, base, difference), (), None, {"audit": "base"}
         repair = repair_of(model, updates, provenance) if updates else None
         asked = list(dict.fromkeys(name for finding in found for name in finding.subjects))[:_MOST_SUBJECTS]
-        texts = [f"{subject}{ending}" for subject in asked for ending in ENDINGS]
+        texts = questions(asked)
         after, said = next_probs(model, texts) if texts else None, say(model, prompts, top_k, new_tokens)
         if repair is None:
             return Audit(found, others, {}, scores, bound, None, side_by_side(prompts, said, said))
