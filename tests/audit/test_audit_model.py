@@ -10,7 +10,7 @@ from tl_rome.audit import Repair, audit_model
 from tl_rome.audit.likely import raised_objects, standing_out
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors import DenseUpdate, LowRankUpdate
-from tl_rome.editors.edits.weight_edit import updates_applied
+from tl_rome.editors.edits.written import updates_applied
 from tl_rome.errors import EditStateError
 from tl_rome.running.forward import read
 from tl_rome.running.matrices import MlpMatrix, key_hook, w_out

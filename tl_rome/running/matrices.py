@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_rome.arguments import Whole
 from tl_rome.errors import UnsupportedModelError
@@ -62,6 +62,17 @@ class MlpMatrix:
                 "be edited; dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
             )
         return found
+
+    def module(self, model: HookedModel) -> nn.Module | None:
+        """What a bridge runs for it; None where there is none, and in a HookedTransformer, which has weights alone.
+
+        Raises:
+            InputError: If the layer is out of range.
+        """
+        block = model.blocks[check_layer(model, self.layer)]
+        part = None if is_hooked_transformer(model) else getattr(getattr(block, "mlp", None), _PARTS[self.name], None)
+        found = getattr(part, "original_component", None)
+        return found if isinstance(found, nn.Module) else None
 
     def shape(self, model: HookedModel) -> tuple[int, int]:
         """Sizes of its input and output by the model's configuration, whatever the weight is stored as."""
