@@ -7,6 +7,7 @@ is a row of the matrix. So a packed matrix can be read, and what an edit adds to
 import hashlib
 from dataclasses import dataclass
 from itertools import chain
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.blocks import first_run
-from tl_rome.running.matrices import MlpMatrix, key_hook
+from tl_rome.running.matrices import MatrixName, MlpMatrix, key_hook
 from tl_rome.sites import HookedModel, hook_points
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -64,13 +65,18 @@ class PackedMatrix:
             return self.module(rows[None]).reshape(len(rows), self.shape[1])
 
     @property
+    def stored(self) -> list[tuple[str, Tensor]]:
+        """All that is kept of it, by name, in the order of names."""
+        state = sorted(self.module.state_dict().items())
+        return [part for name, value in state if isinstance(value, Tensor) for part in _parts(name, value.detach())]
+
+    @property
     def digest(self) -> str:
-        """16 hexadecimal digits of every bit that is stored of it."""
+        """16 hexadecimal digits of every bit of `stored`."""
         found = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
-            if isinstance(value, Tensor):
-                found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for name, value in self.stored:
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()[:16]
 
 
@@ -84,6 +90,12 @@ def packed_matrix(model: HookedModel, place: MlpMatrix) -> PackedMatrix | None:
     if module is None or not holds_packed(module) or key_hook(place.layer) not in hook_points(model):
         return None
     return PackedMatrix(place, module, place.shape(model), like_block(model, place.layer))
+
+
+def packed_matrices(model: HookedModel) -> list[PackedMatrix]:
+    """All of a model, layer by layer."""
+    places = [MlpMatrix(layer, name) for layer in range(model.cfg.n_layers) for name in get_args(MatrixName)]
+    return [packed for place in places if (packed := packed_matrix(model, place)) is not None]
 
 
 def read_matrix(model: HookedModel, place: MlpMatrix) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:
@@ -138,6 +150,14 @@ def _is_packed(tensor: Tensor) -> bool:
     if tensor.dtype.is_floating_point:
         return tensor.dtype.itemsize == 1
     return tensor.dtype not in (torch.bool, torch.int64)
+
+
+def _parts(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+    """The plain tensors that a tensor of a quantiser's own class wraps, or that itself."""
+    flatten = getattr(value, "__tensor_flatten__", None)
+    if flatten is None:
+        return [(name, value)]
+    return [part for inner in flatten()[0] for part in _parts(f"{name}.{inner}", getattr(value, inner))]
 
 
 def _kind(module: nn.Module) -> str:

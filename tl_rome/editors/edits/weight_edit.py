@@ -1,7 +1,7 @@
 """What every edit is, whatever it was asked for: updates of matrices, applied and taken back bit for bit."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path

@@ -62,7 +62,7 @@ def edited_digest(model: HookedModel, update: Update, unedited: str) -> str:
 
 
 def _digest(weight: Float[Tensor, "d_in d_out"]) -> str:
-    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]
+    return hashlib.sha256(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()[:16]
 
 
 def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -> None:

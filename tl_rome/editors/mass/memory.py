@@ -53,8 +53,8 @@ class KeyMemory(Shared):
         """
         if not layers:
             raise InputError("a key memory needs at least one layer")
-        moments = {layer: torch.zeros(check_matrix(model, MlpMatrix(layer))[0], 1).double() for layer in sorted(set(layers))}
-        moments = {layer: zero @ zero.T for layer, zero in moments.items()}
+        sizes = {layer: check_matrix(model, MlpMatrix(layer))[0] for layer in sorted(set(layers))}
+        moments = {layer: torch.zeros(size, size, dtype=torch.float64) for layer, size in sizes.items()}
         return cls(moments, 0, fingerprint(model), {layer: weight_digest(model, MlpMatrix(layer)) for layer in moments})
 
     @property
