@@ -127,7 +127,7 @@ def like_block(model: HookedModel, layer: int) -> Tensor:
     Raises:
         UnsupportedModelError: If there is none.
     """
-    found = next((each for each in model.blocks[layer].parameters() if not _is_packed(each)), None)
+    found = next((each for each in model.blocks[layer].parameters() if not is_packed(each)), None)
     if found is None:
         raise UnsupportedModelError(f"every weight of layer {layer} is packed, so nothing says in what type it is run")
     return found
@@ -140,10 +140,10 @@ def holds_packed(module: nn.Module) -> bool:
 
 def _packed(module: nn.Module) -> list[Tensor]:
     own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
-    return [each for each in own if _is_packed(each)]
+    return [each for each in own if is_packed(each)]
 
 
-def _is_packed(tensor: Tensor) -> bool:
+def is_packed(tensor: Tensor) -> bool:
     """Integers, numbers of one byte, or a tensor of a quantiser's own class; indices and masks are not."""
     if type(tensor) not in _PLAIN:
         return True

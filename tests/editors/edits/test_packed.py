@@ -15,6 +15,8 @@ from support.families import KINDS
 from support.mass import BIG_BEN, REQUESTS
 from support.mass import editor as mass_editor
 from support.quantised import RoundedConfig, RoundedLinear, dequantised
+from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from tl_rome import edited_rows, load_model
 from tl_rome.editors import (
@@ -29,7 +31,7 @@ from tl_rome.editors import (
 from tl_rome.errors import EditStateError, ModelMismatchError, UnsupportedModelError
 from tl_rome.running.forward import run
 from tl_rome.running.matrices import MlpMatrix
-from tl_rome.running.packed import packed_matrix
+from tl_rome.running.packed import PackedMatrix, packed_matrix
 from tl_rome.storage.ledger import model_settings
 
 KIND = KINDS[0]
@@ -188,3 +190,15 @@ def test_a_matrix_is_read_in_parts_to_the_bit(packed, monkeypatch):
         weight, bias = found.read()
         assert torch.equal(weight, (found.module.weight * found.module.scale).T)
         assert not bias.any()
+
+
+def test_numbers_that_a_tensor_class_wraps_are_in_the_digest():
+    """As in torchao, whose linear layers are those of torch with a tensor of another class."""
+    digests = []
+    for numbers in (torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3, 2)):
+        module = nn.Linear(2, 3, bias=False)
+        module.weight = nn.Parameter(TwoTensor(torch.ones(3, 2), numbers))
+        found = PackedMatrix(MlpMatrix(1), module, (2, 3), torch.ones(1))
+        assert str(found) == "W_out of layer 1 is packed (Linear, TwoTensor)"
+        digests.append(found.digest)
+    assert digests[0] == digests[1] != digests[2]
