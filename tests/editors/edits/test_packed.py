@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.compare import relative_error
 from support.edits import REQUEST, editor
+from support.evaluation import QUICK, RECORDS
 from support.families import KINDS
 from support.mass import BIG_BEN, REQUESTS
 from support.mass import editor as mass_editor
@@ -19,6 +20,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from tl_rome import edited_rows, load_model
+from tl_rome.counterfact import evaluate
 from tl_rome.editors import (
     MEMIT_SEQ,
     R_ROME,
@@ -122,6 +124,15 @@ def test_edits_are_composed(fresh_tiny, packed, made):
         pass
     with pytest.raises(UnsupportedModelError, match="nothing can be written"):
         both.apply(packed)
+
+
+def test_an_evaluation_is_that_of_the_dequantised_weights(fresh_tiny, packed):
+    found = []
+    for model in (packed, dequantised(packed, fresh_tiny("llama", KIND))):
+        (result,) = evaluate(model, RECORDS[:1], editor(model), config=QUICK, progress=False)
+        assert result.after is not None
+        found.append(result.after.rewrite.logprob_new + result.after.neighborhood.logprob_true)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_a_receipt_says_so_and_keeps_it(made, packed, tmp_path):
