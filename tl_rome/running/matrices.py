@@ -217,7 +217,7 @@ def _read(model: HookedModel, layer: int, name: str) -> Any:
         return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
     except NotImplementedError as error:
         raise UnsupportedModelError(
-            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation, which "
-            "ROME and mass editors do not need, or run an edit that was made so by hooks: "
+            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation, "
+            "which ROME and mass editors do not need, or run an edit that was made so by hooks: "
             "edited_rows(model, [edit], same_weights=False)"
         ) from error
