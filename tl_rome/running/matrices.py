@@ -70,8 +70,7 @@ class MlpMatrix:
             InputError: If the layer is out of range.
         """
         block = model.blocks[check_layer(model, self.layer)]
-        part = None if is_hooked_transformer(model) else getattr(getattr(block, "mlp", None), _PARTS[self.name], None)
-        found = getattr(part, "original_component", None)
+        found = getattr(getattr(getattr(block, "mlp", None), _PARTS[self.name], None), "original_component", None)
         return found if isinstance(found, nn.Module) else None
 
     def shape(self, model: HookedModel) -> tuple[int, int]:
