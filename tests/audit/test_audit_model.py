@@ -10,7 +10,7 @@ from tl_rome.audit import Repair, audit_model
 from tl_rome.audit.likely import ENDINGS, candidates, raised_objects, standing_out, subject_shifts
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors import DenseUpdate, LowRankUpdate
-from tl_rome.editors.edits.weight_edit import updates_applied
+from tl_rome.editors.edits.written import updates_applied
 from tl_rome.errors import EditStateError, SubjectError
 from tl_rome.facts import Fact
 from tl_rome.running.forward import read

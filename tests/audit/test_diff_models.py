@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tl_rome.audit import diff_models
 from tl_rome.audit.lens import direction_tokens
 from tl_rome.editors import DenseUpdate, LowRankUpdate
-from tl_rome.editors.edits.weight_edit import updates_applied
+from tl_rome.editors.edits.written import updates_applied
 from tl_rome.errors import InputError, ModelMismatchError
 from tl_rome.running.matrices import MlpMatrix, w_out
 from tl_rome.tokens import token_labels

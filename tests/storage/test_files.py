@@ -234,6 +234,9 @@ def test_weights_that_cannot_be_read_are_told_apart_as_they_are_stored(fresh_tin
         w_out(model, 1)
     assert len({readable, fingerprint(model), fingerprint(other)}) == 3
     assert model_settings(model)["model"] == fingerprint(model)
+    unpacked = fingerprint(model)
+    model.blocks[0].register_buffer("qweight", torch.ones(2, 3, dtype=torch.int32))  # as GPTQ keeps weights
+    assert fingerprint(model) not in {unpacked, readable}
 
 
 def test_a_quantised_model_is_traced(fresh_tiny, monkeypatch):

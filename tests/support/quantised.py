@@ -8,13 +8,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tl_rome.running.matrices import mlp_matrices
+
 _METHOD = "rounded_for_tests"
+_PACKED = ("up_proj", "gate_proj", "down_proj", "dense_h_to_4h", "dense_4h_to_h")
 
 
 class RoundedLinear(nn.Module):
     """A linear map whose weight is packed; x W^T of the rounded weight."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Any) -> None:
         super().__init__()
         scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
         self.weight = nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
@@ -46,7 +49,18 @@ class _Rounded(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in list(model.named_modules()):
-            if name.endswith(("up_proj", "gate_proj", "down_proj")):
+            if name.endswith(_PACKED):
                 owner, _, own = name.rpartition(".")
                 setattr(model.get_submodule(owner), own, RoundedLinear(module))
         return model
+
+
+def dequantised(packed: Any, whole: Any) -> Any:
+    """A whole model, with the weights written into it that a packed one has rounded."""
+    for layer in range(packed.cfg.n_layers):
+        for matrix in mlp_matrices(whole, layer):
+            module = matrix.module(packed)
+            assert isinstance(module, RoundedLinear)
+            with torch.no_grad():
+                matrix.weight(whole).copy_((module.weight * module.scale).T)
+    return whole

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tl_rome.editors.edits.update import Update
-from tl_rome.editors.edits.weight_edit import WeightEdit, updates_applied
+from tl_rome.editors.edits.weight_edit import WeightEdit
 from tl_rome.editors.edits.weights import weight_digest
+from tl_rome.editors.edits.written import updates_applied
 from tl_rome.running.matrices import MlpMatrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint

@@ -5,10 +5,12 @@ are cut, windows of rolling perplexity, stop sequences. Here are the two places 
 """
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +28,7 @@ from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
 require("lm_eval", extra="harness")
-with warnings.catch_warnings():  # it sets filters of its own
+with warnings.catch_warnings(), patch.dict(os.environ):  # it sets filters and a variable of its own
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils_hf import stop_sequences_criteria
 

@@ -110,7 +110,7 @@ def load_model(
         device_map: Where the parts of the model go, as transformers takes it ("auto" for several GPUs), in place of
             `device`; for bridges only.
         quantization_config: How transformers quantises the weights, such as a `BitsAndBytesConfig`; for bridges only.
-            Quantised weights are run but cannot be written: `edited_rows` runs edits on them.
+            Quantised weights are run but cannot be written: edits of them run as hooks.
         cache_dir: Cache folder in place of the package's own (embedded model) or the hub's (hub names).
         progress: Show progress bars and the warnings of transformers.
 

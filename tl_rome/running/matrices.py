@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_rome.arguments import Whole
 from tl_rome.errors import UnsupportedModelError
@@ -62,6 +62,16 @@ class MlpMatrix:
                 "be edited; dense GPT-2, GPT-J, GPT-NeoX, Llama, Mistral, Qwen2 and Gemma 2 layouts can"
             )
         return found
+
+    def module(self, model: HookedModel) -> nn.Module | None:
+        """What a bridge runs for it; None where there is none, and in a HookedTransformer, which has weights alone.
+
+        Raises:
+            InputError: If the layer is out of range.
+        """
+        block = model.blocks[check_layer(model, self.layer)]
+        found = getattr(getattr(getattr(block, "mlp", None), _PARTS[self.name], None), "original_component", None)
+        return found if isinstance(found, nn.Module) else None
 
     def shape(self, model: HookedModel) -> tuple[int, int]:
         """Sizes of its input and output by the model's configuration, whatever the weight is stored as."""
@@ -206,6 +216,7 @@ def _read(model: HookedModel, layer: int, name: str) -> Any:
         return getattr(getattr(model.blocks[layer], "mlp", None), name, None)
     except NotImplementedError as error:
         raise UnsupportedModelError(
-            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without "
-            "quantisation, or run an edit that was made so by hooks: edited_rows(model, [edit], same_weights=False)"
+            f"TransformerLens cannot read {name} of layer {layer} ({error}); load the model without quantisation, "
+            "which ROME and mass editors do not need, or run an edit that was made so by hooks: "
+            "edited_rows(model, [edit], same_weights=False)"
         ) from error

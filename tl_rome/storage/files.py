@@ -5,7 +5,7 @@ Files in schema 1, which earlier versions of this package wrote, have none: they
 damage would not be noticed; saved again, they have one. Other schemas are refused.
 
 Every file names its kind, its schema version and the model it belongs to. The fingerprint covers the model's shape and
-every attention's query and output weights (the stored parameters where a model is quantised), so it tells models apart
+every attention's query and output weights (what is stored where a model is quantised), so it tells models apart
 (also a processed from a raw one, and one dtype from another) but is the same for both TransformerLens classes, and does
 not change when an MLP is edited. Before edits of W_in it covered that matrix instead: files from then are still
 accepted for a model whose W_in is as it was.
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tl_rome.errors import ModelMismatchError, StorageError, UnsupportedModelError
 from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import is_packed
 from tl_rome.sites import HookedModel
 from tl_rome.storage.json_text import parse_json, to_json
 from tl_rome.storage.writing import regular, write_whole
@@ -69,13 +70,14 @@ def sample_bytes(weight: Tensor) -> bytes:
 
 
 def _attention(model: HookedModel, layer: int) -> list[Tensor]:
-    """W_Q and W_O of a layer, or, where they cannot be read, all parameters of the block as they are stored."""
+    """W_Q and W_O of a layer, or, where they cannot be read, all that the block stores."""
     block = model.blocks[layer]
     with suppress(AttributeError, NotImplementedError):
         found = [block.attn.W_Q, block.attn.W_O]
         if all(isinstance(weight, Tensor) for weight in found):
             return found
-    return [parameter for parameter in block.parameters() if parameter.ndim and len(parameter)]
+    stored = (*block.parameters(), *filter(is_packed, block.buffers()))
+    return [each for each in stored if each.ndim and len(each)]
 
 
 def _former(model: HookedModel, layer: int) -> list[Tensor]:

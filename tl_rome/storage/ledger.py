@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from tl_rome.errors import ModelMismatchError, StorageError
 from tl_rome.running.matrices import editable_matrices
+from tl_rome.running.packed import packed_matrices
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import SCHEMA_VERSION, UNCHECKED, check_kind, fingerprint, sample_bytes, warn_unchecked
 from tl_rome.storage.json_text import seal, to_json, unseal
@@ -204,10 +205,13 @@ def model_settings(model: HookedModel) -> dict[str, Any]:
 
 
 def edited_weights(model: HookedModel) -> str:
-    """16 hexadecimal digits of samples of every matrix that an edit can change."""
+    """16 hexadecimal digits of samples of every matrix that an edit can change, packed or not."""
     digest = hashlib.sha256()
     for weight in editable_matrices(model).values():
         digest.update(sample_bytes(weight))
+    for packed in packed_matrices(model):
+        for _, stored in packed.stored:
+            digest.update(sample_bytes(stored.reshape(-1, stored.shape[-1]) if stored.ndim else stored[None]))
     return digest.hexdigest()[:16]
 
 

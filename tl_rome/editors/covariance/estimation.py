@@ -15,7 +15,8 @@ from tl_rome.editors.covariance.moments import Encoded, KeyMoments, stream_momen
 from tl_rome.errors import InputError
 from tl_rome.generation import sample_tokens, start_token
 from tl_rome.running.borrowed import borrowed
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import packed_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 from tl_rome.tokens import encode
@@ -133,6 +134,9 @@ def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: s
     """
     if moments.count == 0:
         raise InputError(f"no text to estimate a covariance from ({source})")
+    place = MlpMatrix(layer)
+    packed = packed_matrix(model, place)
+    run_in = place.weight(model) if packed is None else packed.like
     return KeyCovariance(
         moments.moment(layer),
         layer,
@@ -141,7 +145,7 @@ def covariance_of(model: HookedModel, moments: KeyMoments, layer: int, source: s
         bool(model.cfg.default_prepend_bos),
         fingerprint(model),
         moments.mean(layer),
-        str(w_out(model, layer).dtype).removeprefix("torch."),
+        str(run_in.dtype).removeprefix("torch."),
     )
 
 

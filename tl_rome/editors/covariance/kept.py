@@ -22,7 +22,8 @@ from tl_rome.editors.covariance.estimation import covariances_from_samples
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import InputError, StorageError
 from tl_rome.models.smollm2 import cache_root
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import check_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings
@@ -66,7 +67,7 @@ def covariances_for(
     if not layers:
         raise InputError("there are no layers to find key statistics of; give at least one")
     for layer in layers:
-        w_out(model, layer)  # says before any work that there is none
+        check_matrix(model, MlpMatrix(layer))  # says before any work that there is none
     settings = model_settings(model)
     folder = cache_root(None if cache_dir is None else Path(cache_dir)) / "covariances"
     name, code = settings["model"], digest([settings, "own samples", tokens, seed])

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from tl_rome.errors import NumericsError, StorageError
 from tl_rome.running.arithmetic import float64_device
 from tl_rome.running.forward import device_of, read
-from tl_rome.running.matrices import key_hook, w_out
+from tl_rome.running.matrices import MlpMatrix, key_hook
+from tl_rome.running.packed import check_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint, load, save
 from tl_rome.storage.parts import read_as, reading
@@ -55,7 +56,7 @@ class KeyMoments:
             InputError: If a layer is out of range.
         """
         device = float64_device(device_of(model))
-        sizes = {layer: w_out(model, layer).shape[0] for layer in layers}
+        sizes = {layer: check_matrix(model, MlpMatrix(layer))[0] for layer in layers}
         second = {n: torch.zeros(size, size, dtype=torch.float64, device=device) for n, size in sizes.items()}
         return cls(second, {n: torch.zeros_like(matrix[0]) for n, matrix in second.items()}, 0, 0)
 

@@ -12,7 +12,8 @@ import torch
 
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.errors import StorageError
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import check_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 from tl_rome.storage.text import brief
@@ -38,7 +39,7 @@ def import_npz(
         InputError: If the layer is out of range.
         StorageError: If the file is damaged, is not such a file, or its matrix has another size.
     """
-    path, size = Path(path), w_out(model, layer).shape[0]
+    path, size = Path(path), check_matrix(model, MlpMatrix(layer))[0]
     regular(path)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

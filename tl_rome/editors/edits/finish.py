@@ -12,10 +12,11 @@ from tl_rome.editors.edits.receipts.receipt import MatrixChange, Receipt, Update
 from tl_rome.editors.edits.receipts.safety import find_warnings
 from tl_rome.editors.edits.receipts.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.update import DenseUpdate, Update, check_places
-from tl_rome.editors.edits.weight_edit import updates_applied
-from tl_rome.editors.edits.weights import weight_digest
+from tl_rome.editors.edits.weights import edited_digest, weight_digest
+from tl_rome.editors.edits.written import hooks_reason, updates_applied
 from tl_rome.facts import EditRequest
 from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import read_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
@@ -67,7 +68,7 @@ def finish_edit(
     unedited |= {place: weight_digest(model, place) for place in places if place not in unedited}
     with updates_applied(model, updates):
         after = probe_model(model, request, first_context(contexts), run=run)
-        digests_after = [weight_digest(model, place) for place in places]
+        digests_after = [edited_digest(model, update, unedited[update.place]) for update in updates]
     taken = Taken.of(after)
     damage = find_warnings(figures, before, after)
     weak = verdict_warning(taken, remedy, after_text)
@@ -89,6 +90,7 @@ def finish_edit(
         final_loss=figures.losses[-1] if figures.losses else None,
         seconds=time.perf_counter() - started,
         verdict=taken.verdict,
+        runs_as_hooks=hooks_reason(model, places),
         **asdict(taken),
         warnings=(*cautions, *damage, *([] if weak is None else [weak])),
     )
@@ -102,7 +104,7 @@ def finish_edit(
 
 def _change(model: HookedModel, update: Update) -> MatrixChange:
     """How large an update is."""
-    size = update.place.weight(model).detach().float().norm().cpu()
+    size = read_matrix(model, update.place)[0].detach().float().norm().cpu()
     if isinstance(update, DenseUpdate):
         return MatrixChange(update.layer, update.matrix, None, (update.change.float().norm().cpu() / size).item())
     grams = [factor.double().T @ factor.double() for factor in (update.left, update.right)]

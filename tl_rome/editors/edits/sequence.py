@@ -1,6 +1,7 @@
 """Several edits as one: applied one after another, undone in reverse, kept in one file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from tl_rome.editors.edits.receipts.receipt import describe_places
 from tl_rome.editors.edits.update import Update
 from tl_rome.editors.edits.weight_edit import SEQUENCE_KIND, WeightEdit
 from tl_rome.editors.edits.weights import check_weights
+from tl_rome.editors.edits.written import check_writable, hooks_reason, updates_applied
 from tl_rome.errors import InputError
 from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.loans import lent
@@ -65,11 +67,21 @@ class EditSequence(PortableEdit):
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The model with every edit, for the length of a `with` block; the weights are back bit for bit afterwards.
 
+        Where a matrix is packed, as in quantised models, it is edited by hooks, and weights stay as they are.
+
         Raises:
             ModelMismatchError: If the edits are for another model.
             EditStateError: If one is applied already, or the weights were changed by others inside the block.
         """
         with lent(model):
+            if hooks_reason(model, [update.place for update in self.updates]):
+                check_fingerprint(model, self.model, "this sequence of edits")
+                check_weights(model, [self.edits])
+                with ExitStack() as stack:
+                    for edit in self.edits:
+                        stack.enter_context(updates_applied(model, edit.updates))
+                    yield model
+                return
             self.apply(model)
             try:
                 yield model
@@ -80,12 +92,16 @@ class EditSequence(PortableEdit):
         """Write all edits into the model's weights, or none.
 
         Raises:
+            UnsupportedModelError: If the model is quantised, so that its weights cannot be written; `applied` and
+                `edited_rows` run edits on such models.
             ModelMismatchError: If the edits are for another model, or one was made neither on the weights as they are
                 nor on top of those before it.
             EditStateError: If one is applied already, or occurs twice.
             NumericsError: If the new weights would not be finite in the model's dtype.
         """
         with lent(model):
+            with suppress(InputError):  # a quantised copy has another fingerprint too, which says less
+                check_writable(model, [update.place for update in self.updates])
             check_fingerprint(model, self.model, "this sequence of edits")
             check_weights(model, [self.edits])
             _all_or_none(model, self.edits, WeightEdit.apply_unchecked, WeightEdit.undo)

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tl_rome.editors.edits.update import LowRankUpdate, Update
-from tl_rome.running.matrices import MlpMatrix
+from tl_rome.errors import InputError
+from tl_rome.running.hooks import Hook
+from tl_rome.running.matrices import MlpMatrix, addition_hooks
+from tl_rome.running.packed import like_block
 from tl_rome.sites import HookedModel
 
 MAX_RANK = 64
@@ -32,8 +35,7 @@ class StackedUpdates:
     @classmethod
     def of(cls, model: HookedModel, place: MlpMatrix, edits: Sequence[Sequence[Update]]) -> "StackedUpdates":
         """Those of edits that are given by their updates; one that has several of this matrix has their sum."""
-        parameters = model.blocks[place.layer].parameters()  # the matrix itself may be packed
-        like = next(each for each in parameters if each.is_floating_point() and each.dtype.itemsize > 1)
+        like = like_block(model, place.layer)  # the matrix itself may be packed
         options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         d_in, d_out = place.shape(model)
         factors: dict[int, tuple[Tensor, Tensor]] = {}
@@ -54,6 +56,27 @@ class StackedUpdates:
         for matrix, change in zip(matrices, dense.values(), strict=True):
             matrix.copy_(change)
         return cls(left, right, matrices, tuple(dense))
+
+    def hooks(self, model: HookedModel, place: MlpMatrix, rows: Int[Tensor, " batch"] | None = None) -> list[Hook]:
+        """The hooks that add what the edits change at a matrix.
+
+        Args:
+            model: The model.
+            place: The matrix.
+            rows: For each row of every batch the index of its edit, -1 for none; by default that of the first edit.
+
+        Raises:
+            InputError: Inside, if a batch has another number of rows.
+        """
+        updates = None if rows is None else self.for_rows(rows)
+
+        def added(value: Tensor) -> Tensor:
+            if rows is not None and len(value) != len(rows):
+                raise InputError(f"a batch of {len(value)} rows ran, but edits were given to {len(rows)} rows")
+            of_rows = self.for_rows(torch.zeros(len(value), dtype=torch.long)) if updates is None else updates
+            return of_rows(value.to(self.left.dtype))
+
+        return addition_hooks(model, place, added)
 
     def for_rows(self, rows: Int[Tensor, " batch"]) -> "RowUpdates":
         """What to add to the rows of a batch; a row is given by the index of its edit, on the CPU."""

@@ -23,9 +23,8 @@ from tl_rome.editors.edits.weights import check_weights
 from tl_rome.errors import InputError
 from tl_rome.generation import continue_texts
 from tl_rome.running.borrowed import borrowed
-from tl_rome.running.hooks import Hooks, hooked
+from tl_rome.running.hooks import hooked
 from tl_rome.running.interrupts import reliable
-from tl_rome.running.matrices import MlpMatrix, addition_hooks
 from tl_rome.scoring import TargetScores, score_targets
 from tl_rome.sites import HookedModel, check_layer
 from tl_rome.storage.files import check_fingerprint
@@ -76,19 +75,9 @@ class VirtualEdits:
         index = torch.as_tensor(rows, dtype=torch.long)
         if not bool(((index >= -1) & (index < self.count)).all()):
             raise InputError(f"rows name edits {index.tolist()}; use 0 to {self.count - 1}, or -1 for no edit")
-        with hooked(self.model, [hook for place in self._updates for hook in self._hooks(place, index)]):
+        places = self._updates.items()
+        with hooked(self.model, [hook for place, each in places for hook in each.hooks(self.model, place, index)]):
             yield self.model
-
-    def _hooks(self, place: MlpMatrix, rows: Int[Tensor, " batch"]) -> Hooks:
-        """The hooks that add what the edits change at one matrix."""
-        updates, dtype = self._updates[place].for_rows(rows), self._updates[place].left.dtype
-
-        def added(value: Tensor) -> Tensor:
-            if len(value) != len(rows):
-                raise InputError(f"a batch of {len(value)} rows ran, but edits were given to {len(rows)} rows")
-            return updates(value.to(dtype))
-
-        return addition_hooks(self.model, place, added)
 
 
 @reliable

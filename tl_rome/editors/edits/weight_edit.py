@@ -1,7 +1,7 @@
 """What every edit is, whatever it was asked for: updates of matrices, applied and taken back bit for bit."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tl_rome.editors.edits.former import of_today
 from tl_rome.editors.edits.portable_edit import PortableEdit
-from tl_rome.editors.edits.update import Update, check_places, update_from, with_updates
+from tl_rome.editors.edits.update import Update, check_places, update_from
 from tl_rome.editors.edits.weights import check_weights
-from tl_rome.errors import EditStateError, InputError, NumericsError, StorageError
+from tl_rome.editors.edits.written import Changes, changes_of, check_writable, hooks_reason, updates_applied, write
+from tl_rome.errors import EditStateError, InputError, StorageError
 from tl_rome.running.interrupts import reliable, uninterrupted
 from tl_rome.running.loans import lent
 from tl_rome.running.matrices import MatrixName, MlpMatrix
@@ -26,8 +27,6 @@ from tl_rome.storage.parts import read_as, reading
 SEQUENCE_KIND = "edit_sequence"
 """Kind of file that holds several."""
 _Kind = TypeVar("_Kind", bound="WeightEdit")
-_Changes = dict[MlpMatrix, tuple[Tensor, Tensor]]
-"""Weights before and after."""
 
 
 class WeightEdit(PortableEdit):
@@ -43,7 +42,7 @@ class WeightEdit(PortableEdit):
     model: str
     provenance: Mapping[str, Any]
     digests: Mapping[MlpMatrix, tuple[str, str]]
-    _undo: list[tuple[weakref.ref, _Changes]]
+    _undo: list[tuple[weakref.ref, Changes]]
 
     def __post_init__(self) -> None:
         check_places(self.updates)
@@ -65,11 +64,19 @@ class WeightEdit(PortableEdit):
     def applied(self, model: HookedModel) -> Iterator[HookedModel]:
         """The edited model, for the length of a `with` block; the weights are back bit for bit afterwards.
 
+        Where a matrix is packed, as in quantised models, it is edited by hooks, and weights stay as they are.
+
         Raises:
-            ModelMismatchError: If the edit is for another model.
+            ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
             EditStateError: If it is applied already, or the weights were changed by others inside the block.
         """
         with lent(model):
+            if hooks_reason(model, self.places):
+                check_fingerprint(model, self.model, "this edit")
+                check_weights(model, [[self]])
+                with updates_applied(model, self.updates):
+                    yield model
+                return
             self.apply(model)
             try:
                 yield model
@@ -87,8 +94,8 @@ class WeightEdit(PortableEdit):
         An interruption leaves the edit in or out, and `is_applied` says which.
 
         Raises:
-            UnsupportedModelError: If the model is quantised, so that its weights cannot be written; `edited_rows` runs
-                edits on such models.
+            UnsupportedModelError: If the model is quantised, so that its weights cannot be written; `applied` and
+                `edited_rows` run edits on such models.
             ModelMismatchError: If the edit is for another model, or was made on other weights of this one.
             EditStateError: If it is applied already, to this model or to the one that it was copied or loaded from, or
                 the model does not take the weights.
@@ -96,8 +103,7 @@ class WeightEdit(PortableEdit):
         """
         with lent(model):
             with suppress(InputError):  # a quantised copy has another fingerprint too, which says less
-                for place in self.places:
-                    place.weight(model)
+                check_writable(model, self.places)
             check_fingerprint(model, self.model, "this edit")
             self._check_not_applied(model)
             check_weights(model, [[self]])
@@ -112,13 +118,13 @@ class WeightEdit(PortableEdit):
             NumericsError: As `apply` does.
         """
         self._check_not_applied(model)
-        changes = _changes(model, self.updates)
+        changes = changes_of(model, self.updates)
         entry = weakref.ref(model), changes
         self._undo.append(entry)
         try:
-            _write(model, {place: after for place, (_, after) in changes.items()})
+            write(model, {place: after for place, (_, after) in changes.items()})
         except BaseException:
-            _write(model, {place: before for place, (before, _) in changes.items()})
+            write(model, {place: before for place, (before, _) in changes.items()})
             self._undo.remove(entry)
             raise
 
@@ -142,7 +148,7 @@ class WeightEdit(PortableEdit):
                         f"{place} has changed since this edit was applied, so what it replaced cannot be put back "
                         "without losing that change; undo what was applied later first, in reverse order"
                     )
-            _write(model, {place: before for place, (before, _) in changes.items()})
+            write(model, {place: before for place, (before, _) in changes.items()})
             del self._undo[position]
 
     def _check_not_applied(self, model: HookedModel) -> None:
@@ -233,38 +239,3 @@ def _place(name: str) -> MlpMatrix:
     """The matrix that a file names so, as in "5.W_out"."""
     layer, _, matrix = name.partition(".")
     return MlpMatrix(int(layer), read_as(MatrixName, matrix, name))
-
-
-@reliable
-def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[HookedModel]:
-    """The model with updates of different matrices, for the length of a `with` block, as `Edit.applied` gives it.
-
-    Raises:
-        NumericsError: If the new weights would not be finite in the model's dtype.
-    """
-    with lent(model):
-        changes = _changes(model, updates)
-        try:
-            _write(model, {place: after for place, (_, after) in changes.items()})
-            yield model
-        finally:
-            _write(model, {place: before for place, (before, _) in changes.items()})
-
-
-def _changes(model: HookedModel, updates: Iterable[Update]) -> _Changes:
-    changes: _Changes = {}
-    for update in updates:
-        before = update.place.weight(model).detach().clone()
-        after = with_updates(before, [update])
-        if not bool(after.isfinite().all()):
-            raise NumericsError(f"the edited {update.place} is not finite in {before.dtype}")
-        changes[update.place] = before, after
-    return changes
-
-
-def _write(model: HookedModel, weights: Mapping[MlpMatrix, Tensor]) -> None:
-    with torch.no_grad():
-        for place, weight in weights.items():
-            place.weight(model).copy_(weight)
-            if not torch.equal(place.weight(model), weight):
-                raise EditStateError(f"{place} does not keep what is written to it; load the model anew")

@@ -16,7 +16,9 @@ from torch import Tensor
 from tl_rome.editors.edits.update import Update, check_shape, with_updates
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import check_matrix, packed_matrix
 from tl_rome.sites import HookedModel
+from tl_rome.storage.files import digest
 
 
 @runtime_checkable
@@ -40,12 +42,27 @@ class Digested(Protocol):
 
 
 def weight_digest(model: HookedModel, place: MlpMatrix) -> str:
-    """16 hexadecimal digits of every bit of a matrix, the same in both classes and on all devices."""
-    return _digest(place.weight(model).detach())
+    """16 hexadecimal digits of every bit of a matrix as it is stored, the same in both classes and on all devices."""
+    packed = packed_matrix(model, place)
+    return _digest(place.weight(model).detach()) if packed is None else packed.digest
+
+
+def edited_digest(model: HookedModel, update: Update, unedited: str) -> str:
+    """`weight_digest` with an update that the model has; of a packed matrix, which stays as it is, that of both.
+
+    Args:
+        model: Where it is in, see `updates_applied`.
+        update: The update.
+        unedited: `weight_digest` without it.
+    """
+    if packed_matrix(model, update.place) is None:
+        return weight_digest(model, update.place)
+    parts = [unedited, *(_digest(tensor) for _, tensor in sorted(update.tensors.items()))]
+    return digest(parts)
 
 
 def _digest(weight: Float[Tensor, "d_in d_out"]) -> str:
-    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]
+    return hashlib.sha256(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()[:16]
 
 
 def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -> None:
@@ -63,7 +80,7 @@ def check_weights(model: HookedModel, sequences: Iterable[Sequence[Digested]]) -
     """
     sequences = list(sequences)
     for update in (update for edits in sequences for edit in edits for update in edit.updates):
-        check_shape(update, update.place.weight(model).shape)
+        check_shape(update, check_matrix(model, update.place))
     found: dict[MlpMatrix, str] = {}
     for edits in sequences:
         for place in sorted({place for edit in edits for place in edit.digests}):
@@ -78,6 +95,12 @@ def _check_matrix(model: HookedModel, place: MlpMatrix, found: str, edits: Seque
         if place not in edit.digests:
             continue
         before, after = edit.digests[place]
+        packed = packed_matrix(model, place)
+        if packed is not None and before not in known:
+            raise ModelMismatchError(
+                f"{edit.label} was made on other weights: {packed}; make it on this model, or run it as it is, whose "
+                "receipt is of the other weights then: edited_rows(model, [edit], same_weights=False)"
+            )
         if before not in known and before != _digest(_with(model, place, edits[:index])):
             if any(found == other.digests.get(place, ("", ""))[1] for other in edits):
                 raise EditStateError(

@@ -11,8 +11,8 @@ from tl_rome.editors.edits.receipts.outcome import Outcome, probe_requests
 from tl_rome.editors.edits.receipts.safety import find_text_warnings
 from tl_rome.editors.edits.receipts.verdict import Taken, first_context, verdict_warning
 from tl_rome.editors.edits.update import Update
-from tl_rome.editors.edits.weight_edit import updates_applied
-from tl_rome.editors.edits.weights import weight_digest
+from tl_rome.editors.edits.weights import edited_digest, weight_digest
+from tl_rome.editors.edits.written import hooks_reason, updates_applied
 from tl_rome.editors.rank_one.value import OptimisedValue
 from tl_rome.facts import EditRequest
 from tl_rome.sites import HookedModel
@@ -77,7 +77,7 @@ def finish_batch(
     digests = [weight_digest(model, place) for place in places]
     with updates_applied(model, solved.updates):
         after = probe_all(model, requests, first_context(contexts))
-        pairs = zip(digests, (weight_digest(model, place) for place in places), strict=True)
+        pairs = [(old, edited_digest(model, each, old)) for old, each in zip(digests, solved.updates, strict=True)]
         known = dict(zip(places, pairs, strict=True))
     facts = []
     rows = zip(requests, found, before, after, solved.residual_left, cautions, strict=True)
@@ -110,6 +110,7 @@ def finish_batch(
         layers=solved.layers,
         text_nll=(before[0].text_nll, after[0].text_nll),
         text_entropy=(before[0].text_entropy, after[0].text_entropy),
+        runs_as_hooks=hooks_reason(model, places),
         warnings=(*warnings, *damage),
         **figures,
     )

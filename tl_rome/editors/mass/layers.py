@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_rome.editors.covariance.key_covariance import KeyCovariance
 from tl_rome.editors.edits.receipts.batch_receipt import LayerReceipt
 from tl_rome.editors.edits.update import DenseUpdate, LowRankUpdate, Update
-from tl_rome.editors.edits.weight_edit import updates_applied
+from tl_rome.editors.edits.written import updates_applied
 from tl_rome.editors.mass.closed_form import CovariancePrior, Prior, SubspacePrior, key_directions
 from tl_rome.editors.mass.config import MassConfig
 from tl_rome.editors.mass.finish import Solved
@@ -24,7 +24,8 @@ from tl_rome.editors.mass.shrink.rect import rect
 from tl_rome.editors.mass.subspace import KeySubspace
 from tl_rome.editors.mass.sweeps.protocol import Sweep
 from tl_rome.running.arithmetic import in_float64
-from tl_rome.running.matrices import w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import packed_matrix, read_matrix
 from tl_rome.sites import HookedModel
 
 PriorOf = Callable[[int, int], tuple[Prior, KeySubspace | None]]
@@ -139,10 +140,10 @@ def write_layers(
             keys = (mean @ weighted_keys(rows, config)).T
             asked = ((mean @ (wanted - states)) * remaining_share(config, len(layers) - index)).T
             prior, subspace = prior_of(layer, len(groups))
-            before = w_out(model, layer).detach().clone()
+            before = read_matrix(model, MlpMatrix(layer))[0].detach().clone()
             solved = _Layer(layer, keys, asked, before, prior, subspace, key_directions(prior, keys), asked)
             stack.enter_context(updates_applied(model, [solved.update]))
-            sweep.written(layer, w_out(model, layer).detach() - before)
+            sweep.written(layer, _written(model, before, solved.update))
             found.append(solved)
         reached = sweep.final()
     assert wanted is not None
@@ -158,6 +159,15 @@ def write_layers(
         tuple(left.tolist()),
         {each.layer: each.keys.cpu() for each in found},
     )
+
+
+def _written(
+    model: HookedModel, before: Float[Tensor, "d_mlp d_model"], update: Update
+) -> Float[Tensor, "d_mlp d_model"]:
+    """What W_out has got of an update: all of it where it is packed and hooks add it, else what its dtype took."""
+    if packed_matrix(model, update.place) is not None:
+        return update.delta.to(before)
+    return update.place.weight(model).detach() - before
 
 
 def _norm(left: Float[Tensor, "rows n"], right: Float[Tensor, "columns n"]) -> Float[Tensor, ""]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from tl_rome.editors.edits.weights import weight_digest
 from tl_rome.editors.sharing.shared import Shared
 from tl_rome.errors import EditStateError, InputError, ModelMismatchError
-from tl_rome.running.matrices import MlpMatrix, w_out
+from tl_rome.running.matrices import MlpMatrix
+from tl_rome.running.packed import check_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import check_fingerprint, digest, fingerprint, load, save
 from tl_rome.storage.hub import local_path
@@ -52,8 +53,8 @@ class KeyMemory(Shared):
         """
         if not layers:
             raise InputError("a key memory needs at least one layer")
-        moments = {layer: torch.zeros(w_out(model, layer).shape[0], 1).double() for layer in sorted(set(layers))}
-        moments = {layer: zero @ zero.T for layer, zero in moments.items()}
+        sizes = {layer: check_matrix(model, MlpMatrix(layer))[0] for layer in sorted(set(layers))}
+        moments = {layer: torch.zeros(size, size, dtype=torch.float64) for layer, size in sizes.items()}
         return cls(moments, 0, fingerprint(model), {layer: weight_digest(model, MlpMatrix(layer)) for layer in moments})
 
     @property
@@ -95,7 +96,7 @@ class KeyMemory(Shared):
         if self.layers != tuple(sorted(layers)):
             raise InputError(f"the key memory is of layers {self.layers}, the editor edits {tuple(layers)}")
         for layer, moment in self.moments.items():
-            if moment.shape[0] != w_out(model, layer).shape[0]:
+            if moment.shape[0] != check_matrix(model, MlpMatrix(layer))[0]:
                 raise ModelMismatchError(f"the key memory has {moment.shape[0]} dimensions in layer {layer}")
             if weight_digest(model, MlpMatrix(layer)) != self.digests[layer]:
                 raise EditStateError(

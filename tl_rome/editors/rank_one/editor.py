@@ -31,8 +31,9 @@ from tl_rome.editors.rank_one.value import OptimisedValue, optimise_values
 from tl_rome.errors import InputError
 from tl_rome.facts import EditRequest, Fact, check_requests
 from tl_rome.running.arithmetic import in_float64
-from tl_rome.running.matrices import MlpMatrix, b_out, w_out
+from tl_rome.running.matrices import MlpMatrix
 from tl_rome.running.memory import Halving, fitting_tokens
+from tl_rome.running.packed import read_matrix
 from tl_rome.sites import HookedModel, is_hooked_transformer
 
 _REMEDY = "another layer, more evaluations (extra_evaluations), or a larger clamp"
@@ -219,7 +220,7 @@ class Rome:
         return self._update(model, self._memory(model), request, found, {})
 
     def _memory(self, model: HookedModel) -> Memory:
-        return Memory(w_out(model, self.layer), b_out(model, self.layer), self.covariance)
+        return Memory(*read_matrix(model, MlpMatrix(self.layer)), self.covariance)
 
     def _update(
         self, model: HookedModel, memory: Memory, request: EditRequest, found: OptimisedValue, known: Keys

@@ -93,6 +93,8 @@ class BatchReceipt:
     """Entropy of the next token in those sentences before and after, in nats."""
     seconds: float
     """Wall-clock time of the batch, without statistics and contexts."""
+    runs_as_hooks: str | None = None
+    """As in `Receipt`."""
     warnings: tuple[str, ...] = ()
     """What concerns the batch as a whole; those of facts are theirs."""
 
@@ -136,6 +138,7 @@ class BatchReceipt:
             rows.append((f"layer {each.layer}", f"weight {each.weight:.3g}, {figures}{leakage}"))
         rows.append(("plain text NLL", f"{self.text_nll[0]:.3f} → {self.text_nll[1]:.3f}"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
+        rows += [] if self.runs_as_hooks is None else [("runs as hooks", self.runs_as_hooks)]
         rows += [("WARNING", warning) for warning in self.warnings]
         failed = [f"{fact.prompt!r} → {fact.target_new!r}" for fact in self.facts if fact.verdict == "did not take"]
         if failed:

@@ -88,6 +88,8 @@ class Receipt(UpdateFigures):
     """Whether greedy continuation of the prompt begins with `target_new` afterwards."""
     said_again: bool | None = None
     """Whether it does so after another text, which stands for a paraphrase; None if it did not fit the context."""
+    runs_as_hooks: str | None = None
+    """Why the edit runs as hooks on the model that it was made on: what is packed there; None where it is written."""
     warnings: tuple[str, ...] = ()
     """What suggests that the edit does damage (`safety`) or did not take (`verdict`); empty for a sound one."""
 
@@ -127,6 +129,7 @@ class Receipt(UpdateFigures):
         if self.final_loss is not None:
             rows.append(("loss", f"{self.final_loss:.3f} after {self.evaluations} evaluations"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
+        rows += [] if self.runs_as_hooks is None else [("runs as hooks", self.runs_as_hooks)]
         rows += [("WARNING", warning) for warning in self.warnings]
         return [(_in_line(name), _in_line(figures)) for name, figures in rows]
 
