@@ -3,6 +3,7 @@
 Arguments: the environment that tl_rome has to come from, and a list of the files that it has to have.
 """
 
+import re
 import sys
 from importlib.metadata import metadata, version
 from pathlib import Path
@@ -24,6 +25,10 @@ assert tl_rome.__version__ == version("tl_rome")
 missing = [name for name in files if not (home.parent / name).is_file()]
 assert not missing, f"the wheel lacks {missing}"
 assert metadata("tl_rome")["Requires-Python"]
+targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)", str(metadata("tl_rome").json["description"]))
+relative = [path for path in map("".join, targets) if not path.startswith("https://")]
+assert targets, "the wheel has no description"
+assert not relative, f"a package index cannot follow {relative}"
 assert load_counterfact("sample")
 
 fact = Fact("{} is located in the city of", "The Eiffel Tower", "Paris")

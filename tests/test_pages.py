@@ -6,12 +6,14 @@ of the families are in the folders `my/gpt2`, `my/llama` and so on.
 """
 
 import importlib
+import os
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from support import families
+from support import families, page_files
 from support.pages import DOCS, REPOSITORY, commands, pages, python_blocks
 
 import tl_rome
@@ -38,38 +40,102 @@ def test_blocks_and_commands_are_found():
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
-    """Folder of a small random model with enough layers for what pages do with the real one."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(families, "N_LAYERS", 8)
-        return families.build_family("llama", tmp_path_factory.mktemp("stand-in") / "smollm2-135m")
+    """Give `stand_in(family, layers)`: the folder of a small random model with as many layers as a page uses."""
+    folders = {}
+
+    def get(family, layers):
+        if (family, layers) not in folders:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(families, "N_LAYERS", layers)
+                folder = tmp_path_factory.mktemp("stand-in") / ("smollm2-135m" if family == "llama" else family)
+                folders[family, layers] = families.build_family(family, folder)
+        return folders[family, layers]
+
+    return get
 
 
 @pytest.fixture
-def reading(monkeypatch, tmp_path, family_dir, stand_in, smollm2):
+def files(monkeypatch, tmp_path, family_dir, stand_in, hub):
+    """Give `files(text)`: put what a page reads beside it, and on the hub of this machine."""
+
+    def put(text):
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        monkeypatch.setenv("SHARED", str(shared))
+        (tmp_path / "my").mkdir()
+        for family in families.FAMILIES:
+            if f"my/{family}" in text:
+                (tmp_path / "my" / family).symlink_to(family_dir(family))
+        for name, what in page_files.HUB.items():
+            if name in text:
+                folder = stand_in(*what)
+                hub.commit(name, {file.name: file.read_bytes() for file in folder.iterdir()})
+                (shared / name.rpartition("/")[2]).symlink_to(folder)
+        page_files.write_corpus(tmp_path / "corpus.txt")
+        if "counterfact.json" in text:
+            model = tl_rome.load_model(str(stand_in("llama", 8)), device="cpu", progress=False)
+            for folder in (tmp_path, shared):
+                page_files.write_counterfact(folder / "counterfact.json", model)
+        if "-17.safetensors" in text or ".17." in text:
+            model = tl_rome.load_model(str(stand_in("gpt2", 18)), device="cpu", progress=False)
+            for folder in (tmp_path, shared):
+                page_files.write_statistics(folder, model, 17)
+
+    return put
+
+
+@pytest.fixture
+def services(monkeypatch):
+    """A data set's stream, a cluster of two GPUs and a scheduler with two tasks, as pages find them."""
+    import datasets
+    import ray
+
+    def load_dataset(name, subset, *, split, streaming):
+        assert streaming
+        return datasets.Dataset.from_dict({"text": list(families.SENTENCES)}).to_iterable_dataset()
+
+    def init(address, start=ray.init):
+        assert address == "auto"
+        start(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    yield
+    ray.shutdown()
+
+
+def loading(folder, real):
+    """`load_model` on the CPU, with another model for the embedded one; Ray sends it to its workers."""
+    load = tl_rome.load_model
+
+    def load_model(name="smollm2-135m", **options):
+        if name == "smollm2-135m":
+            if real and not options.get("model_class"):
+                return real("hooked")
+            name = name if real else folder
+        return load(name, **{"device": "cpu", **options, "progress": False})
+
+    return load_model
+
+
+@pytest.fixture
+def reading(monkeypatch, tmp_path, files, stand_in, smollm2):
     """Give `reading(page)`: run its blocks in a folder of their own."""
 
     def read(page, capsys):
         text = page.read_text(encoding="utf-8")
-        blocks, names = python_blocks(text), dict[str, Any]()
-        real = any(block.stated for block in blocks)
-        load = tl_rome.load_model
-
-        def load_model(name="smollm2-135m", **options):
-            if name == "smollm2-135m":
-                if real and not options.get("model_class"):
-                    return smollm2("hooked")
-                name = name if real else str(stand_in)
-            return load(name, **{"device": "cpu", **options, "progress": False})
-
-        for family in families.FAMILIES:
-            if f"my/{family}" in text:
-                (tmp_path / "my").mkdir(exist_ok=True)
-                (tmp_path / "my" / family).symlink_to(family_dir(family))
+        blocks, names = python_blocks(text), {"__name__": "__main__"}
+        files(text)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(tl_rome, "load_model", load_model)
+        real = smollm2 if any(block.stated for block in blocks) else None
+        monkeypatch.setattr(tl_rome, "load_model", loading(str(stand_in("llama", 8)), real))
         for block in blocks:
             code = compile("\n" * block.line + block.code, str(page), "exec")
-            if block.runs:
+            for task in range(2 if "SLURM_ARRAY_TASK_ID" in block.code else 1) if block.runs else ():
+                monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
                 exec(code, names)
                 printed = capsys.readouterr().out
                 for stated in block.stated:
@@ -122,7 +188,7 @@ def quick(monkeypatch, tmp_path, sampled):
 
 @pytest.mark.slow
 @pytest.mark.leg("3.9")
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "services")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_blocks_run(page, reading, capsys):
     reading(page, capsys)

@@ -58,5 +58,5 @@ def test_a_frame_is_cut_between_columns_where_the_terminal_is_narrow(capsys, mon
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for whole in (*columns, "resid_post", *(str(n / 16) for n in range(1, 9)), "The caption."):
+    for whole in (*columns, "resid_post", *(f"{n / 16:.3f}" for n in range(1, 9)), "The caption."):
         assert whole in text

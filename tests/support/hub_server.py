@@ -86,10 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.blobs[last[1]] = body
             return self._json({})
         if last[0] == "api":
-            return self._api("/".join(last[2:4]), last[4:], body)
+            words = 3 if "".join(last[2:3]) in self.hub.repositories else 4  # models of old have names without an owner
+            return self._api("/".join(last[2:words]), last[words:], body)
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._json({"objects": [self._upload(each) for each in json.loads(body)["objects"]]})
-        return self._file("/".join(last[:2]), "/".join(last[4:]))
+        name, _, file = path.partition("/resolve/")
+        return self._file(name, file.partition("/")[2])
 
     def _create(self, asked):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -104,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if not rest or rest[0] == "revision":
             return self._json(self._about(name))
+        if rest[0] == "tree":  # transformers looks for a folder of chat templates
+            return self._json({"error": "no such entry"}, 404, {"X-Error-Code": "EntryNotFound"})
         if rest[0] == "preupload":
             files = [each["path"] for each in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in files}

@@ -36,9 +36,10 @@ def trace_table(traces: Mapping[str, TraceResult], prompt: str, cells: int) -> G
 
 
 def frame_grid(frame: "pandas.DataFrame", caption: str) -> Grid:
-    """A data frame without its index; its first column names the rows."""
-    rows = tuple(tuple(map(str, row)) for row in frame.itertuples(index=False))
-    return Grid(caption, tuple(map(str, frame.columns)), rows)
+    """A data frame without its index, in three decimals; its first column names the rows."""
+    shown = tuple(str(name).replace("_", " ") for name in frame.columns)
+    rows = (tuple(f"{x:.3f}" if isinstance(x, float) else str(x) for x in row) for row in frame.itertuples(index=False))
+    return Grid(caption, shown, tuple(rows))
 
 
 def receipt_table(receipt: Receipt | BatchReceipt) -> Group:

@@ -48,7 +48,7 @@ def trace_many(
     options = {"config": config, "batch_size": batch_size, "seed": seed, "progress": progress}
     traces = patching.trace_facts(model, chosen, store=out, **options)
     averages = {name: patching.average_traces(results, seed=seed) for name, results in traces.items()}
-    frame = patching.summary_frame(averages.values()).round(3)
+    frame = patching.summary_frame(averages.values())
     console.say_grids([frame_grid(frame, f"Scores and indirect effects, averaged over {len(chosen)} prompts.")])
     console.say(f"to edit: {patching.suggest_layer(averages['mlp_out'], seed=seed)}")
     files = [result.save(out / f"average_{name}.safetensors") for name, result in averages.items()]
