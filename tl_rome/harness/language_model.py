@@ -27,8 +27,8 @@ from tl_rome.running.interrupts import reliable
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import fingerprint
 
-require("lm_eval", extra="harness")
 with warnings.catch_warnings(), patch.dict(os.environ):  # it sets filters and a variable of its own
+    require("lm_eval", extra="harness")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils_hf import stop_sequences_criteria
 
