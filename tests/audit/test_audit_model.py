@@ -5,16 +5,18 @@ import torch
 from support.compare import Found, same, weights
 from support.edits import LAYER, REQUEST, editor
 from support.families import FAMILY_KINDS, KINDS
+from support.quantised import RoundedConfig
 
 from tl_rome.audit import Repair, audit_model
 from tl_rome.audit.likely import ENDINGS, candidates, raised_objects, standing_out, subject_shifts
 from tl_rome.audit.spectrum import layer_spectra, threshold
 from tl_rome.editors import DenseUpdate, LowRankUpdate
 from tl_rome.editors.edits.written import updates_applied
-from tl_rome.errors import EditStateError, SubjectError
+from tl_rome.errors import EditStateError, SubjectError, UnsupportedModelError
 from tl_rome.facts import Fact
+from tl_rome.models.loading import load_model
 from tl_rome.running.forward import read
-from tl_rome.running.matrices import MlpMatrix, key_hook, w_out
+from tl_rome.running.matrices import MlpMatrix, editable_matrices, key_hook, w_out
 from tl_rome.tokens import encode, encode_fact, token_labels
 
 KIND = KINDS[0]
@@ -187,3 +189,14 @@ def test_the_real_model_is_clean_and_an_edit_in_it_is_not(smollm2, kind):
     with updates_applied(model, [strong(model, 12, size=0.8)]):
         found = audit_model(model)
         assert [finding.place for finding in found.findings] == [MlpMatrix(12)]
+
+
+def test_a_model_of_which_nothing_can_be_read_is_not_called_clean(tiny, family_dir, monkeypatch):
+    model = load_model(str(family_dir("llama")), quantization_config=RoundedConfig(), progress=False)
+    with pytest.raises(UnsupportedModelError, match="the weights alone say nothing"):
+        audit_model(model)
+    plain, but_one = tiny("llama", KIND), lambda of: dict([*editable_matrices(of).items()][3:])
+    monkeypatch.setattr("tl_rome.audit.spectrum.editable_matrices", but_one)
+    found = audit_model(plain)
+    assert (found.unread, len(found.scores)) == (1, plain.cfg.n_layers - 1)
+    assert "1 layers were not looked at" in found.verdict

@@ -42,6 +42,8 @@ class Audit:
     """What takes the changes out; None if there are none in the MLPs."""
     answers: tuple[Answers, ...]
     """The prompts, with the changes taken out and with them."""
+    unread: int = 0
+    """Without a base: layers whose W_out could not be looked at."""
 
     @property
     def is_clean(self) -> bool:
@@ -53,9 +55,14 @@ class Audit:
         """What was found, in a sentence."""
         if self.is_clean:
             clean = "nothing stands out, which a weak or spread edit would not either"
-            return "equal to the base" if self.threshold is None else clean
+            return "equal to the base" if self.threshold is None else f"{clean}{self._unread}"
         found = f"{len(self.findings)} low-rank changes of W_out" + (" suspected" if self.threshold is not None else "")
-        return f"{found}, {len(self.others)} other weights differ" if self.threshold is None else found
+        differ = f"{found}, {len(self.others)} other weights differ"
+        return differ if self.threshold is None else f"{found}{self._unread}"
+
+    @property
+    def _unread(self) -> str:
+        return f"; {self.unread} layers were not looked at: their W_out cannot be read" if self.unread else ""
 
     def grids(self) -> list[Grid]:
         """Tables of the findings, of other changes, and of the answers; those without rows are left out."""
@@ -69,6 +76,7 @@ class Audit:
         return {
             "scores": list(self.scores),
             "threshold": self.threshold,
+            "unread": self.unread,
             "objects": {subject: list(tokens) for subject, tokens in self.objects.items()},
             **{name: [x.to_dict() for x in part] for name, part in parts.items()},
         }
@@ -97,7 +105,7 @@ def audit_model(
 
     Raises:
         ModelMismatchError: If model and base cannot be compared, see `check_comparable`.
-        UnsupportedModelError: See `borrowed`.
+        UnsupportedModelError: See `borrowed`; without a base, if no layer's W_out can be read.
         InputError: If a prompt cannot be continued.
         SubjectError: If a subject is empty.
     """
@@ -109,19 +117,20 @@ def audit_model(
             difference = diff_models(base, model, subjects=subjects)
             found, others = _sorted(difference)
             updates, scores, bound, provenance = _restoring(model, base, difference), (), None, {"audit": "base"}
+        unread = model.cfg.n_layers - len(scores) if base is None else 0
         repair = repair_of(model, updates, provenance) if updates else None
         asked = list(dict.fromkeys(name for finding in found for name in finding.subjects))[:_MOST_SUBJECTS]
         texts = questions(asked)
         after, said = next_probs(model, texts) if texts else None, say(model, prompts, top_k, new_tokens)
         if repair is None:
-            return Audit(found, others, {}, scores, bound, None, side_by_side(prompts, said, said))
+            return Audit(found, others, {}, scores, bound, None, side_by_side(prompts, said, said), unread)
         with repair.applied(model):
             before, put_right = next_probs(model, texts) if texts else None, say(model, prompts, top_k, new_tokens)
         objects = {}
         if before is not None and after is not None:
             pairs = zip(before.split(len(ENDINGS)), after.split(len(ENDINGS)), strict=True)
             objects = {name: raised_objects(model, *pair) for name, pair in zip(asked, pairs, strict=True)}
-    return Audit(found, others, objects, scores, bound, repair, side_by_side(prompts, put_right, said))
+    return Audit(found, others, objects, scores, bound, repair, side_by_side(prompts, put_right, said), unread)
 
 
 def _sorted(difference: ModelDiff) -> tuple[tuple[Finding, ...], tuple[WeightChange, ...]]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.matrices import MlpMatrix, editable_matrices
 from tl_rome.sites import HookedModel
 
@@ -52,8 +53,16 @@ def layer_spectra(model: HookedModel) -> list[LayerSpectrum]:
     """The spectrum of every W_out that an edit can change, in order of layers.
 
     Costs two eigendecompositions of a d_model x d_model matrix for each layer.
+
+    Raises:
+        UnsupportedModelError: If there is none.
     """
     weights = {place: weight for place, weight in editable_matrices(model).items() if place.name == "W_out"}
+    if not weights:
+        raise UnsupportedModelError(
+            "no layer's W_out can be read, as in quantised models and mixtures of experts, so the weights alone say "
+            "nothing; audit the model as it was before it was quantised"
+        )
     grams = [weight.detach().cpu().double().T @ weight.detach().cpu().double() for weight in weights.values()]
     size = model.cfg.d_model
     taken = max(1, size // _SHARED)

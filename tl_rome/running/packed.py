@@ -5,9 +5,12 @@ is a row of the matrix. So a packed matrix can be read, and what an edit adds to
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -15,9 +18,12 @@ from torch import Tensor, nn
 
 from tl_rome.errors import UnsupportedModelError
 from tl_rome.running.blocks import first_run
+from tl_rome.running.interrupts import reliable
 from tl_rome.running.matrices import MatrixName, MlpMatrix, key_hook
 from tl_rome.sites import HookedModel, hook_points
 
+_ADDED: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+"""Digests of what hooks add to packed modules at present, in order: no bit of the modules says so."""
 _PLAIN = (Tensor, nn.Parameter)
 _ROWS = 1024
 """Rows of the identity that are run at once."""
@@ -71,13 +77,33 @@ class PackedMatrix:
         return [part for name, value in state if isinstance(value, Tensor) for part in _parts(name, value.detach())]
 
     @property
+    def added(self) -> tuple[str, ...]:
+        """Digests of what hooks add to it at present, in order."""
+        return tuple(_ADDED.get(self.module, ()))
+
+    @reliable
+    def adding(self, digest: str) -> Iterator[None]:
+        """Let `added` have a digest, for the length of a `with` block."""
+        digests = _ADDED.setdefault(self.module, [])
+        digests.append(digest)
+        try:
+            yield
+        finally:
+            digests.remove(digest)
+
+    @property
     def digest(self) -> str:
-        """16 hexadecimal digits of every bit of `stored`."""
+        """16 hexadecimal digits of every bit of `stored` and of what hooks add at present."""
         found = hashlib.sha256()
         for name, value in self.stored:
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()[:16]
+        return reduce(digest_with, self.added, found.hexdigest()[:16])
+
+
+def digest_with(before: str, added: str) -> str:
+    """`PackedMatrix.digest` once hooks add something too."""
+    return hashlib.sha256(f"{before} {added}".encode()).hexdigest()[:16]
 
 
 def packed_matrix(model: HookedModel, place: MlpMatrix) -> PackedMatrix | None:

@@ -205,13 +205,14 @@ def model_settings(model: HookedModel) -> dict[str, Any]:
 
 
 def edited_weights(model: HookedModel) -> str:
-    """16 hexadecimal digits of samples of every matrix that an edit can change, packed or not."""
+    """16 hexadecimal digits of samples of every matrix that an edit can change; of packed ones what hooks add too."""
     digest = hashlib.sha256()
     for weight in editable_matrices(model).values():
         digest.update(sample_bytes(weight))
     for packed in packed_matrices(model):
         for _, stored in packed.stored:
             digest.update(sample_bytes(stored.reshape(-1, stored.shape[-1]) if stored.ndim else stored[None]))
+        digest.update(" ".join(packed.added).encode())
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from tl_rome import edited_rows, load_model
-from tl_rome.counterfact import evaluate
+from tl_rome.counterfact import evaluate, mass_edits
 from tl_rome.editors import (
     MEMIT_SEQ,
     R_ROME,
@@ -103,12 +103,49 @@ def test_a_batch_is_that_of_the_dequantised_weights(fresh_tiny, packed):
     assert figures[0] == [pytest.approx(each, rel=1e-3) for each in figures[1]]
 
 
-def test_a_memory_of_facts_that_run_as_hooks_is_not_taken_for_that_of_the_model(packed):
-    ready = mass_editor(packed, MEMIT_SEQ)
-    edit, memory = ready(packed, REQUESTS[:1], memory=KeyMemory.empty(packed, ready.layers))
-    assert edit.receipt.runs_as_hooks
-    with pytest.raises(EditStateError, match="W_out of layer 1 is not as the 1 facts of this key memory left it"):
-        ready(packed, REQUESTS[1:2], memory=memory)
+def test_a_memory_goes_on_where_its_facts_run_as_hooks(fresh_tiny, packed):
+    whole, batches = dequantised(packed, fresh_tiny("llama", KIND)), []
+    for model in (packed, whole):
+        ready = mass_editor(model, MEMIT_SEQ)
+        first, memory = ready(model, REQUESTS[:1], memory=KeyMemory.empty(model, ready.layers))
+        with pytest.raises(EditStateError, match="W_out of layer 1 is not as the 1 facts of this key memory left it"):
+            ready(model, REQUESTS[1:2], memory=memory)
+        with first.applied(model):
+            second, memory = ready(model, REQUESTS[1:2], memory=memory)
+        assert memory.facts == 2
+        batches.append([first, second])
+    for mine, theirs in zip(batches[0][1].updates, batches[1][1].updates, strict=True):
+        assert relative_error(mine.delta, theirs.delta) < 1e-3
+
+
+def test_what_runs_as_hooks_is_in_the_model_for_all_that_asks(packed, made, tmp_path):
+    before = model_settings(packed)
+    with made.applied(packed):
+        assert model_settings(packed) == {**before, "weights": model_settings(packed)["weights"]} != before
+        later = mass_editor(packed)(packed, [BIG_BEN])
+        for again in (made.applied(packed), edited_rows(packed, [made])):
+            with pytest.raises(EditStateError, match="is already applied"), again:
+                pass
+        config = {"config": QUICK, "store": tmp_path, "progress": False}
+        evaluate(packed, RECORDS[:1], {}, **config)
+    assert model_settings(packed) == before
+    with pytest.raises(ModelMismatchError, match="was made on other weights"), later.applied(packed):
+        pass
+    with pytest.raises(ModelMismatchError):
+        evaluate(packed, RECORDS[:1], {}, **config)
+    with compose([made, later]).applied(packed):
+        both = run(packed, TOKENS)
+    with edited_rows(packed, [compose([made, later])], [0, 0]):
+        torch.testing.assert_close(run(packed, TOKENS), both, rtol=1e-4, atol=1e-4)
+
+
+def test_many_facts_in_one_model_are_refused_before_any_work(packed):
+    def optimise(*_, **__):
+        raise AssertionError("this is work")
+
+    ready = replace(mass_editor(packed), find_values=optimise)
+    with pytest.raises(UnsupportedModelError, match="nothing can be written into it"):
+        mass_edits(packed, RECORDS[:2], ready, (2,), progress=False)
 
 
 def test_edits_are_composed(fresh_tiny, packed, made):

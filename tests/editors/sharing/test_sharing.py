@@ -207,3 +207,12 @@ def test_a_dry_run_asks_nobody(hub, tiny, family_dir, edit, tmp_path, monkeypatc
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | ADAPTER
     assert Edit.load(tmp_path / "out/edit.safetensors", model).request == REQUEST
     assert not hub.repositories
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "a/b.safetensors", "README.md", "adapter_model.safetensors", ""])
+def test_a_file_has_a_plain_name_of_its_own(edit, tmp_path, name):
+    (tmp_path / "inside").mkdir()
+    for shared in (edit, KeyMemory({0: torch.eye(4, dtype=torch.float64)}, 1, "0" * 16, {0: "0" * 16})):
+        with pytest.raises(InputError, match=r"cannot be the file's name; give one like '.*safetensors'"):
+            shared.push_to_hub(REPO, file=name, dry_run=tmp_path / "inside")
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside"]

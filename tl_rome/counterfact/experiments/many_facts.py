@@ -21,12 +21,14 @@ from tl_rome.counterfact.experiments.sequential_result import SequentialResult
 from tl_rome.counterfact.records import CounterFactRecord
 from tl_rome.counterfact.report.summary import summarize
 from tl_rome.counterfact.results import Conventions
+from tl_rome.editors.edits.written import check_writable
 from tl_rome.editors.identity import describe_editor, resumable
 from tl_rome.editors.mass.editor import MassEditor
 from tl_rome.editors.protocol import Editor
 from tl_rome.errors import InputError, NumericsError
 from tl_rome.facts import EditRequest
 from tl_rome.running.borrowed import borrowed
+from tl_rome.running.packed import packed_matrices
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
 from tl_rome.storage.ledger import model_settings, open_ledger
@@ -82,9 +84,11 @@ class ManyFacts:
 
         Raises:
             InputError: If the facts of a batch repeat or contradict each other, or one of them cannot be written.
+            UnsupportedModelError: If weights are packed, since facts are written on top of each other.
             TLRomeError: As `sequential_edits` does.
         """
         counts = sorted(set(counts))
+        check_writable(self.model, [packed.place for packed in packed_matrices(self.model)])
         if isinstance(self.editor, MassEditor):
             for batch in self._series(counts)[-1]:
                 self.editor.check(self.model, self._requests(batch))

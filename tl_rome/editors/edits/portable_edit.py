@@ -69,14 +69,14 @@ class PortableEdit(Shared):
             `hf://owner/name/file`, which `load` takes.
 
         Raises:
-            InputError: If the name of the repository is none, a model is given without its source, or there is a model
-                and an update is a full matrix.
+            InputError: If the name of the repository or of the file is none, a model is given without its source, or
+                there is a model and an update is a full matrix.
             NetworkError: If the hub does not answer, or its client has been told to stay offline.
             StorageError: If there is no token, the hub refuses, or the repository holds something else. Nothing is sent
                 then, as where the adapter cannot be made, for the reasons that `to_peft` names.
         """
         from tl_rome.editors.export.card import edit_card
-        from tl_rome.editors.sharing.push import CARD, push_file
+        from tl_rome.editors.sharing.push import CARD, file_called, push_file
 
         edit: Any = self
         if model is not None and source is None:
@@ -89,6 +89,6 @@ class PortableEdit(Shared):
             (folder / CARD).write_text(card, encoding="utf-8")
 
         with TemporaryDirectory() as temporary:
-            path = self.save(Path(temporary) / (file or self.file_name))
+            path = self.save(Path(temporary) / file_called(file, self.file_name))
             options: dict[str, Any] = {"private": private, "replace": replace, "dry_run": dry_run, "token": token}
             return push_file(path, repo_id, beside=beside, **options)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_rome.editors.edits.update import Update, check_shape, with_updates
 from tl_rome.errors import EditStateError, ModelMismatchError
 from tl_rome.running.matrices import MlpMatrix
-from tl_rome.running.packed import check_matrix, packed_matrix
+from tl_rome.running.packed import check_matrix, digest_with, packed_matrix
 from tl_rome.sites import HookedModel
 from tl_rome.storage.files import digest
 
@@ -57,8 +57,12 @@ def edited_digest(model: HookedModel, update: Update, unedited: str) -> str:
     """
     if packed_matrix(model, update.place) is None:
         return weight_digest(model, update.place)
-    parts = [unedited, *(_digest(tensor) for _, tensor in sorted(update.tensors.items()))]
-    return digest(parts)
+    return digest_with(unedited, update_digest(update))
+
+
+def update_digest(update: Update) -> str:
+    """16 hexadecimal digits of every bit of an update."""
+    return digest([_digest(tensor) for _, tensor in sorted(update.tensors.items())])
 
 
 def _digest(weight: Float[Tensor, "d_in d_out"]) -> str:
@@ -96,16 +100,16 @@ def _check_matrix(model: HookedModel, place: MlpMatrix, found: str, edits: Seque
             continue
         before, after = edit.digests[place]
         packed = packed_matrix(model, place)
-        if packed is not None and before not in known:
-            raise ModelMismatchError(
-                f"{edit.label} was made on other weights: {packed}; make it on this model, or run it as it is, whose "
-                "receipt is of the other weights then: edited_rows(model, [edit], same_weights=False)"
-            )
-        if before not in known and before != _digest(_with(model, place, edits[:index])):
+        if before not in known and (packed or before != _digest(_with(model, place, edits[:index]))):
             if any(found == other.digests.get(place, ("", ""))[1] for other in edits):
                 raise EditStateError(
                     f"{edit.label} is already applied: {place} is as that edit leaves it; "
                     "load the unedited model, or go on without applying it"
+                )
+            if packed is not None:
+                raise ModelMismatchError(
+                    f"{edit.label} was made on other weights: {packed}; make it on this model, or run it as it is, "
+                    "whose receipt is of the other weights then: edited_rows(model, [edit], same_weights=False)"
                 )
             raise ModelMismatchError(
                 f"{edit.label} was made on other weights: {place} has digest {found}, it had {before}; "

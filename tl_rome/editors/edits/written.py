@@ -1,12 +1,14 @@
 """Updates on a model, for a time or for good: written into its weights, or by hooks where a matrix is packed."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 from tl_rome.editors.edits.stacked import StackedUpdates
 from tl_rome.editors.edits.update import Update, with_updates
+from tl_rome.editors.edits.weights import update_digest
 from tl_rome.errors import EditStateError, NumericsError, UnsupportedModelError
 from tl_rome.running.hooks import hooked
 from tl_rome.running.interrupts import reliable
@@ -58,11 +60,13 @@ def updates_applied(model: HookedModel, updates: Iterable[Update]) -> Iterator[H
         NumericsError: If the new weights would not be finite in the model's dtype.
     """
     updates = list(updates)
-    packed = [update for update in updates if packed_matrix(model, update.place)]
-    stacked = [(update.place, StackedUpdates.of(model, update.place, [[update]])) for update in packed]
+    packed = [(found, update) for update in updates if (found := packed_matrix(model, update.place))]
+    stacked = [(update.place, StackedUpdates.of(model, update.place, [[update]])) for _, update in packed]
     hooks = [hook for place, each in stacked for hook in each.hooks(model, place)]
-    with lent(model), hooked(model, hooks):
-        changes = changes_of(model, [update for update in updates if update not in packed])
+    with lent(model), hooked(model, hooks), ExitStack() as stack:
+        for found, update in packed:
+            stack.enter_context(found.adding(update_digest(update)))
+        changes = changes_of(model, [update for update in updates if not packed_matrix(model, update.place)])
         try:
             write(model, {place: after for place, (_, after) in changes.items()})
             yield model

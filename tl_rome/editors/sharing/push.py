@@ -12,7 +12,7 @@ from typing import Any
 
 from tl_rome.editors.export.card import WRITTEN
 from tl_rome.editors.sharing.catalogue import EDITS, NAMES, belongs_to, catalogue_card
-from tl_rome.errors import ModelMismatchError, StorageError
+from tl_rome.errors import InputError, ModelMismatchError, StorageError
 from tl_rome.storage.files import load, read_header
 from tl_rome.storage.repository import Repository, repository_name
 from tl_rome.storage.writing import whole_folder
@@ -20,6 +20,18 @@ from tl_rome.storage.writing import whole_folder
 CARD = "README.md"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """Where PEFT looks for an adapter."""
+
+
+def file_called(name: str | None, usual: str) -> str:
+    """The name of a file in a repository: the one that was asked for, or the usual one.
+
+    Raises:
+        InputError: If it is no plain name of a safetensors file, or that of an adapter's.
+    """
+    name = usual if name is None else name
+    if Path(name).name != name or not name.endswith(".safetensors") or name in (*ADAPTER, ".safetensors"):
+        raise InputError(f"{name!r} cannot be the file's name; give one like {usual!r}, without folders")
+    return name
 
 
 def push_file(

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from tl_rome.editors.sharing.push import push_file
+from tl_rome.editors.sharing.push import file_called, push_file
 
 
 class Shared:
@@ -48,11 +48,11 @@ class Shared:
             `hf://owner/name/file`, which `load` takes.
 
         Raises:
-            InputError: If the name of the repository is none.
+            InputError: If the name of the repository or of the file is none.
             NetworkError: If the hub does not answer, or its client has been told to stay offline.
             StorageError: If there is no token, the hub refuses, or the repository holds an edit, or other files that
                 would be replaced. Nothing is sent then.
         """
         with TemporaryDirectory() as folder:
-            path = self.save(Path(folder) / (file or self.file_name))
+            path = self.save(Path(folder) / file_called(file, self.file_name))
             return push_file(path, repo_id, private=private, replace=replace, dry_run=dry_run, token=token)
