@@ -114,3 +114,21 @@ def test_a_whole_target(tiny, kind):
     exact = trace(model, fact=fact, whole_target=True)
     assert result.scores.shape == exact.scores.shape
     assert result.corrupted_score == pytest.approx(exact.corrupted_score, rel=1e-9)
+
+
+WEIGHT = torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda logits: logits[:, -1, 5].detach(),
+        lambda logits: logits[:, -1].argmax(-1),
+        lambda logits: torch.zeros(len(logits)),
+        lambda logits: WEIGHT * logits[:, -1, 5].detach(),
+    ],
+    ids=["detached", "argmax", "constant", "of_another"],
+)
+def test_a_metric_without_a_gradient_is_refused_by_name(tiny, metric):
+    with pytest.raises(InputError, match=r"the metric <lambda> has no gradient .*; leave out detach.* causal_trace"):
+        attribute(tiny("gpt2", KINDS[0]), "mlp_out", asked={"P": "prob", "without": metric})

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support.families import FAMILY_KINDS, KINDS
-from support.traces import trace
+from support.traces import FACT, NOISE, trace
 
 from tl_rome.errors import InputError, NumericsError
-from tl_rome.patching import LogitDifference, TraceConfig
+from tl_rome.patching import LogitDifference, TraceConfig, attribution_trace
 from tl_rome.patching.methods import incremental
 
 KIND = KINDS[0]
@@ -60,3 +60,23 @@ def test_without_a_scale_there_is_no_normalized_effect(tiny):
 def test_settings_hold_one_metric():
     with pytest.raises(InputError, match="metric"):
         TraceConfig(metric=["prob", "logprob"])  # type: ignore[arg-type]
+
+
+def doubled(logits):
+    return logits.mul_(2)[:, -1, 5]
+
+
+def lowered(logits):
+    logits[:, -1].clamp_(max=100.0)  # of these logits it changes none
+    return logits.mean()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("metric", [doubled, lowered])
+def test_one_that_would_change_what_the_others_score_is_refused(tiny, metric, inference):
+    model, config = tiny("gpt2", KIND), TraceConfig(corruption=NOISE)
+    with torch.inference_mode(inference):
+        with pytest.raises(InputError, match=f"metric {metric.__name__} changes the logits in place.*clone"):
+            trace(model, metric=["prob", metric])
+        with pytest.raises(InputError, match=f"metric {metric.__name__} changes the logits in place"):
+            attribution_trace(model, FACT, config=config, generator=torch.Generator(), metric=["prob", metric])

@@ -19,7 +19,7 @@ from tl_rome.errors import InputError
 from tl_rome.facts import Fact
 from tl_rome.patching.config import MetricName, Metrics, TraceConfig, as_asked, named_metrics
 from tl_rome.patching.corruption import at_scale_of
-from tl_rome.patching.metrics import Metric
+from tl_rome.patching.metrics import Metric, metric_name
 from tl_rome.patching.patch import Patch
 from tl_rome.patching.result import TraceResult
 from tl_rome.patching.trace import split
@@ -89,7 +89,7 @@ def attribution_trace(
         a trace for each, by its name or in the order given.
 
     Raises:
-        InputError: If something is to be severed, there is no metric, and as `causal_trace`.
+        InputError: If something is to be severed, there is no metric or one without a gradient, and as `causal_trace`.
     """
     config = config or TraceConfig()
     if config.sever is not None:
@@ -102,7 +102,7 @@ def attribution_trace(
         traced = TracedPrompt.record(prepare(model, fact, config, generator), configs, patch.names, attended=False)
         patch = split(patch, [traced], config.units)
     identity, found = fingerprint(model), list[TraceResult]()
-    for place, (each, gradients) in enumerate(zip(configs, _gradients(traced, patch), strict=True)):
+    for place, (each, gradients) in enumerate(zip(configs, _gradients(traced, patch, configs), strict=True)):
         with torch.no_grad():
             scores = traced.base_scores[place] + _first_order(traced, patch, gradients)
             found.append(traced.result(scores, patch, each, place=place, method="attribution", model=identity))
@@ -121,7 +121,7 @@ def _first_order(traced: TracedPrompt, patch: Patch, gradients: Mapping[str, Ten
     return torch.stack(rows)  # type: ignore[arg-type]
 
 
-def _gradients(traced: TracedPrompt, patch: Patch) -> Iterator[dict[str, Tensor]]:
+def _gradients(traced: TracedPrompt, patch: Patch, configs: Sequence[TraceConfig]) -> Iterator[dict[str, Tensor]]:
     """Gradient of each sample's score with respect to the base run's states, by hook name; one for each metric."""
     runs, model, found = traced.runs, traced.runs.model, {}
 
@@ -142,9 +142,19 @@ def _gradients(traced: TracedPrompt, patch: Patch) -> Iterator[dict[str, Tensor]
         logits = final_logits(model, found[last][:, -runs.scored :])
         wanted = [found[name] for name in patch.points.values()]
         scores = [metric(logits).sum() for metric in traced.metrics]
-    for left, score in zip(reversed(range(len(scores))), scores, strict=True):
-        gradients = torch.autograd.grad(score, wanted, retain_graph=left > 0)
-        yield dict(zip(patch.points.values(), gradients, strict=True))
+    for left, score, config in zip(reversed(range(len(scores))), scores, configs, strict=True):
+        gradients = [None] * len(wanted)
+        if score.requires_grad:
+            gradients = torch.autograd.grad(score, wanted, retain_graph=left > 0, allow_unused=True)
+        named = zip(patch.points.values(), gradients, strict=True)
+        by_name = {name: gradient for name, gradient in named if gradient is not None}
+        if len(by_name) < len(wanted):
+            raise InputError(
+                f"the metric {metric_name(config.metric_for(traced.answer))} has no gradient with respect to the "
+                "logits, from which attribution patching follows; leave out detach, argmax and the like, or use "
+                "causal_trace"
+            )
+        yield by_name
 
 
 def _by_unit(products: Float[Tensor, "samples pos ..."], patch: Patch) -> Float[Tensor, "unit samples pos"]:

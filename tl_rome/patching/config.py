@@ -1,7 +1,7 @@
 """How a trace is made, apart from the model, the fact and the draws."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from tl_rome.patching.corruption import Corruption
 from tl_rome.patching.metrics import Metric, TargetLogprob, TargetProbability
 from tl_rome.running.memory import fitting_tokens
 from tl_rome.sites import HookedModel, component_name
+from tl_rome.storage.description import describe, undescribed
 
 Clipping = Literal["released", "draft"]
 """Which layers a window covers, see `layer_window`."""
@@ -86,10 +87,14 @@ class TraceConfig:
         return self.max_batch_tokens or fitting_tokens(model, 4096)
 
     def describe(self) -> dict[str, Any]:
-        """The settings that decide the scores, as JSON can hold them."""
+        """The settings that decide the scores, as JSON can hold them, for stores to tell one setting from another.
+
+        Raises:
+            InputError: If it is not known what decides a metric's scores or a corruption.
+        """
         skipped = ("method", "max_batch_tokens")
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
-        return {name: value if _plain(value) else described(value) for name, value in found.items()}
+        return {name: value if _plain(value) else _identity(name, value) for name, value in found.items()}
 
 
 def named_metrics(metric: Metrics) -> dict[str, MetricName | Metric]:
@@ -132,8 +137,31 @@ def _plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
+def _in_full(value: object) -> bool:
+    """Whether a value's `repr` says all of it."""
+    return _plain(value) or (isinstance(value, list | tuple) and all(map(_in_full, value)))
+
+
+def _identity(name: str, value: object) -> Any:
+    """What a store knows a setting by: one text for a dataclass of plain fields, else all that `describe` finds."""
+    if not callable(value):
+        return described(value)
+    if is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        if all(map(_in_full, parts.values())):
+            return f"{type(value).__qualname__}({', '.join(f'{key}={part!r}' for key, part in parts.items())})"
+    found = describe(value)
+    if unknown := undescribed(found):
+        raise InputError(
+            f"the {name} {described(value)} holds {', '.join(sorted(set(unknown)))}, of which it is not known whether "
+            "it is the same in a later run, so no store can keep its traces; give it a method identity() that returns "
+            "all that decides what it does, as JSON"
+        )
+    return found
+
+
 def described(value: object) -> str:
-    """A short text that tells settings apart: what a dataclass says of itself, a function's name, else the type's."""
+    """A short text for readers: what a dataclass says of itself, a function's name, else the type's."""
     text = repr(value)
     if " at 0x" in text or "\n" in text:
         return getattr(value, "__qualname__", type(value).__name__)

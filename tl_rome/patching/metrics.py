@@ -4,7 +4,8 @@ A metric gets logits [rows, pos, d_vocab] and returns one number per row. The po
 prompt's last, or, when a whole object is scored, those that predict each of its tokens. So `logits[:, -1]` is the
 prediction after the prompt, as in TransformerLens's own patching metrics (which average over rows; here rows are the
 draws of a corruption, averaged afterwards). A metric that gives a single number, as TransformerLens's do, is called row
-by row. Figures call it by what its method `label(model)` returns, if it has one.
+by row. Metrics of one sweep share the logits, so none may change them in place. Figures call it by what its method
+`label(model)` returns, if it has one.
 """
 
 from collections.abc import Callable
@@ -33,22 +34,39 @@ def per_row(metric: Callable[[Tensor], Tensor], clean_logits: Float[Tensor, "1 s
         The metric itself, or one that gives it a single row [1, scored, d_vocab] at a time.
 
     Raises:
-        InputError: If it returns anything else.
+        InputError: If it returns anything else, or changes the logits.
     """
-    rows = clean_logits
-    found = metric(rows)
+    rows, found = _tried(metric, clean_logits, rows=1)
     if _shape(found) == ():
         return lambda logits: torch.stack([metric(row[None]) for row in logits])
     if _shape(found) == (1,):  # two rows tell one number per row from a mean that keeps its axis
-        rows = clean_logits.repeat(2, 1, 1)
-        found = metric(rows)
+        rows, found = _tried(metric, clean_logits, rows=2)
         if _shape(found) == (2,):
             return metric
     what = f"a {type(found).__name__}" if _shape(found) is None else f"shape {_shape(found)}"
     raise InputError(
-        f"the metric returned {what} for logits of shape {tuple(rows.shape)}; return a tensor with one number per row, "
-        "as `logits[:, -1, token]` is, or a single number, as its mean is"
+        f"the metric {metric_name(metric)} returned {what} for logits of shape {tuple(rows.shape)}; return a tensor "
+        "with one number per row, as `logits[:, -1, token]` is, or a single number, as its mean is"
     )
+
+
+def metric_name(metric: Callable[..., object]) -> str:
+    """The function's or the class's name, for messages."""
+    return getattr(metric, "__qualname__", type(metric).__name__)
+
+
+def _tried(metric: Callable[[Tensor], Tensor], clean_logits: Tensor, *, rows: int) -> tuple[Tensor, object]:
+    """A copy of the clean logits, repeated, and what a metric makes of it."""
+    with torch.inference_mode(mode=False):  # inference tensors do not count changes
+        copy = clean_logits.repeat(rows, 1, 1)
+    before = copy._version
+    found = metric(copy)
+    if copy._version != before:
+        raise InputError(
+            f"the metric {metric_name(metric)} changes the logits in place, which others are scored by too; use "
+            "operations that return a new tensor, such as mul for mul_, or change logits.clone()"
+        )
+    return copy, found
 
 
 def _shape(score: object) -> tuple[int, ...] | None:

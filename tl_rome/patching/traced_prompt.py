@@ -90,7 +90,7 @@ class TracedPrompt:
     @property
     def clean_scores(self) -> list[float]:
         """Score of the clean run by each metric."""
-        return [metric(self.recorded.clean_logits).item() for metric in self.metrics]
+        return [float(metric(self.recorded.clean_logits)) for metric in self.metrics]
 
     @property
     def corrupted_scores(self) -> list[float]:

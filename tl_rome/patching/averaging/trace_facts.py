@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from tl_rome.arguments import Count, Seed
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.facts import Fact, check_fact
-from tl_rome.patching.averaging.trace_store import TraceStore
+from tl_rome.patching.averaging.trace_store import RESERVED, TraceStore
 from tl_rome.patching.config import MetricName, Metrics, TraceConfig, as_asked, named_metrics
 from tl_rome.patching.corruption import GaussianNoise, at_scale_of
 from tl_rome.patching.metrics import Metric
@@ -119,7 +119,8 @@ def trace_facts(
 
     Raises:
         InputError: If something is not a `Fact`, there is no component or one that the model lacks, or a window or
-            bound is impossible, or there is no metric, or one whose name cannot be a folder's.
+            bound is impossible, or there is no metric, or one whose name cannot be a folder's, or one that no store can
+            tell from others, see `TraceConfig.describe`.
         ModelMismatchError: If the store belongs to another model, or to this one before or after an edit.
         StorageError: If the store was made with other settings, is damaged, or cannot be written.
     """
@@ -132,12 +133,12 @@ def trace_facts(
     config = with_measured_noise(model, config)
     asked = config.metric if metric is None else metric
     metrics = named_metrics(asked)
-    if odd := [name for name in metrics if not re.fullmatch(r"(\w[\w .+-]*)?", name)]:
+    if odd := [name for name in metrics if name in RESERVED or not re.fullmatch(r"(\w[\w .+-]*)?", name)]:
         raise InputError(f"{odd[0]!r} cannot be a folder's name, where traces by that metric go; give a plain name")
-    settings, kept = {**model_settings(model), "seed": seed}, list[tuple[TraceStore, TraceConfig]]()
-    for name, each in metrics.items():
-        scored = replace(config, metric=each)
-        kept.append((TraceStore.begin(Path(store) / name, {**settings, **scored.describe()}), scored))
+    configs = {name: replace(config, metric=each) for name, each in metrics.items()}
+    about = {**model_settings(model), "seed": seed}
+    settings = {name: {**about, **each.describe()} for name, each in configs.items()}
+    kept = [(TraceStore.begin(Path(store) / name, settings[name]), each) for name, each in configs.items()]
     work = _Work(model, kept, components, seed)
     unique = list(dict.fromkeys(map(check_fact, facts)))
     with tqdm(total=len(unique), desc="trace facts", unit="fact", disable=not progress) as bar:

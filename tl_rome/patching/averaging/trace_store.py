@@ -24,6 +24,8 @@ from tl_rome.storage.ledger import check_settings
 from tl_rome.storage.parts import read_as, reading
 from tl_rome.storage.writing import regular, write_whole
 
+RESERVED = ("settings.json", "failed", "locks")
+"""Names in a store's folder that are its own."""
 _KIND = "traces"
 _log = logging.getLogger(__name__)
 
