@@ -127,7 +127,7 @@ def test_a_metric_that_cannot_be_described_is_refused_unless_it_says_what_it_is(
     assert not list(tmp_path.iterdir())
     for _ in range(2):
         assert len(trace_all(model, tmp_path, metric=Identified(5))["mlp_out"]) == 1
-    with pytest.raises(StorageError, match="metric {'logit of': 5}, not {'logit of': 6}"):
+    with pytest.raises(StorageError, match=r"metric \{'logit of': 5\}, not \{'logit of': 6\}"):
         trace_all(model, tmp_path, metric=Identified(6))
 
 
