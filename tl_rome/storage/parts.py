@@ -8,6 +8,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from jaxtyping import jaxtyped
+
 from tl_rome.errors import InputError, StorageError, TLRomeError
 from tl_rome.storage.text import brief
 
@@ -71,8 +73,10 @@ def read_as(kind: Any, value: Any, where: str = "it") -> Any:
         if isinstance(value, Mapping):
             keys, values = get_args(kind)
             return {read_as(keys, k, where): read_as(values, v, f"{where}[{k!r}]") for k, v in value.items()}
-    elif isinstance(value, kind):
-        return value
+    else:
+        with jaxtyped("context"):  # where an interrupt left one open, names of axes would keep their sizes for good
+            if isinstance(value, kind):
+                return value
     raise ValueError(f"{where} is {brief(value)}, not {getattr(kind, '__name__', kind)}")
 
 
