@@ -10,12 +10,16 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
+from jaxtyping import Float, jaxtyped
 from support.attacked import Attacked
 from support.interrupts import WATCHED, Bytecodes, interrupted, where
 from support.state import changed, model_state, process_state
+from torch import Tensor
 
 from tl_rome.editors import Edit, EditSequence
 from tl_rome.running.hooks import hooked
+from tl_rome.storage.parts import read_as
 
 AnyEdit = Edit | EditSequence
 SECTIONS = ("edit", "sequence", "rows", "hooks")
@@ -143,3 +147,8 @@ def test_at_random_moments(attacked, outcomes, effort):
         run = partial(interrupted, attacked.jobs()[name], *delays)
         attempt(attacked, outcomes, run, f"{name} after {delays} s")
     outcomes.check()
+
+
+def test_sizes_of_axes_do_not_outlast_a_context_that_an_interrupt_left_open():
+    with jaxtyped("context"):
+        assert [len(read_as(Float[Tensor, "n n"], torch.eye(size))) for size in (2, 3)] == [2, 3]

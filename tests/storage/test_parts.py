@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_rome.errors import InputError, ModelMismatchError, StorageError
@@ -77,8 +77,3 @@ def test_other_errors_pass(error):
     with pytest.raises(type(error)) as caught, reading("x.json", "a trace"):
         raise error
     assert caught.value is error
-
-
-def test_sizes_of_axes_do_not_outlast_a_context_that_an_interrupt_left_open():
-    with jaxtyped("context"):
-        assert [len(read_as(Float[Tensor, "n n"], torch.eye(size))) for size in (2, 3)] == [2, 3]
