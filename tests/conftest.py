@@ -124,6 +124,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     for name, value in settings.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.address)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made anew, with the address of now
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.close()
