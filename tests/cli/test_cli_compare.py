@@ -54,6 +54,8 @@ def test_a_file_in_zsres_layout_gets_zsres_figures(options, tmp_path):
     assert succeed("compare", *options, "--records", path) == printed
     assert len(lines) == 3
     assert [(path, path.read_text()) for path, _ in lines] == lines
+    said = fail("compare", *options, "--records", path, "--free", "--texts", 2)
+    assert "--free, --texts cannot be had with a file in zsRE's layout; leave it out" in said
 
 
 def _lines(folder):

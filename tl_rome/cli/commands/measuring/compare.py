@@ -16,6 +16,7 @@ from tl_rome.cli.editor_options import (
 )
 from tl_rome.cli.model_options import ModelLoader, with_model
 from tl_rome.cli.options import BatchSizeOption, LimitOption, RecordsOption, ResultsOption, RetryOption, SeedOption
+from tl_rome.errors import InputError
 
 if TYPE_CHECKING:
     from tl_rome.zsre import ZsreRecord
@@ -68,6 +69,9 @@ def compare(
     check_folder(out)
     maker = EditorMaker(editors, layer, covariance, tuple(trained or ()), contexts, seed)
     if zsre.is_zsre(records):
+        asked = {"--plus": plus, "--free": free, "--texts": texts > 1, "--workers": (workers or 1) > 1}
+        if unknown := [option for option, given in asked.items() if given]:
+            raise InputError(f"{', '.join(unknown)} cannot be had with a file in zsRE's layout; leave it out")
         _compare_zsre(
             zsre.load_zsre(records)[:limit], load, maker, out, batch_size=batch_size, retry_failed=retry_failed
         )
